@@ -1,0 +1,56 @@
+"""Errors of the portal. ``status`` is the HTTP answer; the message names the thing and, if there is one, the way out."""
+
+
+class PortalError(Exception):
+    """Base of what services raise. ``retry_after`` (seconds) goes with outage and overload."""
+
+    status = 400
+    retry_after: int | None = None
+
+
+class BadRequest(PortalError):
+    """A parameter is missing or malformed."""
+
+
+class Forbidden(PortalError):
+    status = 403
+
+
+class NotFound(PortalError):
+    status = 404
+
+
+class NoCommonProtocol(PortalError):
+    """Nothing that the app can do is offered by the profile."""
+
+    status = 406
+
+
+class KeyInUse(PortalError):
+    """The WireGuard public key belongs to another user's connection."""
+
+    status = 409
+
+
+class TooManyRequests(PortalError):
+    status = 429
+    retry_after = 30
+
+
+class Unavailable(PortalError):
+    """Something that this portal needs does not answer; it heals by itself."""
+
+    status = 503
+    retry_after = 10
+
+
+class NoCapacity(Unavailable):
+    """No node that answers has a free address."""
+
+
+class NodeUnreachable(Unavailable):
+    """An agent did not answer in time, or not as an agent of this deployment."""
+
+
+class SettingsError(Exception):
+    """settings.toml cannot be used; the service does not start."""

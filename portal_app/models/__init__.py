@@ -1,0 +1,33 @@
+"""Every table. A model holds what must never be false; services decide."""
+
+from portal_app.db import Base
+from portal_app.models.authorization import AccessToken, Authorization, AuthorizationCode, RefreshToken
+from portal_app.models.connection import Connection, FreeAddress
+from portal_app.models.event import AuditEvent
+from portal_app.models.node import Node, NodeStatus, Offer
+from portal_app.models.profile import Deployment, Profile
+from portal_app.models.session import AddressUse, VpnSession
+from portal_app.models.user import BrowserSession, LocalAccount, OneTimeLink, Throttle, User
+
+__all__ = [
+    "AccessToken",
+    "AddressUse",
+    "AuditEvent",
+    "Authorization",
+    "AuthorizationCode",
+    "Base",
+    "BrowserSession",
+    "Connection",
+    "Deployment",
+    "FreeAddress",
+    "LocalAccount",
+    "Node",
+    "NodeStatus",
+    "Offer",
+    "OneTimeLink",
+    "Profile",
+    "RefreshToken",
+    "Throttle",
+    "User",
+    "VpnSession",
+]

@@ -1,0 +1,61 @@
+"""Nodes, what they offer, and how they were last seen."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from portal_app.db import Base
+
+
+class Node(Base):
+    """A host that ends tunnels. ``generation`` counts its admits and cuts, so that late news never undoes later news."""
+
+    __tablename__ = "nodes"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    hostname: Mapped[str] = mapped_column(String(253))
+    agent_address: Mapped[str] = mapped_column(String(253))
+    generation: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class NodeStatus(Base):
+    """How the controller last saw a node, and how far its journal has been read.
+
+    ``suspect_until`` is set by a connect that got no answer; ``journal_id`` and ``journal_sequence`` move in the same
+    transaction as the effect of the events, so each counts exactly once.
+    """
+
+    __tablename__ = "node_status"
+    node_number: Mapped[int] = mapped_column(ForeignKey("nodes.number", ondelete="CASCADE"), primary_key=True)
+    answered_at: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    suspect_until: Mapped[datetime | None]
+    maintenance_mode: Mapped[bool] = mapped_column(default=False)
+    wireguard_public_key: Mapped[str | None] = mapped_column(String(44))
+    info: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    journal_id: Mapped[str | None] = mapped_column(String(32))
+    journal_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
+    reconciled_at: Mapped[datetime | None]
+    reconciled_generation: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class Offer(Base):
+    """What one node offers of one profile.
+
+    ``wireguard`` and ``openvpn`` are the node's share from the plan. WireGuard addresses up to ``next_position`` have
+    been given out once; those given back wait in ``free_addresses``.
+    """
+
+    __tablename__ = "offers"
+    node_number: Mapped[int] = mapped_column(ForeignKey("nodes.number", ondelete="CASCADE"), primary_key=True)
+    profile_id: Mapped[str] = mapped_column(
+        ForeignKey("profiles.profile_id", ondelete="CASCADE"), primary_key=True
+    )
+    wireguard: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    openvpn: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    capacity: Mapped[int] = mapped_column(default=0)
+    next_position: Mapped[int] = mapped_column(default=0)
+    allocated: Mapped[int] = mapped_column(default=0)

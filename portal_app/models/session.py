@@ -1,0 +1,51 @@
+"""What was observed: sessions from the nodes' journals, and who had which address when. Kept after the connection."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, Index, Integer, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from portal_app.db import Base
+
+
+class VpnSession(Base):
+    """One observed use of a connection, from the journal of its node."""
+
+    __tablename__ = "vpn_sessions"
+    __table_args__ = (Index("ix_vpn_sessions_user_name_started_at", "user_name", "started_at"),)
+    node_number: Mapped[int] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    connection_id: Mapped[str] = mapped_column(String(32), index=True)
+    user_name: Mapped[str | None] = mapped_column(String(255))
+    profile_id: Mapped[str] = mapped_column(String(60))
+    protocol: Mapped[str] = mapped_column(String(10))
+    ipv4: Mapped[str | None] = mapped_column(String(15))
+    ipv6: Mapped[str | None] = mapped_column(String(39))
+    origin: Mapped[str | None] = mapped_column(String(60))
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None] = mapped_column(index=True)
+    received_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    sent_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class AddressUse(Base):
+    """Who had which address when: a WireGuard lease, or an OpenVPN session. Intervals of one address never overlap."""
+
+    __tablename__ = "address_uses"
+    __table_args__ = (
+        Index("ix_address_uses_ipv4_started_at", "ipv4", "started_at"),
+        Index("ix_address_uses_ipv6_started_at", "ipv6", "started_at"),
+        Index("ix_address_uses_connection_id", "connection_id"),
+    )
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    connection_id: Mapped[str] = mapped_column(String(32))
+    user_name: Mapped[str] = mapped_column(String(255))
+    profile_id: Mapped[str] = mapped_column(String(60))
+    node_number: Mapped[int]
+    protocol: Mapped[str] = mapped_column(String(10))
+    client_id: Mapped[str | None] = mapped_column(String(255))
+    ipv4: Mapped[str | None] = mapped_column(String(15))
+    ipv6: Mapped[str | None] = mapped_column(String(39))
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None] = mapped_column(index=True)
+    end_reason: Mapped[str | None] = mapped_column(String(40))

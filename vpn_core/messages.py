@@ -1,0 +1,385 @@
+"""What portal and agent say to each other (ARCHITECTURE.md, "The agent API").
+
+Each message is a frozen dataclass with ``parse`` (strict: unknown keys, wrong types and values outside their bounds
+raise MessageError and nothing is applied) and ``to_dict`` (JSON types). Both ends treat what arrives as untrusted.
+Times are whole seconds since 1970 UTC; byte counts are from the node's view (received = from the client).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Self
+
+from vpn_core.errors import MessageError
+from vpn_core.openvpn import is_common_name
+from vpn_core.profile import PROFILE_ID
+from vpn_core.wireguard import is_public_key
+
+WIREGUARD, OPENVPN = "wireguard", "openvpn"
+CONNECTION_ID = re.compile(r"[0-9a-f]{32}")
+DEPLOYMENT_ID = re.compile(r"[0-9a-f]{32}")
+#: What fits a signed 64-bit column.
+MOST = 2**63 - 1
+
+
+def _check(condition: bool, where: str, value: object) -> None:
+    if not condition:
+        raise MessageError(f"{where}: bad value {value!r:.80}")
+
+
+def _whole(where: str, value: object) -> None:
+    _check(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST, where, value)
+
+
+def _address(where: str, value: object, family: type[IPv4Address] | type[IPv6Address]) -> None:
+    try:
+        canonical = isinstance(value, str) and str(family(value)) == value
+    except ValueError:
+        canonical = False
+    _check(canonical, where, value)
+
+
+def _short_text(where: str, value: object, longest: int = 200) -> None:
+    _check(
+        isinstance(value, str) and len(value) <= longest and (value == "" or value.isprintable()),
+        where,
+        value,
+    )
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base of all messages: parse from JSON types, strictly."""
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        """Return the message in ``data``; raises MessageError for a wrong shape."""
+        if not isinstance(data, Mapping):
+            raise MessageError(f"{cls.__name__}: not an object")
+        known = {f.name for f in fields(cls)}
+        if unknown := set(data) - known:
+            raise MessageError(f"{cls.__name__}: unknown key {min(map(str, unknown))!r:.80}")
+        try:
+            return cls(**data)
+        except TypeError:
+            missing = known - set(data)
+            raise MessageError(f"{cls.__name__}: missing {', '.join(sorted(missing)) or 'value'}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Connection(Message):
+    """One configuration handed out, as its node knows it: no user name, no private key.
+
+    WireGuard: ``public_key`` and both addresses. OpenVPN: ``common_name`` (equal to ``connection_id``); its addresses
+    come from the process's pool. ``generation`` is the node's counter when this was admitted.
+    """
+
+    connection_id: str
+    profile_id: str
+    protocol: str
+    expires_at: int
+    generation: int
+    public_key: str | None = None
+    common_name: str | None = None
+    ipv4: str | None = None
+    ipv6: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            isinstance(self.connection_id, str) and bool(CONNECTION_ID.fullmatch(self.connection_id)),
+            "connection_id",
+            self.connection_id,
+        )
+        _check(
+            isinstance(self.profile_id, str) and bool(PROFILE_ID.fullmatch(self.profile_id)),
+            "profile_id",
+            self.profile_id,
+        )
+        _whole("expires_at", self.expires_at)
+        _whole("generation", self.generation)
+        if self.protocol == WIREGUARD:
+            _check(is_public_key(self.public_key), "public_key", self.public_key)
+            _check(self.common_name is None, "common_name", self.common_name)
+            _address("ipv4", self.ipv4, IPv4Address)
+            _address("ipv6", self.ipv6, IPv6Address)
+        else:
+            _check(self.protocol == OPENVPN, "protocol", self.protocol)
+            _check(
+                is_common_name(self.common_name) and self.common_name == self.connection_id,
+                "common_name",
+                self.common_name,
+            )
+            _check(
+                self.public_key is None and self.ipv4 is None and self.ipv6 is None, "protocol", self.protocol
+            )
+
+
+@dataclass(frozen=True)
+class Authority(Message):
+    """On whose word: the deployment and its epoch (one higher after each restore of the database)."""
+
+    deployment_id: str
+    epoch: int
+
+    def __post_init__(self) -> None:
+        _check(
+            isinstance(self.deployment_id, str) and bool(DEPLOYMENT_ID.fullmatch(self.deployment_id)),
+            "deployment_id",
+            self.deployment_id,
+        )
+        _whole("epoch", self.epoch)
+
+
+@dataclass(frozen=True)
+class Admit(Message):
+    """Body of ``PUT /n/connections/ID``."""
+
+    authority: Authority
+    connection: Connection
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        shell = super().parse(data)
+        return cls(Authority.parse(shell.authority), Connection.parse(shell.connection))
+
+
+@dataclass(frozen=True)
+class Cut(Message):
+    """Body of ``DELETE /n/connections/ID``: cut it, and let no admission of an older generation revive it."""
+
+    authority: Authority
+    generation: int
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        shell = super().parse(data)
+        return cls(Authority.parse(shell.authority), shell.generation)
+
+    def __post_init__(self) -> None:
+        _whole("generation", self.generation)
+
+
+@dataclass(frozen=True)
+class WantedSet(Message):
+    """Body of ``PUT /n/connections``: everything the node should have as of ``generation``; newer things are left alone.
+
+    ``confirmed`` lets through what the agent would otherwise hold (another deployment, an older epoch, mass removal).
+    """
+
+    authority: Authority
+    generation: int
+    connections: tuple[Connection, ...]
+    confirmed: bool = False
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        shell = super().parse(data)
+        if not isinstance(shell.connections, list | tuple):
+            raise MessageError("connections: not a list")
+        connections = tuple(Connection.parse(item) for item in shell.connections)
+        if len({c.connection_id for c in connections}) != len(connections):
+            raise MessageError("connections: a connection_id comes twice")
+        return cls(Authority.parse(shell.authority), shell.generation, connections, shell.confirmed)
+
+    def __post_init__(self) -> None:
+        _whole("generation", self.generation)
+        _check(isinstance(self.confirmed, bool), "confirmed", self.confirmed)
+
+
+@dataclass(frozen=True)
+class Usage(Message):
+    """What one connection has used so far. ``active``: a WireGuard handshake within 3 minutes, or an OpenVPN client attached."""
+
+    connection_id: str
+    protocol: str
+    active: bool
+    received_bytes: int
+    sent_bytes: int
+    ipv4: str | None = None
+    ipv6: str | None = None
+    last_handshake_at: int | None = None
+    origin: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            isinstance(self.connection_id, str) and bool(CONNECTION_ID.fullmatch(self.connection_id)),
+            "connection_id",
+            self.connection_id,
+        )
+        _check(self.protocol in (WIREGUARD, OPENVPN), "protocol", self.protocol)
+        _check(isinstance(self.active, bool), "active", self.active)
+        _whole("received_bytes", self.received_bytes)
+        _whole("sent_bytes", self.sent_bytes)
+        for name, family in (("ipv4", IPv4Address), ("ipv6", IPv6Address)):
+            if getattr(self, name) is not None:
+                _address(name, getattr(self, name), family)
+        if self.last_handshake_at is not None:
+            _whole("last_handshake_at", self.last_handshake_at)
+        if self.origin is not None:
+            _short_text("origin", self.origin, 60)
+
+
+@dataclass(frozen=True)
+class SessionEvent(Message):
+    """One entry of the journal: a session began or ended. Stored by (node, journal, sequence), so twice is once.
+
+    ``kind`` is ``start`` or ``end``; ``session_id`` ties both; an end carries its own start and the counters.
+    """
+
+    sequence: int
+    kind: str
+    session_id: str
+    connection_id: str
+    profile_id: str
+    protocol: str
+    at: int
+    ipv4: str | None = None
+    ipv6: str | None = None
+    origin: str | None = None
+    started_at: int | None = None
+    received_bytes: int | None = None
+    sent_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole("sequence", self.sequence)
+        _check(self.kind in ("start", "end"), "kind", self.kind)
+        for name in ("session_id", "connection_id"):
+            value = getattr(self, name)
+            _check(isinstance(value, str) and bool(CONNECTION_ID.fullmatch(value)), name, value)
+        _check(
+            isinstance(self.profile_id, str) and bool(PROFILE_ID.fullmatch(self.profile_id)),
+            "profile_id",
+            self.profile_id,
+        )
+        _check(self.protocol in (WIREGUARD, OPENVPN), "protocol", self.protocol)
+        _whole("at", self.at)
+        for name, family in (("ipv4", IPv4Address), ("ipv6", IPv6Address)):
+            if getattr(self, name) is not None:
+                _address(name, getattr(self, name), family)
+        for name in ("started_at", "received_bytes", "sent_bytes"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name))
+        if self.origin is not None:
+            _short_text("origin", self.origin, 60)
+
+
+@dataclass(frozen=True)
+class Events(Message):
+    """Answer of ``GET /n/events?after=SEQ``: at most 1000 entries; ``journal_id`` changes when a node lost its journal.
+
+    ``first`` is the oldest sequence still kept, so a reader sees a gap; asking with ``after`` acknowledges all up to it.
+    """
+
+    journal_id: str
+    first: int
+    head: int
+    events: tuple[SessionEvent, ...]
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        shell = super().parse(data)
+        if not isinstance(shell.events, list | tuple) or len(shell.events) > 1000:
+            raise MessageError("events: not a list of at most 1000")
+        return cls(
+            shell.journal_id, shell.first, shell.head, tuple(SessionEvent.parse(e) for e in shell.events)
+        )
+
+    def __post_init__(self) -> None:
+        _check(
+            isinstance(self.journal_id, str) and bool(CONNECTION_ID.fullmatch(self.journal_id)),
+            "journal_id",
+            self.journal_id,
+        )
+        _whole("first", self.first)
+        _whole("head", self.head)
+
+
+@dataclass(frozen=True)
+class NodeInfo(Message):
+    """Answer of ``GET /n/info`` (alias ``/i/node``). Keys of spec node.md section 4 keep their upstream names.
+
+    ``held`` says why the agent holds a wanted set back ("" if it does not), ``problems`` what it could not do.
+    """
+
+    v: str
+    node_number: int
+    instance_id: str
+    boot_id: str
+    node_uptime: int
+    now: int
+    maintenance_mode: bool
+    cpu_count: int
+    load_average: tuple[float, ...]
+    rel_load_average: tuple[int, ...]
+    profiles: dict[str, list[str]]
+    wireguard_public_key: str | None
+    w_peer_count: int
+    o_client_count: int
+    connection_count: int
+    deployment_id: str | None
+    epoch: int
+    generation: int
+    journal_id: str
+    journal_head: int
+    held: str = ""
+    problems: tuple[str, ...] = field(default_factory=tuple)
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        shell = super().parse(data)
+        lists = {
+            name: tuple(getattr(shell, name))
+            for name in ("load_average", "rel_load_average", "problems")
+            if isinstance(getattr(shell, name), list)
+        }
+        return cls(**{f.name: lists.get(f.name, getattr(shell, f.name)) for f in fields(cls)})
+
+    def __post_init__(self) -> None:
+        _short_text("v", self.v, 60)
+        for name in ("node_number", "node_uptime", "now", "cpu_count", "w_peer_count", "o_client_count", "connection_count",
+                     "epoch", "generation", "journal_head"):  # fmt: skip
+            _whole(name, getattr(self, name))
+        for name in ("instance_id", "boot_id", "journal_id"):
+            value = getattr(self, name)
+            _check(isinstance(value, str) and bool(CONNECTION_ID.fullmatch(value)), name, value)
+        _check(isinstance(self.maintenance_mode, bool), "maintenance_mode", self.maintenance_mode)
+        _check(
+            self.wireguard_public_key is None or is_public_key(self.wireguard_public_key),
+            "wireguard_public_key",
+            self.wireguard_public_key,
+        )
+        _check(
+            self.deployment_id is None
+            or (isinstance(self.deployment_id, str) and bool(DEPLOYMENT_ID.fullmatch(self.deployment_id))),
+            "deployment_id",
+            self.deployment_id,
+        )
+        for name in ("load_average", "rel_load_average"):
+            values = getattr(self, name)
+            _check(isinstance(values, list | tuple) and len(values) in (0, 3), name, values)
+            for value in values:
+                _check(
+                    isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9,
+                    name,
+                    value,
+                )
+        _check(isinstance(self.profiles, dict) and len(self.profiles) <= 1000, "profiles", self.profiles)
+        for profile_id, protocols in self.profiles.items():
+            _check(
+                isinstance(profile_id, str) and bool(PROFILE_ID.fullmatch(profile_id)), "profiles", profile_id
+            )
+            _check(
+                isinstance(protocols, list) and set(map(str, protocols)) <= {WIREGUARD, OPENVPN},
+                "profiles",
+                protocols,
+            )
+        _short_text("held", self.held, 500)
+        _check(
+            isinstance(self.problems, list | tuple) and len(self.problems) <= 50, "problems", self.problems
+        )
+        for problem in self.problems:
+            _short_text("problems", problem, 500)

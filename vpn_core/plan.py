@@ -1,0 +1,340 @@
+"""Cross-check and resolve the whole inventory into one plan: ranges, gateways, ports and remotes of every node.
+
+The plan is made once, by the filter plugin; Ansible renders server configurations from it and ``vpn-portal plan
+apply`` puts the portal's share into the database. An operator never computes a prefix by hand.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+from vpn_core import fields, openvpn, wireguard
+from vpn_core.errors import PlanError
+from vpn_core.node import MOST_NODES, Node, agent_name
+from vpn_core.profile import GATEWAY_DNS, OpenVpnRange, Profile
+from vpn_core.ranges import (
+    SMALLEST_IPV4_PREFIX,
+    bits_for,
+    gateway,
+    node_range,
+    openvpn_max_clients,
+    openvpn_process_ranges,
+    wireguard_capacity,
+)
+
+DEFAULT_MAX_NODES = 16
+AGENT_PORT = 41194
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the whole deployment shares: ``vpn_max_nodes``, ``vpn_wireguard_port``."""
+
+    max_nodes: int = DEFAULT_MAX_NODES
+    wireguard_port: int = 51820
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> "Settings":
+        fields.refuse_unknown_keys("settings of vpn_plan", entry, cls.__dataclass_fields__)
+        return cls(
+            max_nodes=fields.number("vpn_max_nodes", entry.get("max_nodes", cls.max_nodes), 1, MOST_NODES),
+            wireguard_port=fields.number(
+                "vpn_wireguard_port", entry.get("wireguard_port", cls.wireguard_port), 1, 65535
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class WireGuardShare:
+    """A profile's WireGuard part on one node; ``capacity`` is in clients."""
+
+    profile_id: str
+    ipv4: str
+    ipv6: str
+    gateway_ipv4: str
+    gateway_ipv6: str
+    capacity: int
+
+
+@dataclass(frozen=True)
+class OpenVpnProcess:
+    """One OpenVPN server process: ``openvpn-server@<name>`` on device ``device``."""
+
+    name: str
+    profile_id: str
+    number: int
+    device: str
+    protocol: str
+    port: int
+    ipv4: str
+    ipv4_address: str
+    ipv4_netmask: str
+    ipv6: str
+    gateway_ipv4: str
+    gateway_ipv6: str
+    max_clients: int
+    pushes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """Everything one node serves."""
+
+    name: str
+    number: int
+    hostname: str
+    agent_address: str
+    agent_name: str
+    wireguard: tuple[WireGuardShare, ...]
+    openvpn: tuple[OpenVpnProcess, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved inventory."""
+
+    settings: Settings
+    profiles: tuple[Profile, ...]
+    nodes: tuple[NodePlan, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON types: what templates and ``vpn-portal plan apply`` read (ARCHITECTURE.md, "The plan")."""
+        return {
+            "version": 1,
+            "max_nodes": self.settings.max_nodes,
+            "agent_port": AGENT_PORT,
+            "wireguard": {
+                "interface": wireguard.INTERFACE,
+                "port": self.settings.wireguard_port,
+                "mtu": wireguard.MTU,
+                "keepalive_seconds": wireguard.KEEPALIVE_SECONDS,
+            },
+            "openvpn": {
+                "tls_version_min": openvpn.TLS_VERSION_MIN,
+                "data_ciphers": openvpn.DATA_CIPHERS,
+                "tun_mtu": openvpn.TUN_MTU,
+                "renegotiate_seconds": openvpn.RENEGOTIATE_SECONDS,
+                "keepalive": list(openvpn.KEEPALIVE),
+            },
+            "profiles": {p.profile_id: _profile_dict(p, self.nodes) for p in self.profiles},
+            "nodes": {n.name: _plain(asdict(n)) for n in self.nodes},
+            "warnings": list(self.warnings),
+        }
+
+
+def make_plan(
+    profiles: Mapping[str, Any], nodes: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+) -> Plan:
+    """Return the plan of ``vpn_profiles`` and every host's ``vpn_node``, keyed by inventory name.
+
+    Raises PlanError for the first thing that cannot run; its message names the variable, the value and the fix.
+    """
+    parsed_settings = Settings.parse(settings or {})
+    if not fields.typed("vpn_profiles", profiles, dict):
+        raise PlanError("vpn_profiles: no profile; name at least one, docs/install.md has an example")
+    if not fields.typed("vpn_node of the hosts in group 'nodes'", nodes, dict):
+        raise PlanError(
+            "group 'nodes' is empty; name at least one host with vpn_node: {number: 1, hostname: …}"
+        )
+    parsed_nodes = sorted(
+        (Node.parse(name, entry, max_nodes=parsed_settings.max_nodes) for name, entry in nodes.items()),
+        key=lambda n: n.number,
+    )
+    parsed_profiles = [Profile.parse(profile_id, entry) for profile_id, entry in profiles.items()]
+    _check_names(parsed_profiles, parsed_nodes)
+    _check_sizes(parsed_profiles, parsed_settings)
+    _check_overlap(parsed_profiles)
+    plan = Plan(
+        settings=parsed_settings,
+        profiles=tuple(parsed_profiles),
+        nodes=tuple(_node_plan(node, parsed_profiles, parsed_settings) for node in parsed_nodes),
+        warnings=tuple(_warnings(parsed_profiles)),
+    )
+    for node, node_plan in zip(parsed_nodes, plan.nodes, strict=True):
+        _check_ports(node, node_plan, parsed_settings)
+    return plan
+
+
+def _check_names(profiles: list[Profile], nodes: list[Node]) -> None:
+    for key in ("number", "hostname"):
+        seen: dict[Any, str] = {}
+        for node in nodes:
+            value = getattr(node, key)
+            if value in seen:
+                raise PlanError(
+                    f"vpn_node.{key}: {value} belongs to both {seen[value]} and {node.name}; give each node its own"
+                )
+            seen[value] = node.name
+    known = {node.name for node in nodes}
+    for profile in profiles:
+        for name in profile.nodes or ():
+            if name not in known:
+                raise PlanError(
+                    f"vpn_profiles.{profile.profile_id}.nodes: unknown node {name!r}; hosts in group 'nodes' are {', '.join(sorted(known))}"
+                )
+        if profile.nodes == ():
+            raise PlanError(
+                f"vpn_profiles.{profile.profile_id}.nodes: empty; leave it out for all nodes, or hide the profile with hidden: true"
+            )
+
+
+def _check_sizes(profiles: list[Profile], settings: Settings) -> None:
+    """Check each range at its largest cut, so that a later node cannot fail where an earlier one did not."""
+    bits = bits_for(settings.max_nodes)
+    for profile in profiles:
+        where = f"vpn_profiles.{profile.profile_id}"
+        if profile.wireguard is not None and profile.wireguard.ipv4.prefixlen + bits > SMALLEST_IPV4_PREFIX:
+            raise PlanError(
+                f"{where}.wireguard.ipv4: {profile.wireguard.ipv4} is too small for vpn_max_nodes={settings.max_nodes};"
+                f" use a /{SMALLEST_IPV4_PREFIX - bits} or wider, or lower vpn_max_nodes before the first deployment"
+            )
+        if profile.openvpn is not None:
+            ipv4, ipv6 = profile.openvpn.ipv4, profile.openvpn.ipv6
+            per_node = SMALLEST_IPV4_PREFIX - bits_for(len(profile.openvpn.processes)) - bits
+            if ipv4.prefixlen > per_node:
+                raise PlanError(
+                    f"{where}.openvpn.ipv4: {ipv4} is too small for vpn_max_nodes={settings.max_nodes} with"
+                    f" {len(profile.openvpn.processes)} processes each; use a /{per_node} or wider, or fewer ports"
+                )
+            per_node = 112 - bits_for(len(profile.openvpn.processes)) - bits
+            if ipv6.prefixlen > per_node:
+                raise PlanError(
+                    f"{where}.openvpn.ipv6: {ipv6} is too small for vpn_max_nodes={settings.max_nodes} with"
+                    f" {len(profile.openvpn.processes)} processes each; use a /{per_node} or wider"
+                )
+
+
+def _check_overlap(profiles: list[Profile]) -> None:
+    ranges = [item for profile in profiles for item in profile.ranges]
+    ordered = sorted(ranges, key=lambda r: (r[1].version, int(r[1].network_address), r[1].prefixlen))
+    for (where, network), (other_where, other) in zip(ordered, ordered[1:], strict=False):
+        if network.version == other.version and network.overlaps(other):
+            raise PlanError(
+                f"{other_where}: {other} overlaps {where} ({network}); give each profile and protocol its own range"
+            )
+
+
+def _check_ports(node: Node, plan: NodePlan, settings: Settings) -> None:
+    taken: dict[tuple[str, int], str] = {("tcp", 22): "SSH", ("tcp", AGENT_PORT): "the node agent"}
+    if node.is_portal:
+        taken |= {("tcp", 80): "the portal", ("tcp", 443): "the portal"}
+    if plan.wireguard:
+        taken["udp", settings.wireguard_port] = "WireGuard (vpn_wireguard_port)"
+    for process in plan.openvpn:
+        where = f"vpn_profiles.{process.profile_id}.openvpn.{process.protocol}_ports"
+        holder = taken.setdefault((process.protocol, process.port), where)
+        if holder != where:
+            raise PlanError(f"{where}: {process.port} on {node.name} is taken by {holder}; use another port")
+
+
+def _warnings(profiles: list[Profile]) -> Iterator[str]:
+    for profile in profiles:
+        where = f"vpn_profiles.{profile.profile_id}"
+        if profile.default_gateway and not profile.dns_servers:
+            yield f"{where}: default_gateway without dns_servers; clients ask the resolver of the network they are in"
+
+
+def _serves(profile: Profile, node_name: str) -> bool:
+    return profile.nodes is None or node_name in profile.nodes
+
+
+def _node_plan(node: Node, profiles: list[Profile], settings: Settings) -> NodePlan:
+    shares, processes = [], []
+    for profile in profiles:
+        if not _serves(profile, node.name):
+            continue
+        if profile.wireguard is not None:
+            ipv4 = IPv4Network(node_range(profile.wireguard.ipv4, node.number, settings.max_nodes))
+            ipv6 = IPv6Network(node_range(profile.wireguard.ipv6, node.number, settings.max_nodes))
+            shares.append(
+                WireGuardShare(
+                    profile.profile_id,
+                    str(ipv4),
+                    str(ipv6),
+                    gateway(ipv4),
+                    gateway(ipv6),
+                    wireguard_capacity(ipv4),
+                )
+            )
+        if profile.openvpn is not None:
+            processes += _processes(node, profile, profile.openvpn, settings, first_device=len(processes))
+    return NodePlan(
+        name=node.name,
+        number=node.number,
+        hostname=node.hostname,
+        agent_address=node.agent_address,
+        agent_name=agent_name(node.number),
+        wireguard=tuple(shares),
+        openvpn=tuple(processes),
+    )
+
+
+def _processes(
+    node: Node, profile: Profile, block: OpenVpnRange, settings: Settings, *, first_device: int
+) -> Iterator[OpenVpnProcess]:
+    ranges = openvpn_process_ranges(
+        IPv4Network(node_range(block.ipv4, node.number, settings.max_nodes)),
+        IPv6Network(node_range(block.ipv6, node.number, settings.max_nodes)),
+        len(block.processes),
+    )
+    for number, ((protocol, port), (ipv4, ipv6)) in enumerate(zip(block.processes, ranges, strict=True)):
+        yield OpenVpnProcess(
+            name=f"{profile.profile_id}-{number}",
+            profile_id=profile.profile_id,
+            number=number,
+            device=f"tun{first_device + number}",
+            protocol=protocol,
+            port=port,
+            ipv4=str(ipv4),
+            ipv4_address=str(ipv4.network_address),
+            ipv4_netmask=str(ipv4.netmask),
+            ipv6=str(ipv6),
+            gateway_ipv4=gateway(ipv4),
+            gateway_ipv6=gateway(ipv6),
+            max_clients=openvpn_max_clients(ipv4),
+            pushes=tuple(_pushes(profile, block, protocol, gateway(ipv4), gateway(ipv6))),
+        )
+
+
+def _pushes(
+    profile: Profile, block: OpenVpnRange, protocol: str, gateway_ipv4: str, gateway_ipv6: str
+) -> Iterator[str]:
+    """Yield what a process pushes to its clients, in the order of spec node.md 7.2."""
+    if profile.default_gateway:
+        yield "redirect-gateway def1 ipv6" + (" block-local" if block.block_lan else "")
+        yield "route 0.0.0.0 0.0.0.0"
+    for route in profile.routes:
+        if isinstance(route, IPv4Network):
+            yield f"route {route.network_address} {route.netmask}"
+        else:
+            yield f"route-ipv6 {route}"
+    for route in profile.excluded_routes:
+        if isinstance(route, IPv4Network):
+            yield f"route {route.network_address} {route.netmask} net_gateway"
+        else:
+            yield f"route-ipv6 {route} net_gateway_ipv6"
+    if profile.default_gateway or profile.dns_search_domains:
+        for server in profile.dns_servers:
+            yield f"dhcp-option DNS {dict(zip(GATEWAY_DNS, (gateway_ipv4, gateway_ipv6), strict=True)).get(server, server)}"
+    if profile.default_gateway and profile.dns_servers:
+        yield "block-outside-dns"
+    for domain in profile.dns_search_domains:
+        yield f"dhcp-option DOMAIN-SEARCH {domain}"
+    if protocol == "udp":
+        yield "explicit-exit-notify 1"
+
+
+def _profile_dict(profile: Profile, nodes: tuple[NodePlan, ...]) -> dict[str, Any]:
+    fields_of_profile: dict[str, Any] = _plain(asdict(profile))
+    return fields_of_profile | {"nodes": [n.name for n in nodes if _serves(profile, n.name)]}
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` with networks as text and tuples as lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, IPv4Network | IPv6Network) else value
