@@ -1,0 +1,133 @@
+"""Settings of the portal: one TOML file, read once, unknown keys refused. Secrets are paths to files."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from portal_app.errors import SettingsError
+
+DEFAULT_FILE = Path("/etc/causeway/portal/settings.toml")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``settings.toml`` says; ``docs/variables.md`` explains each key by the inventory variable that sets it.
+
+    ``portal_url`` is the origin that apps and browsers use. Durations are seconds. A permission list: absent means
+    everybody, empty means nobody.
+    """
+
+    portal_url: str
+    secret_key_file: Path
+    client_ca_certificate_file: Path
+    client_ca_key_file: Path
+    server_ca_certificate_file: Path
+    management_ca_certificate_file: Path
+    management_certificate_file: Path
+    management_key_file: Path
+    tls_crypt_directory: Path
+    state_directory: Path
+    database_url_file: Path | None = None
+    portal_name: str = "Causeway"
+    issuer: str | None = None
+    session_expiry_seconds: int = 90 * 86400
+    browser_session_seconds: int = 1800
+    browser_session_longest_seconds: int = 12 * 3600
+    access_token_seconds: int = 3600
+    authorization_code_seconds: int = 60
+    max_app_connections: int = 3
+    max_portal_connections: int = 3
+    app_gone_seconds: int = 72 * 3600
+    delete_authorization_on_disconnect: bool = False
+    access_permissions: list[str] | None = None
+    admin_permissions: list[str] = field(default_factory=lambda: ["admin"])
+    client_sets: list[str] = field(default_factory=lambda: ["eduVPN", "LC"])
+    clients: list[dict[str, Any]] = field(default_factory=list)
+    node_selection: str = "weighted"
+    log_origins: bool = False
+    retention_days: int = 30
+    tunnel_networks: list[str] = field(default_factory=list)
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL: from its file (it may hold a password), or SQLite in the state directory."""
+        if self.database_url_file is None:
+            return f"sqlite:///{self.state_directory}/portal.sqlite"
+        return self.database_url_file.read_text().strip()
+
+    @property
+    def issuer_identity(self) -> str:
+        """``iss`` of RFC 9207: the origin without trailing slash, unless set."""
+        return self.issuer or self.portal_url
+
+    @property
+    def host_name(self) -> str:
+        return urlsplit(self.portal_url).hostname or ""
+
+    @classmethod
+    def load(cls, path: Path = DEFAULT_FILE) -> "Settings":
+        """Read and check a settings file; raises SettingsError naming file, key and fix."""
+        try:
+            data = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise SettingsError(f"{path}: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"{path}: not TOML: {error}") from error
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], where: str = "settings") -> "Settings":
+        known = {f.name: f for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                raise SettingsError(
+                    f"{where}: unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+                )
+            values[key] = Path(value) if "Path" in str(known[key].type) and isinstance(value, str) else value
+            _check_type(f"{where}: {key}", values[key], str(known[key].type))
+        for name, f in known.items():
+            if name not in values and f.default is MISSING and f.default_factory is MISSING:
+                raise SettingsError(f"{where}: '{name}' is missing")
+        settings = cls(**values)
+        settings._check_values(where)
+        return settings
+
+    def _check_values(self, where: str) -> None:
+        url = urlsplit(self.portal_url)
+        if url.scheme != "https" or not url.hostname or url.path or url.query or url.fragment:
+            raise SettingsError(
+                f"{where}: portal_url: {self.portal_url!r} must be like https://vpn.example.org"
+            )
+        if self.node_selection not in ("weighted", "random"):
+            raise SettingsError(
+                f"{where}: node_selection: {self.node_selection!r} must be 'weighted' or 'random'"
+            )
+        for name in (
+            "session_expiry_seconds",
+            "browser_session_seconds",
+            "access_token_seconds",
+            "retention_days",
+        ):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{where}: {name}: must be positive")
+        if not 1 <= self.authorization_code_seconds <= 600:
+            raise SettingsError(f"{where}: authorization_code_seconds: must be 1 to 600")
+        if unknown := set(self.client_sets) - {"eduVPN", "LC", "govVPN"}:
+            raise SettingsError(
+                f"{where}: client_sets: unknown {sorted(unknown)[0]!r}; use eduVPN, LC, govVPN"
+            )
+
+
+def _check_type(where: str, value: object, annotation: str) -> None:
+    wanted = {"str": str, "int": int, "bool": bool, "list": list}
+    for name, kind in wanted.items():
+        if annotation.startswith(f"<class '{name}'") or annotation.startswith(name):
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise SettingsError(f"{where}: {value!r} is not of type {name}")
+            return
