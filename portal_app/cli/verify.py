@@ -1,0 +1,103 @@
+"""``vpn-portal verify``: prove the deployment from outside, with a temporary account."""
+
+import argparse
+import fcntl
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+from portal_app.errors import PortalError
+from portal_app.settings import Settings
+from portal_app.verification import Check, temporary_name, verify
+
+LOCK = Path("/run/causeway-verify.lock")
+#: Where the role puts the own CA's certificate; the system's store is used where there is none.
+OWN_CA = Path("/etc/causeway/tls/ca.crt")
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "verify",
+        help="prove the service with a real client (root)",
+        description=(
+            "Makes a temporary account, signs in, approves, and for each profile and protocol connects from a network"
+            " namespace, pings the gateway at full MTU, resolves a name where DNS is set, and disconnects."
+            " Leaves nothing. Exit status 0 only if every line passed."
+        ),
+    )
+    parser.add_argument("--ca-file", type=Path, default=OWN_CA if OWN_CA.exists() else None,
+                        help="certificate to trust instead of the system's (default: the own CA, if any)")  # fmt: skip
+    parser.add_argument("--dns-name", help="name to resolve through tunnels (default: the portal's)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.set_defaults(run=run, as_root=True)
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    if os.geteuid() != 0:
+        raise PortalError("verify needs root: it makes a network namespace")
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PortalError("another verify runs on this host; try again when it has ended") from None
+        return _run_locked(arguments, settings)
+
+
+def _run_locked(arguments: argparse.Namespace, settings: Settings) -> int:
+    name, password = temporary_name(), secrets.token_urlsafe(24)
+    _remove_leftover_accounts(arguments)
+    permissions = _needed_permissions(arguments, settings)
+    words = [item for permission in permissions for item in ("--permission", permission)]
+    _vpn_portal(arguments, "user", "add", name, "--password-file", "-", *words, stdin=password)
+    try:
+        report = (lambda _check: None) if arguments.json else _print_line
+        done = verify(
+            settings.portal_url, name, password,
+            ca_file=arguments.ca_file, dns_name=arguments.dns_name or settings.host_name, report=report,
+        )  # fmt: skip
+    finally:
+        _vpn_portal(arguments, "user", "delete", name)
+    if arguments.json:
+        checks = [
+            {"name": c.name, "passed": c.passed, "seconds": round(c.seconds, 2), "detail": c.detail}
+            for c in done.checks
+        ]
+        print(json.dumps({"passed": done.passed, "checks": checks}))
+    else:
+        failed = sum(not check.passed for check in done.checks)
+        print(f"{len(done.checks) - failed} passed, {failed} failed")
+    return 0 if done.passed else 1
+
+
+def _print_line(check: Check) -> None:
+    print(f"{'PASS' if check.passed else 'FAIL'}  {check.seconds:5.1f} s  {check.name}", flush=True)
+    if check.detail:
+        print(f"               {check.detail}", flush=True)
+
+
+def _vpn_portal(arguments: argparse.Namespace, *words: str, stdin: str | None = None) -> str:
+    """Run another command of this CLI, which drops root before it opens the database."""
+    program = [sys.executable, "-m", "portal_app.cli", "--settings", str(arguments.settings)]
+    done = subprocess.run(
+        [*program, *words], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode != 0:
+        raise PortalError(f"vpn-portal {' '.join(words[:2])}: {done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
+def _remove_leftover_accounts(arguments: argparse.Namespace) -> None:
+    """Remove the account of a run that was killed; only one verify runs at a time."""
+    for user in json.loads(_vpn_portal(arguments, "user", "list", "--json")):
+        if user["name"].startswith("verify-"):
+            _vpn_portal(arguments, "user", "delete", user["name"])
+
+
+def _needed_permissions(arguments: argparse.Namespace, settings: Settings) -> list[str]:
+    """Return permissions that open the portal and every profile that anybody may use."""
+    plan = json.loads(_vpn_portal(arguments, "plan", "show", "--json"))
+    lists = [profile["permissions"] for profile in plan["profiles"].values()] + [settings.access_permissions]
+    return sorted({needed[0] for needed in lists if needed})
