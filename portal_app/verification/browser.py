@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
+from email.message import Message
 from html.parser import HTMLParser
 from http.client import HTTPMessage
 from http.cookiejar import CookieJar
@@ -82,7 +83,7 @@ class _KeepRedirects(urllib.request.HTTPRedirectHandler):
 class Answer:
     status: int
     url: str
-    headers: HTTPMessage
+    headers: Message
     text: str
 
 
@@ -103,10 +104,10 @@ class Browser:
         self, url: str, data: dict[str, str] | None = None, headers: dict[str, str] | None = None
     ) -> Answer:
         """GET, or POST with ``data``; an error status is an answer too, none raises VerificationError."""
-        body = None if data is None else urllib.parse.urlencode(data).encode()
-        request = urllib.request.Request(url, data=body, headers=headers or {})  # noqa: S310 - see below
         if not url.startswith("https://"):
             raise VerificationError(f"{url}: only https is opened")
+        body = None if data is None else urllib.parse.urlencode(data).encode()
+        request = urllib.request.Request(url, data=body, headers=headers or {})  # noqa: S310 - https, checked above
         try:
             with self._opener.open(request, timeout=REQUEST_SECONDS) as response:
                 return Answer(response.status, response.url, response.headers, response.read().decode())
