@@ -23,13 +23,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "verify",
         help="prove the service with a real client (root)",
         description=(
-            "Makes a temporary account, signs in, approves, and for each profile and protocol connects from a network"
-            " namespace, pings the gateway at full MTU, resolves a name where DNS is set, and disconnects."
-            " Leaves nothing. Exit status 0 only if every line passed."
+            "Makes a temporary account, signs in, approves, and for each profile and protocol connects from a"
+            " network namespace, pings the gateway at full MTU, resolves a name where DNS is set, and"
+            " disconnects. Leaves nothing. Exit status 0 only if every line passed."
         ),
     )
-    parser.add_argument("--ca-file", type=Path, default=OWN_CA if OWN_CA.exists() else None,
-                        help="certificate to trust instead of the system's (default: the own CA, if any)")  # fmt: skip
+    parser.add_argument(
+        "--ca-file",
+        type=Path,
+        default=OWN_CA if OWN_CA.exists() else None,
+        help="certificate to trust instead of the system's (default: the own CA, if any)",
+    )
     parser.add_argument("--dns-name", help="name to resolve through tunnels (default: the portal's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.set_defaults(run=run, as_root=True)

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,8 @@ def verify(
         for profile in profiles:
             profile_id = profile["profile_id"]
             for transport in profile["vpn_proto_transport_list"]:
-                done.check(
-                    f"{profile_id} {transport}", lambda p=profile_id, t=transport: _prove(app, p, t, dns_name)
-                )
+                prove = partial(_prove, app, profile_id, transport, dns_name)
+                done.check(f"{profile_id} {transport}", prove)
     return done
 
 
