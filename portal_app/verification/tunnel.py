@@ -78,8 +78,11 @@ def _values(config: str, key: str) -> list[str]:
 
 
 @contextmanager
-def wireguard(config: str, private_key: str) -> Iterator[Tunnel]:
-    """Bring a ``/connect`` answer up; the kernel's WireGuard where there is one, else ``wireguard-go``."""
+def wireguard(config: str, private_key: str | None = None) -> Iterator[Tunnel]:
+    """Bring a ``/connect`` answer up, with ``private_key`` where it holds none.
+
+    The kernel does WireGuard where it can, else ``wireguard-go``.
+    """
     process = None
     made = subprocess.run(
         ("ip", "link", "add", DEVICE, "type", "wireguard"), capture_output=True, check=False
@@ -94,7 +97,8 @@ def wireguard(config: str, private_key: str) -> Iterator[Tunnel]:
             "wg",
         )
         kept = re.sub(r"^(MTU|Address|DNS) = .*\n", "", config, flags=re.MULTILINE)
-        kept = kept.replace("[Interface]", f"[Interface]\nPrivateKey = {private_key}", 1)
+        if private_key:
+            kept = kept.replace("[Interface]", f"[Interface]\nPrivateKey = {private_key}", 1)
         with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
             file.write(kept)
             file.flush()
