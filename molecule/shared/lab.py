@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""The lab: real Debian hosts on one machine, see molecule/README.md."""
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit(f"lab: needs Python 3.11 or newer, this is {sys.version.split()[0]}")
+
+from nspawn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The command line of the lab."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from nspawn import access, host, image, network
+from nspawn.machine import LabError, install_missing_packages, locked, require_root, say
+from nspawn.topology import (
+    PROJECT,
+    RELEASES,
+    Host,
+    Instance,
+    known_instances,
+    load_instance,
+    make_instance,
+    owned_numbers,
+    read_topology,
+)
+
+
+T = TypeVar("T")
+
+
+def up(options: argparse.Namespace) -> None:
+    """Boot every host of a topology that is not running, with its network."""
+    require_root()
+    install_missing_packages()
+    instance = make_instance(options.name, options.topology, options.release)
+    hosts = instance.topology.hosts
+    access.make_keys(instance)
+    network.bring_up(instance)
+    access.write_inventory(instance)
+    say(f"{instance.name}: bridge {instance.bridge}, {instance.ipv4}, {instance.ipv6}")
+    if not all(host.root(instance, one).exists() for one in hosts):
+        with image.base_image(instance.release) as base:
+            created = _each(hosts, lambda one: host.create(instance, one, base))
+            say(f"created {_names(hosts, created)} from the base image of {instance.release}")
+    started = _each(hosts, lambda one: host.power_on(instance, one))
+    if any(started):
+        say(f"booting {_names(hosts, started)}")
+    for one, state in zip(hosts, _each(hosts, lambda one: host.wait_until_booted(instance, one)), strict=True):
+        say(f"{one.name} is {state} at {instance.host_ipv4(one)}: {', '.join(one.groups)}")
+
+
+def down(options: argparse.Namespace) -> None:
+    """Remove an instance and everything it left on this machine."""
+    require_root()
+    for name in known_instances() if options.all else [options.name]:
+        with locked(f"instance-{name}"):
+            _down(name)
+
+
+def _down(name: str) -> None:
+    known = load_instance(name)
+    numbers = owned_numbers(name)
+    topology = known.topology if known else read_topology(name) if numbers else None
+    for number in numbers:
+        assert topology is not None
+        instance = Instance(name, topology, known.release if known else "", number)
+        access.close_connections(number)
+        for one in topology.hosts:
+            if known and host.root(instance, one).exists():
+                image.keep_packages(instance.release, host.root(instance, one))
+        _each(topology.hosts, lambda one, instance=instance: host.remove(instance, one))  # type: ignore[misc]
+        network.take_down(number, instance.bridge, instance.nft_table)
+        shutil.rmtree(instance.runtime)
+    directory = PROJECT / ".lab" / name
+    if directory.exists():
+        shutil.rmtree(directory)
+    say(f"{name} is gone" if numbers or known else f"{name}: there was nothing")
+
+
+def finish(options: argparse.Namespace) -> None:
+    """After deploying: keep downloaded packages, fetch the portal's CA, create the accounts."""
+    require_root()
+    instance = _existing(options.name)
+    kept = sum(image.keep_packages(instance.release, host.root(instance, one)) for one in instance.topology.hosts)
+    if kept:
+        say(f"kept {kept} downloaded packages for the next hosts")
+    access.remember_profiles(instance)
+    access.fetch_portal_ca(instance)
+    access.create_accounts(instance)
+
+
+def info(options: argparse.Namespace) -> None:
+    """Print the JSON object that scripts rely on."""
+    instance = _existing(options.name)
+    pids = {one.name: host.init_pid(instance, one) for one in instance.topology.hosts}
+    print(json.dumps(access.info(instance, pids), indent=2))
+
+
+def restart(options: argparse.Namespace) -> None:
+    """Shut a host down in order and boot it again."""
+    instance = _existing(options.name)
+    one = instance.host(options.host)
+    host.shut_down(instance, one)
+    say(f"{one.name} is off")
+    _power_on(instance, one)
+
+
+def power_on(options: argparse.Namespace) -> None:
+    """Boot a host that is off."""
+    instance = _existing(options.name)
+    _power_on(instance, instance.host(options.host))
+
+
+def power_off(options: argparse.Namespace) -> None:
+    """Cut a host's power: process 1 is killed, nothing is written any more."""
+    instance = _existing(options.name)
+    one = instance.host(options.host)
+    host.power_off(instance, one)
+    say(f"{one.name} is off")
+
+
+def supervise(options: argparse.Namespace) -> None:
+    """Run a host and start it again when it reboots. Started by the lab itself."""
+    instance = _existing(options.name)
+    host.supervise(instance, instance.host(options.host))
+
+
+def _power_on(instance: Instance, one: Host) -> None:
+    host.power_on(instance, one)
+    say(f"{one.name} is {host.wait_until_booted(instance, one)} at {instance.host_ipv4(one)}")
+
+
+def _existing(name: str) -> Instance:
+    instance = load_instance(name)
+    if instance is None:
+        raise LabError(f"{name} is not up: make lab TOPOLOGY={name}")
+    return instance
+
+
+def _each(hosts: Sequence[Host], act: Callable[[Host], T]) -> list[T]:
+    with ThreadPoolExecutor(max_workers=max(4, len(hosts))) as threads:
+        return list(threads.map(act, hosts))
+
+
+def _names(hosts: Sequence[Host], chosen: Sequence[bool]) -> str:
+    return ", ".join(one.name for one, wanted in zip(hosts, chosen, strict=True) if wanted) or "nothing"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lab.py", description="Real Debian hosts on one machine.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    instance = argparse.ArgumentParser(add_help=False)
+    instance.add_argument("--topology", default="single_host", help="a folder of molecule/ (default: %(default)s)")
+    instance.add_argument("--name", help="what to call this copy of it (default: the topology's name)")
+    for function, on_host in ((up, False), (finish, False), (info, False), (down, False),
+                              (restart, True), (power_on, True), (power_off, True), (supervise, True)):  # fmt: skip
+        name, text = function.__name__.replace("_", "-"), function.__doc__ or ""
+        command = commands.add_parser(name, help=text.splitlines()[0], description=text, parents=[instance])
+        command.set_defaults(function=function, locks=function not in (info, supervise, down))
+        if on_host:
+            command.add_argument("host")
+        if function is up:
+            command.add_argument("--release", choices=RELEASES, help=f"Debian release (default: {RELEASES[0]})")
+        if function is down:
+            command.add_argument("--all", action="store_true", help="every instance of this checkout")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    options.name = options.name or options.topology
+    try:
+        if not options.locks:
+            options.function(options)
+        else:
+            require_root()
+            with locked(f"instance-{options.name}"):
+                options.function(options)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    return 0
