@@ -37,7 +37,9 @@ class OfficialApp:
         self._tunnel = ExitStack()
         self._opened: tunnel.Tunnel | None = None
 
-    def start(self, user: str, password: str, client_id: str = "org.letsconnect-vpn.app.linux") -> dict[str, Any]:
+    def start(
+        self, user: str, password: str, client_id: str = "org.letsconnect-vpn.app.linux"
+    ) -> dict[str, Any]:
         """Install the app anew for a user."""
         if self._app is not None:
             self._app.deregister()
@@ -96,7 +98,11 @@ class OfficialApp:
         self._tunnel.enter_context(tunnel.namespace())
         opening = tunnel.wireguard(config) if protocol == "wireguard" else tunnel.openvpn(config, transport)
         self._opened = self._tunnel.enter_context(opening)
-        return {"gateways": self._opened.gateways, "dns_servers": self._opened.dns_servers, "mtu": self._opened.mtu}
+        return {
+            "gateways": self._opened.gateways,
+            "dns_servers": self._opened.dns_servers,
+            "mtu": self._opened.mtu,
+        }
 
     def down(self) -> dict[str, Any]:
         self._tunnel.close()
@@ -140,7 +146,9 @@ class OfficialApp:
 
     def _choose_profile(self, _old: State, data: str) -> bool:
         asked = json.loads(data)
-        threading.Thread(target=self._lib.cookie_reply, args=(asked["cookie"], self._profile), daemon=True).start()
+        threading.Thread(
+            target=self._lib.cookie_reply, args=(asked["cookie"], self._profile), daemon=True
+        ).start()
         return True
 
 
@@ -152,7 +160,11 @@ def main() -> None:
         try:
             answer: dict[str, Any] = {"ok": True} | method(**command)
         except Exception as error:
-            answer = {"ok": False, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+            answer = {
+                "ok": False,
+                "error": f"{type(error).__name__}: {error}",
+                "trace": traceback.format_exc(),
+            }
         print(json.dumps(answer), flush=True)
     app.down()
 
