@@ -1,7 +1,7 @@
 """The database: one engine, short transactions, PostgreSQL or SQLite behind the same code.
 
-A transaction never spans a call to a node. What two portals could break at once is a constraint; a lost race, a
-deadlock or a serialization failure is repeated by ``@retried``, an outage becomes ``Unavailable``.
+A transaction never spans a call to a node. What two portals could break at once is a constraint; a lost race,
+a deadlock or a serialization failure is repeated by ``@retried``, an outage becomes ``Unavailable``.
 """
 
 import functools
@@ -41,14 +41,14 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError("naive datetime")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -90,8 +90,11 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
         return engine
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-    options = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_SECONDS}s -c idle_in_transaction_session_timeout=30s"
-    engine = create_engine(
+    options = (
+        f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_SECONDS}s"
+        " -c idle_in_transaction_session_timeout=30s"
+    )
+    return create_engine(
         parsed,
         pool_size=pool_size,
         max_overflow=pool_size,
@@ -106,7 +109,6 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
             "options": options,
         },
     )
-    return engine
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -142,12 +144,12 @@ def transaction(*, read_only: bool = False) -> Iterator[Session]:
     """
     execution = {"read_only": True} if read_only else {}
     try:
-        with engine().connect().execution_options(**execution) as connection:
-            with (
-                Session(connection, expire_on_commit=False, join_transaction_mode="control_fully") as db,
-                db.begin(),
-            ):
-                yield db
+        with (
+            engine().connect().execution_options(**execution) as connection,
+            Session(connection, expire_on_commit=False, join_transaction_mode="control_fully") as db,
+            db.begin(),
+        ):
+            yield db
     except PoolTimeoutError as error:
         raise Unavailable("the database is busy") from error
     except (OperationalError, InterfaceError) as error:

@@ -1,4 +1,4 @@
-"""Errors of the portal. ``status`` is the HTTP answer; the message names the thing and, if there is one, the way out."""
+"""Errors of the portal. ``status`` is the HTTP answer; the message names the thing and the way out."""
 
 
 class PortalError(Exception):

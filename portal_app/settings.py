@@ -15,10 +15,10 @@ DEFAULT_FILE = Path("/etc/causeway/portal/settings.toml")
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``settings.toml`` says; ``docs/variables.md`` explains each key by the inventory variable that sets it.
+    """What ``settings.toml`` says; ``docs/variables.md`` explains each key by the variable that sets it.
 
-    ``portal_url`` is the origin that apps and browsers use. Durations are seconds. A permission list: absent means
-    everybody, empty means nobody.
+    ``portal_url`` is the origin that apps and browsers use. Durations are seconds. A permission list: absent
+    means everybody, empty means nobody.
     """
 
     portal_url: str
@@ -125,9 +125,9 @@ class Settings:
 
 
 def _check_type(where: str, value: object, annotation: str) -> None:
-    wanted = {"str": str, "int": int, "bool": bool, "list": list}
+    wanted = {"str": str, "int": int, "bool": bool, "list": list, "pathlib.Path": Path}
     for name, kind in wanted.items():
-        if annotation.startswith(f"<class '{name}'") or annotation.startswith(name):
+        if annotation.startswith((f"<class '{name}'", name)):
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise SettingsError(f"{where}: {value!r} is not of type {name}")
             return

@@ -9,7 +9,7 @@ from portal_app.db import Base
 
 
 class Authorization(Base):
-    """``expires_at`` is fixed at consent; deleting the row ends codes, tokens and (by the service) connections."""
+    """``expires_at`` is fixed at consent. Deleting the row ends codes and tokens; services end connections."""
 
     __tablename__ = "authorizations"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -45,7 +45,7 @@ class AccessToken(Base):
 
 
 class RefreshToken(Base):
-    """One link of an authorization's chain. ``parent_hash`` is unique per living successor: at most one link follows."""
+    """One link of an authorization's chain. ``parent_hash`` is unique, so at most one living link follows."""
 
     __tablename__ = "refresh_tokens"
     token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)

@@ -10,7 +10,7 @@ from portal_app.db import Base
 
 
 class Node(Base):
-    """A host that ends tunnels. ``generation`` counts its admits and cuts, so that late news never undoes later news."""
+    """A host that ends tunnels. ``generation`` counts admits and cuts: late news never undoes later news."""
 
     __tablename__ = "nodes"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -23,8 +23,8 @@ class Node(Base):
 class NodeStatus(Base):
     """How the controller last saw a node, and how far its journal has been read.
 
-    ``suspect_until`` is set by a connect that got no answer; ``journal_id`` and ``journal_sequence`` move in the same
-    transaction as the effect of the events, so each counts exactly once.
+    ``suspect_until`` is set by a connect that got no answer; ``journal_id`` and ``journal_sequence`` move in
+    the same transaction as the effect of the events, so each counts exactly once.
     """
 
     __tablename__ = "node_status"
@@ -45,8 +45,8 @@ class NodeStatus(Base):
 class Offer(Base):
     """What one node offers of one profile.
 
-    ``wireguard`` and ``openvpn`` are the node's share from the plan. WireGuard addresses up to ``next_position`` have
-    been given out once; those given back wait in ``free_addresses``.
+    ``wireguard`` and ``openvpn`` are the node's share from the plan. WireGuard addresses up to
+    ``next_position`` have been given out once; those given back wait in ``free_addresses``.
     """
 
     __tablename__ = "offers"

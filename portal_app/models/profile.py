@@ -22,7 +22,7 @@ class Deployment(Base):
 
 
 class Profile(Base):
-    """What a user chooses; columns as in ``vpn_core.profile.Profile``. ``position`` is the order in the inventory."""
+    """What a user chooses; columns as in ``vpn_core.profile``. ``position`` is its place in the inventory."""
 
     __tablename__ = "profiles"
     profile_id: Mapped[str] = mapped_column(String(60), primary_key=True)

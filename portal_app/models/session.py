@@ -1,4 +1,4 @@
-"""What was observed: sessions from the nodes' journals, and who had which address when. Kept after the connection."""
+"""What was observed: sessions from the nodes' journals, and who had which address when."""
 
 from datetime import datetime
 
@@ -29,7 +29,7 @@ class VpnSession(Base):
 
 
 class AddressUse(Base):
-    """Who had which address when: a WireGuard lease, or an OpenVPN session. Intervals of one address never overlap."""
+    """Who had which address when: a WireGuard lease or an OpenVPN session. One address has one at a time."""
 
     __tablename__ = "address_uses"
     __table_args__ = (

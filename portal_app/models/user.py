@@ -10,7 +10,7 @@ from portal_app.db import Base
 
 
 class User(Base):
-    """A person. ``name`` is the stable identifier from the way of signing in; permissions are what that way said last."""
+    """A person. ``name`` is the stable identifier from the way of signing in, permissions are its last word."""
 
     __tablename__ = "users"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -53,7 +53,7 @@ class BrowserSession(Base):
 
 
 class Throttle(Base):
-    """A token bucket that all portals share: ``tokens`` left at ``updated_at``; ``bucket`` is kind and key."""
+    """A token bucket shared by all portals: ``tokens`` left at ``updated_at``; ``bucket`` is kind and key."""
 
     __tablename__ = "throttles"
     bucket: Mapped[str] = mapped_column(String(300), primary_key=True)
