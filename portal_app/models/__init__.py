@@ -4,6 +4,7 @@ from portal_app.db import Base
 from portal_app.models.authorization import AccessToken, Authorization, AuthorizationCode, RefreshToken
 from portal_app.models.connection import Connection, FreeAddress
 from portal_app.models.event import AuditEvent
+from portal_app.models.job import PeriodicJob
 from portal_app.models.node import Node, NodeStatus, Offer
 from portal_app.models.profile import Deployment, Profile
 from portal_app.models.session import AddressUse, VpnSession
@@ -25,6 +26,7 @@ __all__ = [
     "NodeStatus",
     "Offer",
     "OneTimeLink",
+    "PeriodicJob",
     "Profile",
     "RefreshToken",
     "Throttle",

@@ -2,14 +2,14 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, LargeBinary, String, Text
+from sqlalchemy import ForeignKey, Index, LargeBinary, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from portal_app.db import Base
 
 
 class Authorization(Base):
-    """``expires_at`` is fixed at consent. Deleting the row ends codes and tokens; services end connections."""
+    """``expires_at`` is fixed at consent. Codes and tokens go with the row, connections by the service."""
 
     __tablename__ = "authorizations"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -45,13 +45,25 @@ class AccessToken(Base):
 
 
 class RefreshToken(Base):
-    """One link of an authorization's chain. ``parent_hash`` is unique, so at most one living link follows."""
+    """One link of an authorization's chain; ``used_at`` is set when it was redeemed or died unused.
+
+    At most one link of a chain is alive. A link has two successors only by the grace rule (design.md, "Tokens").
+    """
 
     __tablename__ = "refresh_tokens"
+    __table_args__ = (
+        Index(
+            "uq_refresh_tokens_living",
+            "authorization_id",
+            unique=True,
+            postgresql_where=text("used_at IS NULL"),
+            sqlite_where=text("used_at IS NULL"),
+        ),
+    )
     token_hash: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
     authorization_id: Mapped[int] = mapped_column(
         ForeignKey("authorizations.id", ondelete="CASCADE"), index=True
     )
-    parent_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32), unique=True)
+    parent_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32), index=True)
     issued_at: Mapped[datetime]
     used_at: Mapped[datetime | None]

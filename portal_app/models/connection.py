@@ -57,7 +57,7 @@ class Connection(Base):
 
 
 class FreeAddress(Base):
-    """An address given back; the one that waits longest is given again first."""
+    """An address given back; the one that waits longest is given again first, and never before ``freed_at``."""
 
     __tablename__ = "free_addresses"
     __table_args__ = (
@@ -75,3 +75,4 @@ class FreeAddress(Base):
     node_number: Mapped[int]
     profile_id: Mapped[str] = mapped_column(String(60))
     position: Mapped[int]
+    freed_at: Mapped[datetime]

@@ -28,6 +28,8 @@ class NodeStatus(Base):
     """
 
     __tablename__ = "node_status"
+    # Written every few seconds: room in the page lets PostgreSQL put the new version beside the old one.
+    __table_args__ = {"postgresql_with": {"fillfactor": 50}}  # noqa: RUF012 - SQLAlchemy reads it from the class
     node_number: Mapped[int] = mapped_column(ForeignKey("nodes.number", ondelete="CASCADE"), primary_key=True)
     answered_at: Mapped[datetime | None]
     failing_since: Mapped[datetime | None]
@@ -35,7 +37,8 @@ class NodeStatus(Base):
     suspect_until: Mapped[datetime | None]
     maintenance_mode: Mapped[bool] = mapped_column(default=False)
     wireguard_public_key: Mapped[str | None] = mapped_column(String(44))
-    info: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    info: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    instance_id: Mapped[str | None] = mapped_column(String(32))
     journal_id: Mapped[str | None] = mapped_column(String(32))
     journal_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
     reconciled_at: Mapped[datetime | None]

@@ -1,0 +1,68 @@
+"""Bring a database to this release's tables. Each step still serves the release before it: expand, contract later.
+
+Alembic runs from inside the package, so that it works from the installed wheel; two portals may migrate at once.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, inspect, text
+
+#: Key of the PostgreSQL advisory lock that one migration holds.
+LOCK_KEY = 0x6361757365_01
+#: A migration may wait for the other portal's, and rewrite a table.
+_LOCK_SECONDS, _STATEMENT_SECONDS = 60, 600
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def head() -> str:
+    """Return the revision that this release needs."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    if revision is None:
+        raise RuntimeError("no migration in the package")
+    return revision
+
+
+def current(engine: Engine) -> str | None:
+    """Return the revision a database is at; None when it is empty."""
+    with engine.connect().execution_options(read_only=True) as connection:
+        return _current(connection)
+
+
+def is_ahead(revision: str | None) -> bool:
+    """Tell whether ``revision`` is unknown here: the database was migrated by a later release."""
+    known = {step.revision for step in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return revision is not None and revision not in known
+
+
+def upgrade(engine: Engine) -> tuple[str | None, str]:
+    """Migrate to the head in one transaction and return the revisions before and after."""
+    with engine.connect() as connection, connection.begin():
+        _lock(connection)
+        before = _current(connection)
+        if before != head() and not is_ahead(before):
+            command.upgrade(_config(connection), "head")
+        return before, _current(connection) or ""
+
+
+def _lock(connection: Connection) -> None:
+    """Let one migration run at a time; SQLite's BEGIN IMMEDIATE has done so already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
+        connection.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_SECONDS}s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+
+
+def _current(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return MigrationContext.configure(connection).get_current_revision()

@@ -1,0 +1,27 @@
+"""Alembic's environment: always on the connection that ``portal_app.migrations`` hands over, inside its transaction."""
+
+from typing import Any
+
+from alembic import context
+from sqlalchemy import Connection
+
+from portal_app.db import UtcDateTime
+from portal_app.models import Base
+
+
+def render(kind: str, item: Any, _autogenerate_context: Any) -> str | bool:
+    """Write plain types into migrations, which outlive the classes of the application."""
+    return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
+
+
+connection = context.config.attributes["connection"]
+if not isinstance(connection, Connection):
+    raise RuntimeError("migrations run by vpn-portal migrate")
+context.configure(
+    connection=connection,
+    target_metadata=Base.metadata,
+    render_item=render,
+    transactional_ddl=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

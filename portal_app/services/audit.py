@@ -1,0 +1,42 @@
+"""The audit log: who did what to whom, from where, when (reliability.md P1, A4)."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from portal_app.models import AuditEvent
+
+#: As wide as the columns; what is longer says so by its end.
+_LONGEST = {"actor": 255, "action": 60, "object": 255, "source": 60}
+
+
+def record(
+    db: Session,
+    action: str,
+    *,
+    actor: str,
+    object: str | None = None,
+    source: str | None = None,
+    now: datetime,
+    **details: Any,
+) -> None:
+    """Add one act in the caller's transaction; ``details`` are JSON types and never hold a secret.
+
+    ``actor`` is a user's name, ``cli`` or ``controller``; ``source`` the address the act came from.
+    """
+    db.add(
+        AuditEvent(
+            at=now,
+            actor=_cut("actor", actor),
+            action=_cut("action", action),
+            object=None if object is None else _cut("object", object),
+            source=None if source is None else _cut("source", source),
+            details=details,
+        )
+    )
+
+
+def _cut(column: str, value: str) -> str:
+    longest = _LONGEST[column]
+    return value if len(value) <= longest else value[: longest - 1] + "…"
