@@ -10,7 +10,7 @@ from portal_app.db import Base
 
 
 class User(Base):
-    """A person. ``name`` is the stable identifier from the way of signing in; permissions come from there too."""
+    """A person. The way of signing in gives ``name``, the stable identifier, and the permissions."""
 
     __tablename__ = "users"
     id: Mapped[int] = mapped_column(primary_key=True)
