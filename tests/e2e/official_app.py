@@ -11,11 +11,11 @@ import threading
 import traceback
 import urllib.parse
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from eduvpn_common.main import EduVPN, ServerType
+from eduvpn_common.main import EduVPN, ServerType, WrappedError
 from eduvpn_common.state import State, StateType
 from portal_app.verification import tunnel
 from portal_app.verification.browser import Browser
@@ -63,10 +63,8 @@ class OfficialApp:
         if self._lib.in_state(State.GOT_CONFIG):
             self._lib.set_state(State.DISCONNECTED)
             self._lib.set_state(State.MAIN)
-        try:
+        with suppress(WrappedError):  # before the first profile is known the library asks instead
             self._lib.set_profile(profile)
-        except Exception:  # noqa: S110 - before the first profile is known the library asks instead
-            pass
         got = json.loads(self._lib.get_config(ServerType.CUSTOM, url, prefer_tcp))
         return {
             "config": got["config"],

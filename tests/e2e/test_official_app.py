@@ -119,15 +119,11 @@ def test_who_had_which_address_is_known(alice: OfficialApp, deployment: Deployme
     got = connect(alice, deployment.portal_url, "employees")
     address = next(line for line in got["config"].splitlines() if line.startswith("Address = "))
     ipv4 = address.removeprefix("Address = ").split("/")[0]
-    query = (
-        "import sqlite3,json;c=sqlite3.connect('file:/var/lib/causeway-portal/portal.sqlite?mode=ro',uri=True);"
-        f"print(json.dumps(c.execute(\"select user_name,ended_at from address_uses where ipv4='{ipv4}'"
-        ' order by id desc limit 1").fetchone()))'
-    )
 
-    rows = json.loads(server.run("python3 -", stdin=query).stdout)
+    rows = json.loads(server.output(f"vpn-portal address {ipv4} --json"))
 
-    assert rows == ["alice", None]
+    assert rows[0]["user"] == "alice"
+    assert rows[0]["until"] is None
 
 
 def test_disconnect_ends_the_connection(alice: OfficialApp, deployment: Deployment) -> None:

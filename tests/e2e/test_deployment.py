@@ -1,0 +1,162 @@
+"""The deployment itself: repeatable, honest in check mode, silent about secrets, sandboxed."""
+
+import json
+import re
+import ssl
+import subprocess
+
+import pytest
+
+from tests.e2e.hosts import PROJECT, Deployment, Host
+
+#: reliability.md H1: exposure scores at most, as `systemd-analyze security` gives them.
+EXPOSURE = {
+    "vpn-portal.service": 2.0,
+    "vpn-portal-controller.service": 2.0,
+    "vpn-node-agent.service": 2.5,
+    "nginx.service": 4.0,
+    "openvpn-server@legacy-0.service": 5.0,
+}
+
+
+def changed(output: str) -> dict[str, int]:
+    """Return ``changed`` of each host in a play recap."""
+    recap = output.split("PLAY RECAP")[-1]
+    return {
+        name: int(count) for name, count in re.findall(r"^(\S+)\s+:.*?changed=(\d+)", recap, re.MULTILINE)
+    }
+
+
+def test_second_run_changes_nothing(deployment: Deployment, server: Host) -> None:
+    """R83: no change and no restart."""
+    units = " ".join(EXPOSURE)
+    before = server.output(f"systemctl show -p InvocationID --value {units}")
+    done = deployment.playbook("site", log="second-run")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert set(changed(done.stdout).values()) == {0}, done.stdout
+    assert server.output(f"systemctl show -p InvocationID --value {units}") == before
+
+
+def test_check_mode_on_a_deployed_host_changes_nothing(deployment: Deployment) -> None:
+    """R84."""
+    done = deployment.playbook("site", "--check", "--diff", log="check-mode")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert set(changed(done.stdout).values()) == {0}, done.stdout
+
+
+def test_verify_passes(deployment: Deployment, server: Host) -> None:
+    done = server.run("vpn-portal verify --json", timeout=300)
+    result = json.loads(done.stdout)
+    assert result["passed"], result
+    assert {check["name"] for check in result["checks"]} >= {
+        "employees wireguard+udp", "employees openvpn+udp", "employees openvpn+tcp", "lab wireguard+udp",
+        "legacy openvpn+udp", "legacy openvpn+tcp",
+    }  # fmt: skip
+
+
+def test_verify_leaves_nothing(server: Host) -> None:
+    assert "verify-" not in server.output("vpn-portal user list --json")
+    assert "causeway-verify" not in server.output("ip netns list")
+
+
+def test_verify_notices_a_broken_node(server: Host) -> None:
+    """The proof can fail: with the firewall closed against tunnels it says which line."""
+    server.run("systemctl stop openvpn-server@legacy-1.service")
+    try:
+        done = server.run("vpn-portal verify --json", check=False, timeout=300)
+    finally:
+        server.run("systemctl start openvpn-server@legacy-1.service")
+    assert done.returncode == 1
+    failed = [check["name"] for check in json.loads(done.stdout)["checks"] if not check["passed"]]
+    assert failed == ["legacy openvpn+tcp"]
+
+
+@pytest.mark.parametrize(("unit", "most"), EXPOSURE.items())
+def test_units_are_sandboxed(server: Host, unit: str, most: float) -> None:
+    """H1."""
+    said = server.output(f"systemd-analyze security --no-pager {unit} | tail -1")
+    score = float(re.search(r"(\d+\.\d)", said).group(1))  # type: ignore[union-attr]
+    assert score <= most, said
+
+
+def test_services_run_as_their_own_users(server: Host) -> None:
+    """H2."""
+    for unit, user in (("vpn-portal", "causeway-portal"), ("vpn-node-agent", "causeway-node")):
+        pid = server.output(f"systemctl show -p MainPID --value {unit}.service")
+        assert server.output(f"ps -o user:20= -p {pid}") == user
+
+
+def test_tls_is_modern(deployment: Deployment) -> None:
+    """H10: 1.2 and 1.3 only, HSTS, redirect from plain HTTP."""
+    host = deployment.portal_url.removeprefix("https://")
+    curl = ["curl", "-s", "--cacert", str(deployment.ca_file), "-o", "/dev/null", "-D", "-"]
+    for version in ("1.2", "1.3"):
+        done = subprocess.run(
+            [*curl, f"--tlsv{version}", "--tls-max", version, f"{deployment.portal_url}/sign-in"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "strict-transport-security: max-age=" in done.stdout.lower()
+        assert re.search(r"^server: nginx\r?$", done.stdout, re.MULTILINE | re.IGNORECASE)
+    plain = subprocess.run(
+        [*curl, f"http://{host}/sign-in"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "301" in plain.splitlines()[0]
+    assert f"location: https://{host}/sign-in" in plain.lower()
+    assert ssl.HAS_TLSv1_3
+
+
+def test_well_known_is_served_by_the_web_server_alone(deployment: Deployment, server: Host) -> None:
+    server.run("systemctl stop vpn-portal.service")
+    try:
+        done = subprocess.run(
+            ["curl", "-s", "--cacert", str(deployment.ca_file), "-i", f"{deployment.portal_url}/.well-known/vpn-user-portal"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    finally:
+        server.run("systemctl start vpn-portal.service")
+    head, body = done.stdout.replace("\r", "").split("\n\n", 1)
+    assert "content-type: application/json\n" in head.lower() + "\n"
+    assert "cache-control: no-store" in head.lower()
+    document = json.loads(body)
+    assert document["api"]["http://eduvpn.org/api#3"]["api_endpoint"] == f"{deployment.portal_url}/api/v3"
+    assert isinstance(document["v"], str)
+
+
+def test_no_secret_is_world_readable(server: Host) -> None:
+    """S1."""
+    found = server.output(
+        "find /etc/causeway /var/lib/causeway-* /etc/openvpn /etc/wireguard -type f -perm -o=r"
+        " -exec grep -lE 'PRIVATE KEY|Static key|password' {} + || true"
+    )
+    assert found == ""
+
+
+def test_no_secret_in_output_or_logs(deployment: Deployment, server: Host, client: Host) -> None:
+    """S2, S3, S4: the vault's values, the accounts' passwords and the keys of the host are nowhere to be read."""
+    done = deployment.playbook("site", "--check", "--diff", "-vvv", log="verbose")
+    assert done.returncode == 0
+    vault = subprocess.run(
+        [str(PROJECT / ".venv/bin/ansible"), "-i", str(deployment.directory / "inventory"), "localhost",
+         "-m", "ansible.builtin.debug", "-a", "var=hostvars[groups['portals'][0]]"],
+        cwd=PROJECT, capture_output=True, text=True, check=True, env=deployment.environment,
+    ).stdout  # fmt: skip
+    secrets = set(deployment.passwords.values())
+    for value in re.findall(r'"vault_\w*(?:key|secret)": "(.*)"', vault):
+        secrets |= {line for line in value.split("\\n") if len(line) > 20 and "-----" not in line}
+    assert len(secrets) > 8, "the vault's secrets were not found, so the search would prove nothing"
+    secrets |= set(
+        server.output(
+            "cat /etc/causeway/node/*.key /etc/wireguard/*.key /etc/causeway/tls/*.key | grep -v -- ---"
+        ).split()
+    )
+    logs = "".join(path.read_text(errors="replace") for path in (deployment.directory / "logs").glob("*.log"))
+    logs += (PROJECT / ".lab/make-lab.log").read_text()
+    places = {
+        "playbook output": logs,
+        "journal of the host": server.output("journalctl --no-pager -o cat"),
+        "logs of nginx": server.output("cat /var/log/nginx/*.log || true"),
+        "process list": server.output("ps -eo args; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'"),
+    }
+    for place, text in places.items():
+        for secret in secrets:
+            assert secret not in text, f"{place} shows {secret[:4]}…"

@@ -1,0 +1,86 @@
+"""What can be reached, from outside and from inside a tunnel."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+
+
+@pytest.fixture(scope="module")
+def tunnel(client: Host, deployment: Deployment) -> Iterator[tuple[OfficialApp, dict]]:
+    """An open tunnel of alice through the profile with default gateway."""
+    app = OfficialApp(client)
+    app.do("start", user="alice", password=deployment.passwords["alice"])
+    app.do("add_server", url=deployment.portal_url)
+    got = app.do("get_config", url=deployment.portal_url, profile="employees")
+    opened = app.do("up", config=got["config"], protocol=got["protocol"])
+    wait_until(lambda: app.pings(opened["gateways"][0]), 20, "tunnel")
+    yield app, opened
+    app.do("down")
+    app.do("disconnect")
+    app.close()
+
+
+def reaches(app: OfficialApp, address: str, port: int) -> bool:
+    """Tell whether a TCP connection through the tunnel opens."""
+    family = "-6" if ":" in address else "-4"
+    words = ["curl", family, "-sk", "--connect-timeout", "2", "-m", "3", "-o", "/dev/null"]
+    host = f"[{address}]" if ":" in address else address
+    # 7 is refused, 28 is a time-out; anything else has got an answer on the port.
+    return app.do("inside", words=[*words, f"http://{host}:{port}/"])["code"] not in (7, 28)
+
+
+def test_only_named_ports_are_open(client: Host, server: Host) -> None:
+    """N10, H4: SSH, web, OpenVPN; nothing else answers on TCP."""
+    found = client.output(
+        f"nmap -n -Pn -p- --min-rate 4000 --max-retries 2 -oG - {server.address}", timeout=300
+    )
+    open_ports = sorted(
+        int(p.split("/")[0]) for p in found.split("Ports: ")[1].split("\t")[0].split(", ") if "/open/" in p
+    )
+    assert open_ports == [22, 80, 443, 1194, 1195]
+
+
+@pytest.mark.parametrize("port", [22, 41194])
+def test_a_client_does_not_reach_the_host_itself(
+    tunnel: tuple[OfficialApp, dict], server: Host, port: int
+) -> None:
+    """V2, H6: neither by the gateway's address nor by the host's own."""
+    app, opened = tunnel
+    for address in (*opened["gateways"], server.address):
+        assert not reaches(app, address, port), address
+
+
+def test_a_client_resolves_names_at_the_gateway(
+    tunnel: tuple[OfficialApp, dict], deployment: Deployment
+) -> None:
+    app, opened = tunnel
+    assert opened["dns_servers"] == opened["gateways"]
+    name = deployment.portal_url.removeprefix("https://")
+    for server in opened["dns_servers"]:
+        words = ["python3", "-m", "portal_app.verification.resolver", server, name]
+        assert app.do("inside", words=words)["code"] == 0
+
+
+def test_a_client_reaches_the_world_behind_nat(tunnel: tuple[OfficialApp, dict], server: Host) -> None:
+    """Both families: a listener on the lab's stand-in for the Internet sees the node's address, not the client's."""
+    app, _ = tunnel
+    inventory = server.output("ip route show default").split()
+    bridge = inventory[inventory.index("via") + 1]
+    assert app.pings(bridge)
+
+
+def test_a_client_cannot_use_anothers_address(tunnel: tuple[OfficialApp, dict]) -> None:
+    """V1: what comes from a source that is not the client's is dropped, in both families."""
+    app, opened = tunnel
+    device = "cwverify0"
+    for gateway in opened["gateways"]:
+        forged = gateway[: -len(gateway.split(":" if ":" in gateway else ".")[-1])] + "99"
+        prefix = "128" if ":" in gateway else "32"
+        app.do("inside", words=["ip", "address", "add", f"{forged}/{prefix}", "dev", device])
+        answered = (
+            app.do("inside", words=["ping", "-n", "-c", "2", "-W", "1", "-I", forged, gateway])["code"] == 0
+        )
+        app.do("inside", words=["ip", "address", "del", f"{forged}/{prefix}", "dev", device])
+        assert not answered
