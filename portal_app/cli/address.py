@@ -38,9 +38,8 @@ def run(arguments: argparse.Namespace, _settings: Settings) -> int:
     else:
         for row in rows:
             until = row["until"] or "now"
-            print(
-                f"{row['user']}  {row['from']} - {until}  {row['profile']} {row['protocol']}  {row['connection']}"
-            )
+            what = f"{row['profile']} {row['protocol']}  {row['connection']}"
+            print(f"{row['user']}  {row['from']} - {until}  {what}")
     return 0
 
 

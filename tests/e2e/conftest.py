@@ -29,13 +29,13 @@ def deployment() -> Deployment:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     with log.open("w") as output:
         done = subprocess.run(
-            ["make", "lab", "TOPOLOGY=single_host"], cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT,
-            check=False, timeout=1800, env=environment,
+            ["make", "lab", "TOPOLOGY=single_host"],
+            cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=1800, env=environment,
         )  # fmt: skip
     assert done.returncode == 0, log.read_text()[-4000:]
     info = subprocess.run(
-        ["make", "-s", "lab-info", "TOPOLOGY=single_host"], cwd=PROJECT, capture_output=True, text=True, check=True,
-        env=environment,
+        ["make", "-s", "lab-info", "TOPOLOGY=single_host"],
+        cwd=PROJECT, capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     return Deployment(name, json.loads(info.stdout))
 
@@ -51,11 +51,10 @@ def client(deployment: Deployment) -> Host:
     """The client host with the official library, our browser, and the portal's CA in the system's store."""
     host = deployment.host("clients")
     host.put({"causeway-lab.crt": deployment.ca_file.read_bytes()}, "/usr/local/share/ca-certificates")
-    host.run(
-        f"update-ca-certificates >/dev/null && (dpkg -s {CLIENT_PACKAGES} >/dev/null 2>&1 || (apt-get update -qq &&"
-        f" DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends {CLIENT_PACKAGES}))",
-        timeout=300,
-    )
+    host.run("update-ca-certificates")
+    if host.run(f"dpkg -s {CLIENT_PACKAGES}", check=False).returncode != 0:
+        install = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
+        host.run(f"apt-get update -qq && {install} {CLIENT_PACKAGES}", timeout=300)
     library = importlib.util.find_spec("eduvpn_common")
     assert library is not None
     assert library.origin is not None

@@ -76,6 +76,20 @@ class Deployment:
     def passwords(self) -> dict[str, str]:
         return dict(json.loads((self.directory / "secrets.json").read_text()))
 
+    def variables(self, host: str) -> dict[str, Any]:
+        """What the inventory says of a host."""
+        command = [
+            str(PROJECT / ".venv/bin/ansible-inventory"),
+            "-i",
+            str(self.directory / "inventory"),
+            "--host",
+            host,
+        ]
+        done = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, check=True, env=self.environment
+        )
+        return dict(json.loads(done.stdout))
+
     def playbook(self, name: str, *options: str, log: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a playbook of this project on the instance; output is kept in ``.lab/<instance>/logs``."""
         done = subprocess.run(
@@ -119,7 +133,8 @@ class OfficialApp:
     def attempt(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send one command and return its answer, also when it failed."""
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin and stdout
+        assert stdin
+        assert stdout
         stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         stdin.flush()
         line = stdout.readline()

@@ -1,7 +1,7 @@
-"""The official client library on the client host, driven line by line: one JSON command in, one JSON answer out.
+"""The official client library on the client host: one JSON command a line in, one JSON answer out.
 
-Runs on the client host as root beside ``eduvpn_common`` (from its wheel) and our ``verification`` modules. The browser
-is ours; everything the app does (discovery, PKCE, tokens, refresh, ``/info``, ``/connect``, ``/disconnect``) is theirs.
+Runs on the client host as root beside ``eduvpn_common`` (from its wheel) and our ``verification`` modules.
+The browser is ours; what the app does (discovery, PKCE, tokens, refresh, the API) is theirs.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any
 
 from eduvpn_common.main import EduVPN, ServerType, WrappedError
 from eduvpn_common.state import State, StateType
+
 from portal_app.verification import tunnel
 from portal_app.verification.browser import Browser
 

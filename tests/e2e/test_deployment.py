@@ -9,6 +9,8 @@ import pytest
 
 from tests.e2e.hosts import PROJECT, Deployment, Host
 
+WELL_KNOWN = "/.well-known/vpn-user-portal"
+
 #: reliability.md H1: exposure scores at most, as `systemd-analyze security` gives them.
 EXPOSURE = {
     "vpn-portal.service": 2.0,
@@ -109,7 +111,7 @@ def test_well_known_is_served_by_the_web_server_alone(deployment: Deployment, se
     server.run("systemctl stop vpn-portal.service")
     try:
         done = subprocess.run(
-            ["curl", "-s", "--cacert", str(deployment.ca_file), "-i", f"{deployment.portal_url}/.well-known/vpn-user-portal"],
+            ["curl", "-si", "--cacert", str(deployment.ca_file), deployment.portal_url + WELL_KNOWN],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     finally:
@@ -132,7 +134,7 @@ def test_no_secret_is_world_readable(server: Host) -> None:
 
 
 def test_no_secret_in_output_or_logs(deployment: Deployment, server: Host, client: Host) -> None:
-    """S2, S3, S4: the vault's values, the accounts' passwords and the keys of the host are nowhere to be read."""
+    """S2, S3, S4: the vault's values, the accounts' passwords, the host's keys are nowhere to be read."""
     done = deployment.playbook("site", "--check", "--diff", "-vvv", log="verbose")
     assert done.returncode == 0
     vault = subprocess.run(

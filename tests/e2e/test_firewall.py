@@ -1,5 +1,7 @@
 """What can be reached, from outside and from inside a tunnel."""
 
+import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -63,12 +65,30 @@ def test_a_client_resolves_names_at_the_gateway(
         assert app.do("inside", words=words)["code"] == 0
 
 
-def test_a_client_reaches_the_world_behind_nat(tunnel: tuple[OfficialApp, dict], server: Host) -> None:
-    """Both families: a listener on the lab's stand-in for the Internet sees the node's address, not the client's."""
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_a_client_reaches_the_world_behind_nat(
+    tunnel: tuple[OfficialApp, dict], deployment: Deployment, server: Host, family: str
+) -> None:
+    """The lab's stand-in for the Internet is reached, and sees the node's address, not the client's."""
     app, _ = tunnel
-    inventory = server.output("ip route show default").split()
-    bridge = inventory[inventory.index("via") + 1]
-    assert app.pings(bridge)
+    variables = deployment.variables(server.name)
+    host = variables[f"lab_internet_{family}"]
+    seen = []
+    kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
+    with socket.create_server((host, 8765), family=kind) as listener:
+        listener.settimeout(10)
+
+        def accept() -> None:
+            connection, peer = listener.accept()
+            seen.append(peer[0])
+            connection.close()
+
+        waiting = threading.Thread(target=accept)
+        waiting.start()
+        reaches(app, host, 8765)
+        waiting.join()
+    own = server.output(f"ip -{'6' if family == 'ipv6' else '4'} -o address show dev host0 scope global")
+    assert f" {seen[0]}/" in own
 
 
 def test_a_client_cannot_use_anothers_address(tunnel: tuple[OfficialApp, dict]) -> None:

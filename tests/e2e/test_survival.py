@@ -134,7 +134,7 @@ def test_expiry_ends_a_tunnel_without_the_portal(
     app, gateway = tunnel
     server.run(f"systemctl stop {PORTAL_UNITS}")
     try:
-        # The shortest honest way to an early expiry: the row gets one and the agent is told by the usual full set.
+        # An early expiry: the row gets one, and the agent is told by the usual full set.
         server.run(
             "runuser -u causeway-portal -- /opt/causeway/current/bin/python -",
             stdin=SHORTEN.replace("SECONDS", "8"),
