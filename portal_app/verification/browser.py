@@ -156,7 +156,7 @@ class App:
         self._browser = browser
         self._portal_url = portal_url.rstrip("/")
         self._endpoints: dict[str, str] = {}
-        self._token = ""
+        self.access_token = ""
 
     def discover(self) -> None:
         """Read the well-known document."""
@@ -202,7 +202,7 @@ class App:
         )
         if answer.status != 200:
             raise VerificationError(f"token: HTTP {answer.status} {answer.text[:200]}")
-        self._token = json.loads(answer.text)["access_token"]
+        self.access_token = json.loads(answer.text)["access_token"]
 
     def info(self) -> list[dict[str, Any]]:
         """Return the profiles of ``/info``."""
@@ -241,4 +241,4 @@ class App:
             raise VerificationError(f"/disconnect: HTTP {answer.status} {answer.text[:200]}")
 
     def _bearer(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token}"}
+        return {"Authorization": f"Bearer {self.access_token}"}

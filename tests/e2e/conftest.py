@@ -1,7 +1,6 @@
 """One deployed single host and its client host for all end-to-end tests."""
 
 import importlib.util
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.hosts import PROJECT, Deployment, Host, OfficialApp
+from tests.e2e.hosts import PROJECT, Deployment, Host, OfficialApp, read_deployment
 
 CLIENT_PACKAGES = "ca-certificates iproute2 iputils-ping openvpn wireguard-go wireguard-tools curl nmap"
 
@@ -33,11 +32,7 @@ def deployment() -> Deployment:
             cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=1800, env=environment,
         )  # fmt: skip
     assert done.returncode == 0, log.read_text()[-4000:]
-    info = subprocess.run(
-        ["make", "-s", "lab-info", "TOPOLOGY=single_host"],
-        cwd=PROJECT, capture_output=True, text=True, check=True, env=environment,
-    )  # fmt: skip
-    return Deployment(name, json.loads(info.stdout))
+    return read_deployment(name)
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,16 @@ class Deployment:
         return os.environ | extra | {"ANSIBLE_NOCOLOR": "1"}
 
 
+def read_deployment(topology: str) -> Deployment:
+    """Return the converged instance that ``make lab-info`` describes."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    info = subprocess.run(
+        ["make", "-s", "lab-info", f"TOPOLOGY={topology}"],
+        cwd=PROJECT, capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    return Deployment(topology, json.loads(info.stdout))
+
+
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Return the first true value of ``condition``; fail when there is none in time."""
     deadline = time.monotonic() + seconds
