@@ -1,6 +1,7 @@
 """The command line of the lab."""
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -72,6 +73,8 @@ def _down(name: str) -> None:
     directory = PROJECT / ".lab" / name
     if directory.exists():
         shutil.rmtree(directory)
+        with contextlib.suppress(OSError):
+            directory.parent.rmdir()  # the last one
     say(f"{name} is gone" if numbers or known else f"{name}: there was nothing")
 
 

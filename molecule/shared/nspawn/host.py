@@ -16,8 +16,10 @@ from nspawn.machine import (
     LabError,
     container_init,
     end_process,
+    enter_own_cgroup,
     record_process,
     recorded_process,
+    remove_cgroup,
     run,
 )
 from nspawn.topology import Host, Instance
@@ -170,6 +172,7 @@ def power_off(instance: Instance, host: Host) -> None:
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # systemd-nspawn's mount point for its children
         Path("/run/systemd/nspawn/propagate", instance.machine_name(host)).rmdir()
+    remove_cgroup(instance.machine_name(host))
     _remove_port(instance, host)
 
 
@@ -214,6 +217,7 @@ def supervise(instance: Instance, host: Host) -> None:
     status = _REBOOT
     while status == _REBOOT and not stopping:
         _wait_until_port_is_free(instance, host)
+        remove_cgroup(instance.machine_name(host))
         status = _run_once(instance, host)
         print(f"lab: {time.ctime()}: systemd-nspawn ended with status {status}", flush=True)
     for role in _ROLES:
@@ -227,6 +231,8 @@ def _run_once(instance: Instance, host: Host) -> int:
         try:
             record_process(_record(instance, host, "nspawn"), os.getpid())
             command = _command(instance, host)
+            if "--keep-unit" in command:
+                enter_own_cgroup(instance.machine_name(host))
             os.execvp(command[0], command)
         finally:
             os._exit(127)
@@ -250,7 +256,7 @@ def _command(instance: Instance, host: Host) -> list[str]:
         f"--bind={_tun_node(instance)}:/dev/net/tun",
     ]  # fmt: skip
     if not Path("/run/systemd/system").exists():
-        command.append("--keep-unit")  # no service manager on this machine that could make a unit
+        command.append("--keep-unit")  # no systemd on this machine that could make a unit
     return command
 
 

@@ -149,6 +149,47 @@ def container_init(supervisor: int) -> int | None:
     return None
 
 
+def enter_own_cgroup(name: str) -> None:
+    """Move this process to a control group of its own.
+
+    Two hosts booted from the same group would share one tree of services: the process 1 of each would
+    remove groups of the other.
+    """
+    for directory in _cgroups(name):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def remove_cgroup(name: str) -> None:
+    """Remove what a host that is off left of its control groups."""
+    for directory in _cgroups(name):
+        for path, _, _ in os.walk(directory, topdown=False):
+            _rmdir_soon(Path(path))
+        with contextlib.suppress(OSError):
+            directory.parent.rmdir()  # the last one
+
+
+def _cgroups(name: str) -> list[Path]:
+    """Where a group goes: in the hierarchy of systemd (version 1) and in the unified one, whichever are mounted."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    trees = [fields[1] for fields in mounts if fields[2] == "cgroup2" or "name=systemd" in fields[3].split(",")]
+    return [Path(tree) / "causeway-lab" / name for tree in trees]
+
+
+def _rmdir_soon(path: Path, timeout_seconds: float = 2) -> None:
+    """A group stays busy for a moment after its last process was killed."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            path.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.02)
+        else:
+            return
+
+
 def _start_time(pid: int) -> int | None:
     """Clock ticks since boot at which a process began (proc_pid_stat(5), field 22); None when it has ended."""
     try:
