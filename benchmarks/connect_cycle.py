@@ -1,8 +1,9 @@
 """Connect + disconnect through nginx, gunicorn, the agent and ``wg`` of the deployed single host.
 
-``python -m benchmarks.connect_cycle`` needs a converged lab (``make lab``). It fills the node with connections
-up to each size, runs the same number of cycles at each, and prints one table: wall time, server CPU and
-failures per cycle. The ratio of one run counts, not the milliseconds of one machine. What it made is removed at the end.
+``python -m benchmarks.connect_cycle`` needs a converged lab (``make lab``). It fills the node with
+connections up to each size, runs the same number of cycles at each, and prints one table: wall time, server
+CPU and failures per cycle. The ratio of one run counts, not the milliseconds of one machine. What it made is
+removed at the end.
 """
 
 import argparse
@@ -100,7 +101,8 @@ with db.transaction() as t:
     if rows:
         t.execute(insert(Connection), rows)
         t.execute(insert(AddressUse), [dict(
-            connection_id=r["id"], user_name=user.name, profile_id="employees", node_number=node.number, protocol="wireguard", client_id=None, ipv4=r["ipv4"], ipv6=r["ipv6"],
+            connection_id=r["id"], user_name=user.name, profile_id="employees", node_number=node.number,
+            protocol="wireguard", client_id=None, ipv4=r["ipv4"], ipv6=r["ipv6"],
             started_at=now) for r in rows])
 with db.transaction(read_only=True) as t:
     wanted = nodes.wanted_set(t, node.number)
@@ -209,9 +211,8 @@ def main() -> None:
 
 
 def print_table(rows: list[Row]) -> None:
-    print(
-        "| existing | concurrency | cycles | failed | median ms | p99 ms | server CPU ms a cycle | ratio to first |"
-    )
+    columns = "existing", "concurrency", "cycles", "failed", "median ms", "p99 ms", "server CPU ms a cycle"
+    print(f"| {' | '.join(columns)} | ratio to first |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         base = next(r for r in rows if r.concurrency == row.concurrency)
