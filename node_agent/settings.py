@@ -1,6 +1,6 @@
 """Settings of the agent: one TOML file, read once, unknown keys refused. Keys and certificates are paths.
 
-The role renders ``/etc/causeway/node/settings.toml`` (0640 root:causeway-node) from the node's part of the plan::
+The role renders ``/etc/causeway/node/settings.toml`` (0640 root:causeway-node) from the node's plan::
 
     node_number = 1
     listen_address = "::"                    # "::" serves IPv4 too

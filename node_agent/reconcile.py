@@ -1,0 +1,46 @@
+"""What turns the peers that are into the peers that should be. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A WireGuard peer; ``extras`` names what this node never sets (preshared key, keepalive)."""
+
+    allowed_ips: frozenset[str]
+    extras: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Remove:
+    public_key: str
+
+
+@dataclass(frozen=True)
+class Set:
+    public_key: str
+    peer: Peer
+
+
+Change: TypeAlias = Remove | Set
+
+
+def changes(
+    wanted: Mapping[str, Peer], observed: Mapping[str, Peer], *, keep: frozenset[str] | None = frozenset()
+) -> Iterator[Change]:
+    """Yield what turns ``observed`` into ``wanted``: removals first, so that an address is free when given again.
+
+    ``keep`` are keys that are left as they are though nobody wants them; None keeps all of them.
+    """
+    for key in observed.keys() - wanted.keys():
+        if keep is not None and key not in keep:
+            yield Remove(key)
+    # `wg set` does not take a preshared key or keepalive away with certainty: such a peer is made anew.
+    for key, peer in wanted.items():
+        if key in observed and observed[key].extras != peer.extras:
+            yield Remove(key)
+    for key, peer in wanted.items():
+        if observed.get(key) != peer:
+            yield Set(key, peer)
