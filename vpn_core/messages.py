@@ -1,14 +1,15 @@
 """What portal and agent say to each other (ARCHITECTURE.md, "The agent API").
 
-Each message is a frozen dataclass with ``parse`` (strict: unknown keys, wrong types and values outside their bounds
-raise MessageError and nothing is applied) and ``to_dict`` (JSON types). Both ends treat what arrives as untrusted.
-Times are whole seconds since 1970 UTC; byte counts are from the node's view (received = from the client).
+Each message is a frozen dataclass with ``parse`` (strict: unknown keys, wrong types and values outside their
+bounds raise MessageError and nothing is applied) and ``to_dict`` (JSON types). Both ends treat what arrives
+as untrusted. Times are whole seconds since 1970 UTC; bytes are as the node sees them, received from clients.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from ipaddress import IPv4Address, IPv6Address
+from itertools import pairwise
 from typing import Any, Self
 
 from vpn_core.errors import MessageError
@@ -32,20 +33,38 @@ def _whole(where: str, value: object) -> None:
     _check(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST, where, value)
 
 
+def _flag(where: str, value: object) -> None:
+    _check(isinstance(value, bool), where, value)
+
+
+def _matches(where: str, value: object, pattern: re.Pattern[str]) -> None:
+    _check(isinstance(value, str) and pattern.fullmatch(value) is not None, where, value)
+
+
+def _one_of(where: str, value: object, *allowed: str) -> None:
+    _check(isinstance(value, str) and value in allowed, where, value)
+
+
 def _address(where: str, value: object, family: type[IPv4Address] | type[IPv6Address]) -> None:
     try:
-        canonical = isinstance(value, str) and str(family(value)) == value
+        # A zone ("%eth0") would survive the round trip.
+        canonical = isinstance(value, str) and "%" not in value and str(family(value)) == value
     except ValueError:
         canonical = False
     _check(canonical, where, value)
 
 
 def _short_text(where: str, value: object, longest: int = 200) -> None:
-    _check(
-        isinstance(value, str) and len(value) <= longest and (value == "" or value.isprintable()),
-        where,
-        value,
-    )
+    printable = isinstance(value, str) and len(value) <= longest and value.isprintable()
+    _check(printable, where, value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return value.to_dict()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -57,25 +76,26 @@ class Message:
         """Return the message in ``data``; raises MessageError for a wrong shape."""
         if not isinstance(data, Mapping):
             raise MessageError(f"{cls.__name__}: not an object")
-        known = {f.name for f in fields(cls)}
-        if unknown := set(data) - known:
+        if unknown := set(data) - cls.__dataclass_fields__.keys():
             raise MessageError(f"{cls.__name__}: unknown key {min(map(str, unknown))!r:.80}")
         try:
             return cls(**data)
         except TypeError:
-            missing = known - set(data)
-            raise MessageError(f"{cls.__name__}: missing {', '.join(sorted(missing)) or 'value'}") from None
+            required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+            missing = ", ".join(sorted(required - set(data)))
+            raise MessageError(f"{cls.__name__}: missing {missing or 'or misplaced value'}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return JSON types: what ``parse`` reads back to an equal message."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
 
 @dataclass(frozen=True)
 class Connection(Message):
     """One configuration handed out, as its node knows it: no user name, no private key.
 
-    WireGuard: ``public_key`` and both addresses. OpenVPN: ``common_name`` (equal to ``connection_id``); its addresses
-    come from the process's pool. ``generation`` is the node's counter when this was admitted.
+    WireGuard: ``public_key`` and both addresses. OpenVPN: ``common_name`` (equal to ``connection_id``); its
+    addresses come from the process's pool. ``generation`` is the node's counter when this was admitted.
     """
 
     connection_id: str
@@ -89,16 +109,8 @@ class Connection(Message):
     ipv6: str | None = None
 
     def __post_init__(self) -> None:
-        _check(
-            isinstance(self.connection_id, str) and bool(CONNECTION_ID.fullmatch(self.connection_id)),
-            "connection_id",
-            self.connection_id,
-        )
-        _check(
-            isinstance(self.profile_id, str) and bool(PROFILE_ID.fullmatch(self.profile_id)),
-            "profile_id",
-            self.profile_id,
-        )
+        _matches("connection_id", self.connection_id, CONNECTION_ID)
+        _matches("profile_id", self.profile_id, PROFILE_ID)
         _whole("expires_at", self.expires_at)
         _whole("generation", self.generation)
         if self.protocol == WIREGUARD:
@@ -107,15 +119,11 @@ class Connection(Message):
             _address("ipv4", self.ipv4, IPv4Address)
             _address("ipv6", self.ipv6, IPv6Address)
         else:
-            _check(self.protocol == OPENVPN, "protocol", self.protocol)
-            _check(
-                is_common_name(self.common_name) and self.common_name == self.connection_id,
-                "common_name",
-                self.common_name,
-            )
-            _check(
-                self.public_key is None and self.ipv4 is None and self.ipv6 is None, "protocol", self.protocol
-            )
+            _one_of("protocol", self.protocol, OPENVPN)
+            named = is_common_name(self.common_name) and self.common_name == self.connection_id
+            _check(named, "common_name", self.common_name)
+            for name in ("public_key", "ipv4", "ipv6"):
+                _check(getattr(self, name) is None, name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -126,11 +134,7 @@ class Authority(Message):
     epoch: int
 
     def __post_init__(self) -> None:
-        _check(
-            isinstance(self.deployment_id, str) and bool(DEPLOYMENT_ID.fullmatch(self.deployment_id)),
-            "deployment_id",
-            self.deployment_id,
-        )
+        _matches("deployment_id", self.deployment_id, DEPLOYMENT_ID)
         _whole("epoch", self.epoch)
 
 
@@ -165,9 +169,10 @@ class Cut(Message):
 
 @dataclass(frozen=True)
 class WantedSet(Message):
-    """Body of ``PUT /n/connections``: everything the node should have as of ``generation``; newer things are left alone.
+    """Body of ``PUT /n/connections``: all that the node should have as of ``generation``.
 
-    ``confirmed`` lets through what the agent would otherwise hold (another deployment, an older epoch, mass removal).
+    What is newer is left alone. ``confirmed`` lets through what the agent would otherwise hold: another
+    deployment, an older epoch, mass removal.
     """
 
     authority: Authority
@@ -187,12 +192,15 @@ class WantedSet(Message):
 
     def __post_init__(self) -> None:
         _whole("generation", self.generation)
-        _check(isinstance(self.confirmed, bool), "confirmed", self.confirmed)
+        _flag("confirmed", self.confirmed)
 
 
 @dataclass(frozen=True)
 class Usage(Message):
-    """What one connection has used so far. ``active``: a WireGuard handshake within 3 minutes, or an OpenVPN client attached."""
+    """What one connection has used so far.
+
+    ``active``: a WireGuard handshake within 3 minutes, or an OpenVPN client attached.
+    """
 
     connection_id: str
     protocol: str
@@ -205,13 +213,9 @@ class Usage(Message):
     origin: str | None = None
 
     def __post_init__(self) -> None:
-        _check(
-            isinstance(self.connection_id, str) and bool(CONNECTION_ID.fullmatch(self.connection_id)),
-            "connection_id",
-            self.connection_id,
-        )
-        _check(self.protocol in (WIREGUARD, OPENVPN), "protocol", self.protocol)
-        _check(isinstance(self.active, bool), "active", self.active)
+        _matches("connection_id", self.connection_id, CONNECTION_ID)
+        _one_of("protocol", self.protocol, WIREGUARD, OPENVPN)
+        _flag("active", self.active)
         _whole("received_bytes", self.received_bytes)
         _whole("sent_bytes", self.sent_bytes)
         for name, family in (("ipv4", IPv4Address), ("ipv6", IPv6Address)):
@@ -225,7 +229,7 @@ class Usage(Message):
 
 @dataclass(frozen=True)
 class SessionEvent(Message):
-    """One entry of the journal: a session began or ended. Stored by (node, journal, sequence), so twice is once.
+    """One entry of the journal: a session began or ended. Stored by (node, journal, sequence): twice is once.
 
     ``kind`` is ``start`` or ``end``; ``session_id`` ties both; an end carries its own start and the counters.
     """
@@ -246,16 +250,11 @@ class SessionEvent(Message):
 
     def __post_init__(self) -> None:
         _whole("sequence", self.sequence)
-        _check(self.kind in ("start", "end"), "kind", self.kind)
+        _one_of("kind", self.kind, "start", "end")
         for name in ("session_id", "connection_id"):
-            value = getattr(self, name)
-            _check(isinstance(value, str) and bool(CONNECTION_ID.fullmatch(value)), name, value)
-        _check(
-            isinstance(self.profile_id, str) and bool(PROFILE_ID.fullmatch(self.profile_id)),
-            "profile_id",
-            self.profile_id,
-        )
-        _check(self.protocol in (WIREGUARD, OPENVPN), "protocol", self.protocol)
+            _matches(name, getattr(self, name), CONNECTION_ID)
+        _matches("profile_id", self.profile_id, PROFILE_ID)
+        _one_of("protocol", self.protocol, WIREGUARD, OPENVPN)
         _whole("at", self.at)
         for name, family in (("ipv4", IPv4Address), ("ipv6", IPv6Address)):
             if getattr(self, name) is not None:
@@ -269,9 +268,10 @@ class SessionEvent(Message):
 
 @dataclass(frozen=True)
 class Events(Message):
-    """Answer of ``GET /n/events?after=SEQ``: at most 1000 entries; ``journal_id`` changes when a node lost its journal.
+    """Answer of ``GET /n/events?after=SEQ``: at most 1000 entries, their sequence numbers ascending.
 
-    ``first`` is the oldest sequence still kept, so a reader sees a gap; asking with ``after`` acknowledges all up to it.
+    ``journal_id`` changes when a node lost its journal. ``first`` is the oldest sequence still kept, so a gap
+    shows; asking with ``after`` acknowledges all up to it.
     """
 
     journal_id: str
@@ -289,20 +289,18 @@ class Events(Message):
         )
 
     def __post_init__(self) -> None:
-        _check(
-            isinstance(self.journal_id, str) and bool(CONNECTION_ID.fullmatch(self.journal_id)),
-            "journal_id",
-            self.journal_id,
-        )
+        _matches("journal_id", self.journal_id, CONNECTION_ID)
         _whole("first", self.first)
         _whole("head", self.head)
+        sequences = [e.sequence for e in self.events if isinstance(e, SessionEvent)]
+        _check(all(a < b for a, b in pairwise([*sequences, self.head + 1])), "events", sequences)
 
 
 @dataclass(frozen=True)
 class NodeInfo(Message):
-    """Answer of ``GET /n/info`` (alias ``/i/node``). Keys of spec node.md section 4 keep their upstream names.
+    """Answer of ``GET /n/info`` (alias ``/i/node``). Keys of spec node.md section 4 keep upstream's names.
 
-    ``held`` says why the agent holds a wanted set back ("" if it does not), ``problems`` what it could not do.
+    ``held`` says why the agent holds a wanted set back ("" if not), ``problems`` what it could not do.
     """
 
     v: str
@@ -330,56 +328,51 @@ class NodeInfo(Message):
 
     @classmethod
     def parse(cls, data: object) -> Self:
-        shell = super().parse(data)
-        lists = {
-            name: tuple(getattr(shell, name))
-            for name in ("load_average", "rel_load_average", "problems")
-            if isinstance(getattr(shell, name), list)
-        }
-        return cls(**{f.name: lists.get(f.name, getattr(shell, f.name)) for f in fields(cls)})
+        if isinstance(data, Mapping):
+            data = {k: tuple(v) if k in _TUPLES and isinstance(v, list) else v for k, v in data.items()}
+        return super().parse(data)
 
     def __post_init__(self) -> None:
         _short_text("v", self.v, 60)
-        for name in ("node_number", "node_uptime", "now", "cpu_count", "w_peer_count", "o_client_count", "connection_count",
-                     "epoch", "generation", "journal_head"):  # fmt: skip
+        for name in _NODE_INFO_NUMBERS:
             _whole(name, getattr(self, name))
         for name in ("instance_id", "boot_id", "journal_id"):
-            value = getattr(self, name)
-            _check(isinstance(value, str) and bool(CONNECTION_ID.fullmatch(value)), name, value)
-        _check(isinstance(self.maintenance_mode, bool), "maintenance_mode", self.maintenance_mode)
-        _check(
-            self.wireguard_public_key is None or is_public_key(self.wireguard_public_key),
-            "wireguard_public_key",
-            self.wireguard_public_key,
-        )
-        _check(
-            self.deployment_id is None
-            or (isinstance(self.deployment_id, str) and bool(DEPLOYMENT_ID.fullmatch(self.deployment_id))),
-            "deployment_id",
-            self.deployment_id,
-        )
+            _matches(name, getattr(self, name), CONNECTION_ID)
+        _flag("maintenance_mode", self.maintenance_mode)
+        if self.wireguard_public_key is not None:
+            _check(
+                is_public_key(self.wireguard_public_key), "wireguard_public_key", self.wireguard_public_key
+            )
+        if self.deployment_id is not None:
+            _matches("deployment_id", self.deployment_id, DEPLOYMENT_ID)
         for name in ("load_average", "rel_load_average"):
             values = getattr(self, name)
-            _check(isinstance(values, list | tuple) and len(values) in (0, 3), name, values)
+            _check(isinstance(values, tuple) and len(values) in (0, 3), name, values)
             for value in values:
-                _check(
-                    isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9,
-                    name,
-                    value,
-                )
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                _check(is_number and 0 <= value < 1e9, name, value)
         _check(isinstance(self.profiles, dict) and len(self.profiles) <= 1000, "profiles", self.profiles)
         for profile_id, protocols in self.profiles.items():
-            _check(
-                isinstance(profile_id, str) and bool(PROFILE_ID.fullmatch(profile_id)), "profiles", profile_id
-            )
-            _check(
-                isinstance(protocols, list) and set(map(str, protocols)) <= {WIREGUARD, OPENVPN},
-                "profiles",
-                protocols,
-            )
+            _matches("profiles", profile_id, PROFILE_ID)
+            _check(isinstance(protocols, list) and len(protocols) <= 2, "profiles", protocols)
+            for protocol in protocols:
+                _one_of("profiles", protocol, WIREGUARD, OPENVPN)
         _short_text("held", self.held, 500)
-        _check(
-            isinstance(self.problems, list | tuple) and len(self.problems) <= 50, "problems", self.problems
-        )
+        _check(isinstance(self.problems, tuple) and len(self.problems) <= 50, "problems", self.problems)
         for problem in self.problems:
             _short_text("problems", problem, 500)
+
+
+_TUPLES = ("load_average", "rel_load_average", "problems")
+_NODE_INFO_NUMBERS = (
+    "node_number",
+    "node_uptime",
+    "now",
+    "cpu_count",
+    "w_peer_count",
+    "o_client_count",
+    "connection_count",
+    "epoch",
+    "generation",
+    "journal_head",
+)

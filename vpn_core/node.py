@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpn_core import fields
+from vpn_core.errors import PlanError
 
 #: An upper bound for vpn_max_nodes; a /8 cut for so many nodes leaves each a /18.
 MOST_NODES = 1024
@@ -12,7 +13,10 @@ MOST_NODES = 1024
 
 @dataclass(frozen=True)
 class Node:
-    """A host that ends tunnels. ``number`` never changes; ``agent_address`` is where portals reach its agent."""
+    """A host that ends tunnels. ``number`` never changes.
+
+    Clients reach it by ``hostname``, portals reach its agent by ``agent_address``.
+    """
 
     name: str
     number: int
@@ -23,22 +27,23 @@ class Node:
     @classmethod
     def parse(cls, name: str, entry: Mapping[str, Any], *, max_nodes: int) -> "Node":
         """Return the node of inventory host ``name``; raises PlanError naming variable, value and fix."""
+        name = fields.text("a host in group 'nodes'", name, longest=100)
         where = f"vpn_node of {name}"
-        entry = fields.typed(where, entry, dict)
+        entry = fields.mapping(where, entry)
         fields.refuse_unknown_keys(where, entry, ("number", "hostname", "agent_address", "is_portal"))
         for key in ("number", "hostname"):
             if key not in entry:
-                raise fields.PlanError(
-                    f"{where}: '{key}' is missing; write vpn_node: {{number: 1, hostname: node1.example.org}}"
-                )
+                example = "{number: 1, hostname: node1.example.org}"
+                raise PlanError(f"{where}: '{key}' is missing; write vpn_node: {example}")
         node_number = fields.number(f"{where}.number", entry["number"], 0, MOST_NODES - 1)
         if node_number >= max_nodes:
-            raise fields.PlanError(
-                f"{where}.number: {node_number} is not below vpn_max_nodes ({max_nodes}); take a free number from 0 to {max_nodes - 1}"
+            raise PlanError(
+                f"{where}.number: {node_number} is not below vpn_max_nodes ({max_nodes});"
+                f" take a free number from 0 to {max_nodes - 1}"
             )
         hostname = fields.host_name(f"{where}.hostname", entry["hostname"])
         return cls(
-            name=fields.text(where, name, longest=100),
+            name=name,
             number=node_number,
             hostname=hostname,
             agent_address=fields.host_name(f"{where}.agent_address", entry.get("agent_address", hostname)),

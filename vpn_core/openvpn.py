@@ -21,8 +21,8 @@ def is_common_name(value: object) -> bool:
 def tls_crypt_key(master_secret: str, profile_id: str) -> str:
     """Return a profile's tls-crypt key, an OpenVPN static key V1, derived from the environment's secret.
 
-    Derived (HKDF-Expand, RFC 5869, SHA-512), so that adding a profile needs no new secret. ``master_secret`` is at
-    least 64 hex digits. Raises ValueError when it is shorter or not hex.
+    Derived (HKDF-Expand, RFC 5869, SHA-512), so that adding a profile needs no new secret. ``master_secret``
+    is at least 64 hex digits. Raises ValueError when it is shorter or not hex.
     """
     secret = bytes.fromhex(master_secret)
     if len(secret) < 32:

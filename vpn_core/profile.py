@@ -1,7 +1,7 @@
 """Parse and check one entry of ``vpn_profiles``."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -10,7 +10,7 @@ from vpn_core import fields
 from vpn_core.errors import PlanError
 from vpn_core.ranges import Network, bits_for
 
-#: A profile's id is a file name, a certificate's OU (64 characters at most, RFC 5280) and part of a unit's name.
+#: A profile's id is a file name, part of a unit's name and a certificate's OU (RFC 5280: 64 at most).
 PROFILE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,59}")
 
 #: Stand for the gateway of the client's own range, which the node answers itself (spec api-v3.md 7.6).
@@ -44,7 +44,11 @@ class OpenVpnRange:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a user chooses. ``permissions``: None lets everyone in, an empty tuple nobody, else one of them is needed."""
+    """What a user chooses.
+
+    ``permissions``: None lets everyone in, an empty tuple nobody, else one of them is needed. ``nodes``:
+    the inventory names of those that serve it, None for all.
+    """
 
     profile_id: str
     display_name: str
@@ -65,23 +69,24 @@ class Profile:
     def parse(cls, profile_id: str, entry: Mapping[str, Any]) -> "Profile":
         """Return one checked profile; raises PlanError naming variable, value and fix."""
         where = f"vpn_profiles.{profile_id}"
-        if not PROFILE_ID.fullmatch(str(profile_id)):
+        # YAML reads 010 as 8 and no as false: only a key that is a text is sure to be what was meant.
+        profile_id = fields.typed(f"a key of vpn_profiles, {profile_id!r:.80}", profile_id, str)
+        if not PROFILE_ID.fullmatch(profile_id):
             raise PlanError(
-                f"{where}: a profile's id is 1 to 60 letters, digits, '.' and '-' and begins with a letter or digit"
+                f"vpn_profiles: {profile_id!r:.80} is no profile id; use 1 to 60 letters, digits,"
+                " '.' and '-', a letter or digit first"
             )
-        entry = fields.typed(where, entry, dict)
+        entry = fields.mapping(where, entry)
         fields.refuse_unknown_keys(where, entry, [k for k in cls.__dataclass_fields__ if k != "profile_id"])
         if "display_name" not in entry:
             raise PlanError(f"{where}: 'display_name' is missing; it is what users see, such as Employees")
-        wireguard = (
-            _wireguard(f"{where}.wireguard", entry["wireguard"])
-            if entry.get("wireguard") is not None
-            else None
-        )
-        openvpn = _openvpn(f"{where}.openvpn", entry["openvpn"]) if entry.get("openvpn") is not None else None
-        permissions, nodes = entry.get("permissions"), entry.get("nodes")
+        # What a plan holds is checked like an inventory, and there an absent block is null.
+        block, permissions, nodes = (entry.get(key) for key in ("wireguard", "permissions", "nodes"))
+        wireguard = None if block is None else _wireguard(f"{where}.wireguard", block)
+        block = entry.get("openvpn")
+        openvpn = None if block is None else _openvpn(f"{where}.openvpn", block)
         profile = cls(
-            profile_id=str(profile_id),
+            profile_id=profile_id,
             display_name=fields.text(f"{where}.display_name", entry["display_name"], longest=64),
             priority=fields.number(f"{where}.priority", entry.get("priority", 0), -1_000_000, 1_000_000),
             hidden=fields.typed(f"{where}.hidden", entry.get("hidden", False), bool),
@@ -95,7 +100,7 @@ class Profile:
             excluded_routes=_networks(f"{where}.excluded_routes", entry.get("excluded_routes", [])),
             dns_servers=_dns_servers(f"{where}.dns_servers", entry.get("dns_servers", [])),
             dns_search_domains=tuple(
-                fields.host_name(f"{where}.dns_search_domains", d)
+                fields.domain(f"{where}.dns_search_domains", d)
                 for d in fields.texts(f"{where}.dns_search_domains", entry.get("dns_search_domains", []))
             ),
             preferred_protocol=_preferred(where, entry.get("preferred_protocol"), wireguard, openvpn),
@@ -120,38 +125,34 @@ class Profile:
 
 
 def _networks(where: str, value: Any) -> tuple[Network, ...]:
-    return tuple(
-        fields.network(f"{where}[{i}]", item) for i, item in enumerate(fields.typed(where, value, list))
-    )
+    return tuple(fields.network(f"{where}[{i}]", item) for i, item in enumerate(fields.items(where, value)))
 
 
 def _range_pair(where: str, entry: Mapping[str, Any]) -> tuple[IPv4Network, IPv6Network]:
     for family in ("ipv4", "ipv6"):
         if family not in entry:
             example = "10.64.0.0/16" if family == "ipv4" else "fd00:64::/96"
-            raise PlanError(
-                f"{where}: '{family}' is missing; both families are needed, write {family}: {example}"
-            )
+            raise PlanError(f"{where}: '{family}' is missing; tunnels carry both, write {family}: {example}")
     return (
-        IPv4Network(fields.network(f"{where}.ipv4", entry["ipv4"], 4)),
-        IPv6Network(fields.network(f"{where}.ipv6", entry["ipv6"], 6)),
+        IPv4Network(fields.client_range(f"{where}.ipv4", entry["ipv4"], 4)),
+        IPv6Network(fields.client_range(f"{where}.ipv6", entry["ipv6"], 6)),
     )
 
 
 def _wireguard(where: str, entry: Any) -> WireGuardRange:
-    entry = fields.typed(where, entry, dict)
-    fields.refuse_unknown_keys(where, entry, ("ipv4", "ipv6", "keepalive"))
+    entry = fields.mapping(where, entry)
+    fields.refuse_unknown_keys(where, entry, WireGuardRange.__dataclass_fields__)
     ipv4, ipv6 = _range_pair(where, entry)
     if ipv6.max_prefixlen - ipv6.prefixlen < ipv4.max_prefixlen - ipv4.prefixlen:
         raise PlanError(
-            f"{where}.ipv6: {ipv6} holds fewer addresses than {ipv4}; use a /{128 - (32 - ipv4.prefixlen)} or wider"
+            f"{where}.ipv6: {ipv6} holds fewer addresses than {ipv4}; use a /{96 + ipv4.prefixlen} or wider"
         )
     return WireGuardRange(ipv4, ipv6, fields.typed(f"{where}.keepalive", entry.get("keepalive", False), bool))
 
 
 def _ports(where: str, value: Any) -> tuple[int, ...]:
     found = tuple(
-        fields.number(f"{where}[{i}]", p, 1, 65535) for i, p in enumerate(fields.typed(where, value, list))
+        fields.number(f"{where}[{i}]", p, 1, 65535) for i, p in enumerate(fields.items(where, value))
     )
     if len(set(found)) != len(found):
         raise PlanError(f"{where}: {list(found)} names a port twice; each process needs its own")
@@ -159,7 +160,7 @@ def _ports(where: str, value: Any) -> tuple[int, ...]:
 
 
 def _openvpn(where: str, entry: Any) -> OpenVpnRange:
-    entry = fields.typed(where, entry, dict)
+    entry = fields.mapping(where, entry)
     fields.refuse_unknown_keys(where, entry, OpenVpnRange.__dataclass_fields__)
     ipv4, ipv6 = _range_pair(where, entry)
     udp, tcp, exposed_udp, exposed_tcp = (
@@ -174,41 +175,38 @@ def _openvpn(where: str, entry: Any) -> OpenVpnRange:
     processes = len(udp) + len(tcp)
     if processes < 1 or processes > 64 or processes != 1 << bits_for(processes):
         raise PlanError(
-            f"{where}: {len(udp)} UDP and {len(tcp)} TCP ports make {processes} processes;"
-            " their number must be 1, 2, 4, 8, 16, 32 or 64: add or remove ports in udp_ports and tcp_ports"
+            f"{where}: {len(udp)} udp_ports and {len(tcp)} tcp_ports make {processes} processes;"
+            " add or remove ports until they are 1, 2, 4, 8, 16, 32 or 64"
         )
     for kind, ports, exposed in (("udp", udp, exposed_udp), ("tcp", tcp, exposed_tcp)):
         if exposed and not ports:
             raise PlanError(
-                f"{where}.exposed_{kind}_ports: {list(exposed)} without {kind}_ports; name the ports the node listens on"
+                f"{where}.exposed_{kind}_ports: {list(exposed)} without {kind}_ports;"
+                " name the ports that the node listens on"
             )
     block_lan = fields.typed(f"{where}.block_lan", entry.get("block_lan", False), bool)
     return OpenVpnRange(ipv4, ipv6, udp, tcp, exposed_udp, exposed_tcp, block_lan)
 
 
 def _dns_servers(where: str, value: Any) -> tuple[str, ...]:
-    found = []
-    for server in fields.texts(where, value):
-        try:
-            found.append(server if server in GATEWAY_DNS else str(ip_address(server)))
-        except ValueError:
-            raise PlanError(
-                f"{where}: {server!r} is no address; use an IP address or {' or '.join(GATEWAY_DNS)}"
-            ) from None
+    found = [
+        server if server in GATEWAY_DNS else str(fields.address(f"{where}[{i}]", server))
+        for i, server in enumerate(fields.texts(where, value))
+    ]
+    if len(set(found)) != len(found):
+        raise PlanError(f"{where}: {found} names a server twice; remove one")
     return tuple(found)
 
 
 def _preferred(where: str, value: Any, wireguard: WireGuardRange | None, openvpn: OpenVpnRange | None) -> str:
     has = [name for name, block in (("wireguard", wireguard), ("openvpn", openvpn)) if block is not None]
     if not has:
-        raise PlanError(
-            f"{where}: no protocol; give it 'wireguard' or 'openvpn' (or both) with an ipv4 and an ipv6 range"
-        )
+        raise PlanError(f"{where}: no protocol; add 'wireguard' or 'openvpn' with an ipv4 and an ipv6 range")
     if value is None:
         return has[0]
     if value not in has:
         raise PlanError(
-            f"{where}.preferred_protocol: {value!r} is not offered by this profile; use {' or '.join(has)}"
+            f"{where}.preferred_protocol: {value!r:.80} is not offered here; use {' or '.join(has)}"
         )
     return str(value)
 
@@ -217,21 +215,39 @@ def _check_routes(where: str, profile: Profile) -> None:
     if profile.default_gateway:
         if profile.routes:
             raise PlanError(
-                f"{where}.routes: {profile.routes[0]} has no effect with default_gateway: true; set it to false or remove routes"
+                f"{where}.routes: {profile.routes[0]} has no effect with default_gateway: true;"
+                " set that to false or remove the routes"
             )
         return
+    for route in profile.routes:
+        if route.prefixlen == 0:
+            raise PlanError(f"{where}.routes: {route} is everything; set default_gateway: true instead")
     if profile.dns_servers and not profile.dns_search_domains:
         raise PlanError(
-            f"{where}.dns_servers: not used by a split tunnel without dns_search_domains; name the domains or remove the servers"
+            f"{where}.dns_servers: {profile.dns_servers[0]} is not used by a split tunnel without"
+            " dns_search_domains; name the domains or remove the servers"
         )
     for server in profile.dns_servers:
         if server in GATEWAY_DNS:
             continue
-        address = ip_network(server)
-        routed = any(address.version == r.version and address.subnet_of(r) for r in profile.routes)  # type: ignore[arg-type]
-        if not routed or any(
-            address.version == r.version and address.subnet_of(r) for r in profile.excluded_routes
-        ):  # type: ignore[arg-type]
+        if not contains(profile.routes, server):
             raise PlanError(
-                f"{where}.dns_servers: {server} lies outside of this split tunnel's routes; add {address} to routes"
+                f"{where}.dns_servers: {server} lies outside of this split tunnel's routes;"
+                f" add {ip_network(server)} to routes"
             )
+        if contains(profile.excluded_routes, server):
+            raise PlanError(
+                f"{where}.dns_servers: {server} lies in excluded_routes, so no question reaches it;"
+                " exclude less or use another server"
+            )
+
+
+def contains(networks: Iterable[Network], address: str) -> bool:
+    """Tell whether ``address`` lies in one of ``networks``.
+
+    >>> contains([IPv4Network("10.0.0.0/25"), IPv4Network("10.0.0.128/25")], "10.0.0.130")
+    True
+    """
+    found = ip_address(address)
+    # A network contains no address of the other family; the types do not say so.
+    return any(found in network for network in networks if network.version == found.version)

@@ -11,6 +11,8 @@ Network: TypeAlias = IPv4Network | IPv6Network
 OPENVPN_IPV6_PREFIX = 112
 #: The smallest IPv4 range that still leaves room for clients: a /29 has five WireGuard or four OpenVPN ones.
 SMALLEST_IPV4_PREFIX = 29
+#: OpenVPN 2.6 ends with "allows for too many host addresses" for a server network wider than this.
+WIDEST_OPENVPN_PREFIX = 16
 
 
 def bits_for(parts: int) -> int:
@@ -29,8 +31,10 @@ def part(network: Network, index: int, prefix: int) -> Network:
     >>> part(ip_network("10.64.0.0/16"), 2, 22)
     IPv4Network('10.64.8.0/22')
     """
-    if prefix < network.prefixlen or index >= 1 << (prefix - network.prefixlen):
-        raise PlanError(f"{network} has no part {index} of /{prefix}")
+    if not network.prefixlen <= prefix <= network.max_prefixlen:
+        raise PlanError(f"{network} cannot be cut into parts of /{prefix}; use a wider range")
+    if not 0 <= index < 1 << (prefix - network.prefixlen):
+        raise PlanError(f"{network} has no part {index} of /{prefix}; use a wider range")
     step = 1 << (network.max_prefixlen - prefix)
     return type(network)((int(network.network_address) + index * step, prefix))
 
@@ -99,13 +103,11 @@ def openvpn_process_ranges(
     """
     bits = bits_for(processes)
     if processes < 1 or processes != 1 << bits or processes > 64:
-        raise PlanError(
-            f"{processes} OpenVPN processes: the number of ports must be 1, 2, 4, 8, 16, 32 or 64"
-        )
+        raise PlanError(f"{processes} OpenVPN processes: use 1, 2, 4, 8, 16, 32 or 64 ports")
     if ipv4.prefixlen + bits > SMALLEST_IPV4_PREFIX:
         raise PlanError(
-            f"{ipv4} is too small for {processes} OpenVPN processes: each needs a /{SMALLEST_IPV4_PREFIX} or wider;"
-            f" use a /{SMALLEST_IPV4_PREFIX - bits} or fewer ports"
+            f"{ipv4} is too small for {processes} OpenVPN processes: each needs a /{SMALLEST_IPV4_PREFIX}"
+            f" or wider; use a /{SMALLEST_IPV4_PREFIX - bits} or fewer ports"
         )
     if ipv6.prefixlen > OPENVPN_IPV6_PREFIX - bits:
         raise PlanError(
