@@ -1,5 +1,6 @@
-"""The playbooks' door to vpn_core."""
+"""The playbooks' door to vpn_core. The files vpn_plan.yml and vpn_tls_crypt_key.yml document the filters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -10,7 +11,7 @@ from vpn_core.plan import make_plan
 
 
 def vpn_plan(
-    profiles: dict[str, Any], nodes: dict[str, Any], settings: dict[str, Any] | None = None
+    profiles: Mapping[str, Any], nodes: Mapping[str, Any], settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Resolve ``vpn_profiles`` and every host's ``vpn_node`` (keyed by inventory name) into one plan."""
     try:
@@ -23,11 +24,11 @@ def vpn_tls_crypt_key(master_secret: str, profile_id: str) -> str:
     """Derive a profile's tls-crypt key from the environment's secret."""
     try:
         return tls_crypt_key(master_secret, profile_id)
-    except ValueError as error:
-        # The message of the cause could hold a part of the secret.
+    except (TypeError, ValueError):
+        # Without the cause: its message could hold a part of the secret.
         raise AnsibleFilterError(
-            "vault_tls_crypt_secret: must be at least 64 hex digits; run init_secrets.yml"
-        ) from error
+            "vpn_tls_crypt_key: the secret is not at least 64 hex digits; run playbooks/init_secrets.yml"
+        ) from None
 
 
 class FilterModule:

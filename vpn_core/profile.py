@@ -70,7 +70,7 @@ class Profile:
         """Return one checked profile; raises PlanError naming variable, value and fix."""
         where = f"vpn_profiles.{profile_id}"
         # YAML reads 010 as 8 and no as false: only a key that is a text is sure to be what was meant.
-        profile_id = fields.typed(f"a key of vpn_profiles, {profile_id!r:.80}", profile_id, str)
+        profile_id = fields.typed("a key of vpn_profiles", profile_id, str)
         if not PROFILE_ID.fullmatch(profile_id):
             raise PlanError(
                 f"vpn_profiles: {profile_id!r:.80} is no profile id; use 1 to 60 letters, digits,"
