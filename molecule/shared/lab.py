@@ -3,7 +3,8 @@
 
 import sys
 
-if sys.version_info < (3, 11):
+# Said here because the modules below do not even compile on an older one.
+if sys.version_info < (3, 11):  # noqa: UP036
     sys.exit(f"lab: needs Python 3.11 or newer, this is {sys.version.split()[0]}")
 
 from nspawn.cli import main

@@ -1,1 +1,1 @@
-"""Boots hosts of a topology with systemd-nspawn. Standard library only: it runs before any virtualenv exists."""
+"""Boots hosts with systemd-nspawn. Standard library only: it runs before any virtualenv exists."""

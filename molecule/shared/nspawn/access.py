@@ -30,7 +30,7 @@ def make_keys(instance: Instance) -> None:
 
 
 def install_keys(instance: Instance, host: Host, new_root: Path) -> None:
-    """Give a host its own key, made before it boots so that known_hosts is right from the first connection."""
+    """Give a host its own key, made before it boots: known_hosts is right from the first connection."""
     key = instance.directory / "host_keys" / host.name
     write_atomically(new_root / "etc/ssh/ssh_host_ed25519_key", key.read_text(), mode=0o600)
     write_atomically(new_root / "etc/ssh/ssh_host_ed25519_key.pub", key.with_suffix(".pub").read_text())
@@ -49,7 +49,8 @@ def write_inventory(instance: Instance) -> None:
     inventory.mkdir(exist_ok=True)
     control = instance.runtime / "cp"
     control.mkdir(exist_ok=True, mode=0o700)
-    write_atomically(inventory / "hosts.yml", "# Written by molecule/shared/lab.py\n" + _yaml(_inventory(instance)))
+    hosts = "# Written by molecule/shared/lab.py\n" + _yaml(_inventory(instance))
+    write_atomically(inventory / "hosts.yml", hosts)
     written = [instance.directory / name for name in files] + [inventory, inventory / "hosts.yml", control]
     source = PROJECT / "molecule" / instance.topology.name
     for link in inventory.rglob("*"):
@@ -190,6 +191,27 @@ def info(instance: Instance, pids: dict[str, int | None]) -> dict[str, Any]:
         ],
         "profiles": json.loads(profiles.read_text()) if profiles.exists() else [],
     }
+
+
+def banner(instance: Instance) -> str:
+    """What a person needs to know once the portal is deployed."""
+    about = info(instance, dict.fromkeys((host.name for host in instance.topology.hosts), None))
+    shell = f"ssh -F .lab/{instance.name}/ssh_config {instance.topology.hosts[0].name}"
+    return f"""
+The portal is up.
+
+  Portal        {about["portal_url"]}
+  Administrator {about["admin"]["user"]}  {about["admin"]["password"]}
+  User          {about["user"]["user"]}  {about["user"]["password"]}
+  CA            {about["ca_file"]} (import it into the browser)
+  Profiles      {", ".join(about["profiles"])}
+
+Next:
+  curl --cacert {about["ca_file"]} {about["portal_url"]}.well-known/vpn-user-portal
+  {shell}
+  make lab-info TOPOLOGY={instance.topology.name}
+  make lab-down TOPOLOGY={instance.topology.name}
+"""
 
 
 def _passwords(instance: Instance) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import shutil
 import sys
@@ -23,7 +24,6 @@ from nspawn.topology import (
     read_topology,
 )
 
-
 T = TypeVar("T")
 
 
@@ -44,7 +44,8 @@ def up(options: argparse.Namespace) -> None:
     started = _each(hosts, lambda one: host.power_on(instance, one))
     if any(started):
         say(f"booting {_names(hosts, started)}")
-    for one, state in zip(hosts, _each(hosts, lambda one: host.wait_until_booted(instance, one)), strict=True):
+    states = _each(hosts, lambda one: host.wait_until_booted(instance, one))
+    for one, state in zip(hosts, states, strict=True):
         say(f"{one.name} is {state} at {instance.host_ipv4(one)}: {', '.join(one.groups)}")
 
 
@@ -53,21 +54,21 @@ def down(options: argparse.Namespace) -> None:
     require_root()
     for name in known_instances() if options.all else [options.name]:
         with locked(f"instance-{name}"):
-            _down(name)
+            _down(name, options.topology)
 
 
-def _down(name: str) -> None:
+def _down(name: str, topology_name: str) -> None:
     known = load_instance(name)
     numbers = owned_numbers(name)
-    topology = known.topology if known else read_topology(name) if numbers else None
     for number in numbers:
-        assert topology is not None
+        # Without known its .lab was deleted: the processes are still to be found by the topology's hosts.
+        topology = known.topology if known else read_topology(topology_name)
         instance = Instance(name, topology, known.release if known else "", number)
         access.close_connections(number)
         for one in topology.hosts:
             if known and host.root(instance, one).exists():
                 image.keep_packages(instance.release, host.root(instance, one))
-        _each(topology.hosts, lambda one, instance=instance: host.remove(instance, one))  # type: ignore[misc]
+        _each(topology.hosts, functools.partial(host.remove, instance))
         network.take_down(number, instance.bridge, instance.nft_table)
         shutil.rmtree(instance.runtime)
     directory = PROJECT / ".lab" / name
@@ -82,7 +83,8 @@ def finish(options: argparse.Namespace) -> None:
     """After deploying: keep downloaded packages, fetch the portal's CA, create the accounts."""
     require_root()
     instance = _existing(options.name)
-    kept = sum(image.keep_packages(instance.release, host.root(instance, one)) for one in instance.topology.hosts)
+    roots = [host.root(instance, one) for one in instance.topology.hosts]
+    kept = sum(image.keep_packages(instance.release, root) for root in roots)
     if kept:
         say(f"kept {kept} downloaded packages for the next hosts")
     access.remember_profiles(instance)
@@ -95,6 +97,11 @@ def info(options: argparse.Namespace) -> None:
     instance = _existing(options.name)
     pids = {one.name: host.init_pid(instance, one) for one in instance.topology.hosts}
     print(json.dumps(access.info(instance, pids), indent=2))
+
+
+def banner(options: argparse.Namespace) -> None:
+    """Say where the portal is, how to log in and what to do next."""
+    print(access.banner(_existing(options.name)))
 
 
 def restart(options: argparse.Namespace) -> None:
@@ -151,17 +158,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lab.py", description="Real Debian hosts on one machine.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     instance = argparse.ArgumentParser(add_help=False)
-    instance.add_argument("--topology", default="single_host", help="a folder of molecule/ (default: %(default)s)")
+    instance.add_argument("--topology", default="single_host", help="a folder of molecule/ (%(default)s)")
     instance.add_argument("--name", help="what to call this copy of it (default: the topology's name)")
-    for function, on_host in ((up, False), (finish, False), (info, False), (down, False),
-                              (restart, True), (power_on, True), (power_off, True), (supervise, True)):  # fmt: skip
+    on_one_host = (restart, power_on, power_off, supervise)
+    for function in (up, finish, info, banner, down, *on_one_host):
         name, text = function.__name__.replace("_", "-"), function.__doc__ or ""
         command = commands.add_parser(name, help=text.splitlines()[0], description=text, parents=[instance])
-        command.set_defaults(function=function, locks=function not in (info, supervise, down))
-        if on_host:
+        command.set_defaults(function=function, locks=function not in (info, banner, supervise, down))
+        if function in on_one_host:
             command.add_argument("host")
         if function is up:
-            command.add_argument("--release", choices=RELEASES, help=f"Debian release (default: {RELEASES[0]})")
+            command.add_argument("--release", choices=RELEASES, help=f"of Debian (default: {RELEASES[0]})")
         if function is down:
             command.add_argument("--all", action="store_true", help="every instance of this checkout")
     return parser

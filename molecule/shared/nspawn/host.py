@@ -52,7 +52,7 @@ def is_on(instance: Instance, host: Host) -> bool:
 
 
 def create(instance: Instance, host: Host, base: Path) -> bool:
-    """Make the root directory unless it is there; True when it was made. The rename makes it whole or absent."""
+    """Make the root directory unless it is there; True when it was made. It is whole or absent."""
     if root(instance, host).exists():
         return False
     directory(instance, host).mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ LinkLocalAddressing=ipv6
 
 
 def _copy_authorities(new: Path) -> None:
-    """Behind a TLS-inspecting proxy a host needs the machine's extra CAs as soon as it installs ca-certificates."""
+    """Behind a TLS-inspecting proxy a host needs the machine's extra CAs too."""
     target = new / "usr/local/share/ca-certificates"
     target.mkdir(parents=True, exist_ok=True)
     for certificate in Path("/usr/local/share/ca-certificates").rglob("*.crt"):
@@ -110,15 +110,16 @@ def _copy_authorities(new: Path) -> None:
 
 
 def power_on(instance: Instance, host: Host) -> bool:
-    """Start a host that is off; True when it was started. Returns when its process 1 runs, before it has booted."""
+    """Start a host that is off; True when it was started. It has not booted yet when this returns."""
     if is_on(instance, host):
         return False
     power_off(instance, host)  # what a crash left of it
     address(instance, host)
     log = (directory(instance, host) / "console.log").open("a")
     with log:
+        lab = str(Path(__file__).parents[1] / "lab.py")
         supervisor = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parents[1] / "lab.py"), "supervise", "--name", instance.name, host.name],
+            [sys.executable, lab, "supervise", "--name", instance.name, host.name],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
         )  # fmt: skip
     deadline = time.monotonic() + 30
@@ -134,7 +135,8 @@ def wait_until_booted(instance: Instance, host: Host) -> str:
     deadline = time.monotonic() + _BOOT_SECONDS
     while not _greets(str(instance.host_ipv4(host))):
         if time.monotonic() > deadline or not recorded_process(_record(instance, host, "supervisor")):
-            raise LabError(f"{host.name} does not answer on port 22, see {directory(instance, host)}/console.log")
+            log = directory(instance, host) / "console.log"
+            raise LabError(f"{host.name} does not answer on port 22, see {log}")
         time.sleep(0.1)
     done = subprocess.run(
         access.ssh_command(instance, host, "systemctl is-system-running --wait"),
@@ -203,7 +205,7 @@ def remove(instance: Instance, host: Host) -> None:
 
 
 def supervise(instance: Instance, host: Host) -> None:
-    """Run a host until it powers off, and start it again whenever it reboots. SIGTERM shuts it down in order."""
+    """Run a host until it powers off, and start it again when it reboots. SIGTERM shuts it down in order."""
     record_process(_record(instance, host, "supervisor"), os.getpid())
     stopping = False
 
@@ -233,7 +235,7 @@ def _run_once(instance: Instance, host: Host) -> int:
             command = _command(instance, host)
             if "--keep-unit" in command:
                 enter_own_cgroup(instance.machine_name(host))
-            os.execvp(command[0], command)
+            os.execvp(command[0], command)  # noqa: S606
         finally:
             os._exit(127)
     while True:
@@ -261,7 +263,7 @@ def _command(instance: Instance, host: Host) -> list[str]:
 
 
 def _tun_node(instance: Instance) -> Path:
-    """A TUN device with the mode that Debian's udev gives it; the machine's own may be 0600 and is left alone."""
+    """A TUN device with the mode that Debian's udev gives it; the machine's own may be 0600 and stays so."""
     node = instance.directory / "tun"
     usual = Path("/dev/net/tun")
     if not usual.exists():

@@ -46,7 +46,7 @@ def _age_seconds(image: Path) -> float:
 
 
 def _rebuild(image: Path, release: str, mirror: str) -> None:
-    """Build beside, then rename: a crash leaves leftovers that the next build removes, never half an image."""
+    """Build beside, then rename: the next build removes what a crash left, and half an image never counts."""
     image.parent.mkdir(parents=True, exist_ok=True)
     for leftover in image.parent.glob(f"{image.name}.new*"):
         shutil.rmtree(leftover)
@@ -77,8 +77,10 @@ def _bootstrap(beside: Path, release: str, mirror: str) -> None:
         f"deb {mirror}/debian {release}-updates main",
         f"deb {mirror}/debian-security {release}-security main",
     ]
-    command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}",
-               "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg", release, str(root), *sources]  # fmt: skip
+    command = [
+        "mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}",
+        "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg", release, str(root), *sources,
+    ]  # fmt: skip
     with log.open("w") as output:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
     if done.returncode:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -54,9 +55,8 @@ def run(command: Sequence[str | Path], *, stdin: str = "", timeout_seconds: floa
 
 def require_root() -> None:
     """Raise LabError unless this is root on Debian or a system made from it."""
-    release = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
-    family = [line.split("=", 1)[1].strip('"') for line in release.splitlines() if line.startswith(("ID=", "ID_LIKE="))]
-    if not {"debian", "ubuntu"} & set(" ".join(family).split()):
+    system = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
+    if not re.search(r"^ID(_LIKE)?=.*\b(debian|ubuntu)\b", system, re.MULTILINE):
         raise LabError("the lab runs on Debian or Ubuntu only (systemd-nspawn, mmdebstrap, apt)")
     if os.geteuid() != 0:
         raise LabError("the lab needs root (bridge, nftables, systemd-nspawn): run it as root or with sudo")
@@ -170,9 +170,11 @@ def remove_cgroup(name: str) -> None:
 
 
 def _cgroups(name: str) -> list[Path]:
-    """Where a group goes: in the hierarchy of systemd (version 1) and in the unified one, whichever are mounted."""
+    """Where a group goes: in systemd's own hierarchy (version 1) and in the unified one, if mounted."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    trees = [fields[1] for fields in mounts if fields[2] == "cgroup2" or "name=systemd" in fields[3].split(",")]
+    trees = [
+        mount for _, mount, kind, how, *_ in mounts if kind == "cgroup2" or "name=systemd" in how.split(",")
+    ]
     return [Path(tree) / "causeway-lab" / name for tree in trees]
 
 
@@ -191,7 +193,7 @@ def _rmdir_soon(path: Path, timeout_seconds: float = 2) -> None:
 
 
 def _start_time(pid: int) -> int | None:
-    """Clock ticks since boot at which a process began (proc_pid_stat(5), field 22); None when it has ended."""
+    """Clock ticks from boot to a process's begin (proc_pid_stat(5), field 22); None when it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -23,7 +23,7 @@ def bring_up(instance: Instance) -> None:
     """Create what is missing of bridge, routes, rules and names. Safe to repeat."""
     resolvers = [address for address in nameservers() if ":" not in address]
     if not resolvers or not Path("/proc/sys/net/ipv6").exists():
-        raise LabError("the lab needs an IPv4 resolver that is not on loopback, and IPv6 enabled in the kernel")
+        raise LabError("the lab needs an IPv4 resolver that is not on loopback, and IPv6 in the kernel")
     with locked("network"):
         _bring_up_bridge(instance)
         _bring_up_routes(instance)
@@ -49,7 +49,7 @@ def take_down(number: int, bridge: str, nft_table: str) -> None:
 
 
 def nameservers() -> list[str]:
-    """Resolvers of this machine that a host can reach, from resolv.conf(5) or systemd-resolved's upstream list."""
+    """Resolvers of this machine that a host can reach."""
     addresses = re.findall(r"^nameserver\s+(\S+)", resolv_conf().read_text(), re.MULTILINE)
     return [address for address in addresses if not address.startswith(("127.", "::1", "fe80:"))]
 
@@ -85,11 +85,11 @@ def _bring_up_routes(instance: Instance) -> None:
 
 
 def _take_down_routes(number: int) -> None:
-    kept = {route for file in RUNTIME.glob("*/routes.json") if file.parent.name != str(number) for route in _read(file)}
-    for network in _read(RUNTIME / str(number) / "routes.json"):
-        if network not in kept:
-            with contextlib.suppress(LabError):  # already gone: a crash came between
-                run(["ip", _family(network), "route", "delete", "unreachable", network, "metric", _WORST_METRIC])
+    own = RUNTIME / str(number) / "routes.json"
+    others = [_read(file) for file in RUNTIME.glob("*/routes.json") if file != own]
+    for network in set(_read(own)).difference(*others):
+        with contextlib.suppress(LabError):  # already gone: a crash came between
+            run(["ip", _family(network), "route", "delete", "unreachable", network, "metric", _WORST_METRIC])
 
 
 def _read(file: Path) -> list[str]:
@@ -108,7 +108,7 @@ def _exists(interface: str) -> bool:
 
 
 def _rules(instance: Instance, resolvers: Iterable[str]) -> str:
-    """nftables rules: outward go DNS to the machine's resolver and web traffic for packages, all else is refused.
+    """Outward go DNS to the machine's resolver and web traffic for packages, all else is refused.
 
     Without them a tunnel client with a default route would leak into the network the machine is in.
     The machine forwards no IPv6, so what is not for the lab is refused before the kernel drops it silently.
@@ -154,7 +154,8 @@ def hosts_lines(instance: Instance) -> str:
 
 def _names_block(instance: Instance) -> str:
     """On the machine only full names: short ones would be the same in two instances."""
-    return "".join(line.rsplit(" ", line.count(" ") - 1)[0] + "\n" for line in hosts_lines(instance).splitlines())
+    lines = [line.split() for line in hosts_lines(instance).splitlines()]
+    return "".join(f"{address} {full_name}\n" for address, full_name, *_ in lines)
 
 
 def _write_machine_names(number: int, block: str) -> None:

@@ -172,10 +172,11 @@ def make_instance(name: str, topology_name: str, release: str | None) -> Instanc
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
         raise LabError(f"instance name {name!r}: a-z, 0-9 and _, a letter first")
     known = _read_state(name)
-    if known.get("topology", topology_name) != topology_name:
-        raise LabError(f"{name} exists with topology {known['topology']}: take it down first, or pick another --name")
-    if release and known.get("release", release) != release:
-        raise LabError(f"{name} exists with release {known['release']}: take it down first, or pick another --name")
+    for key, wanted in (("topology", topology_name), ("release", release)):
+        if wanted and known.get(key, wanted) != wanted:
+            raise LabError(
+                f"{name} exists with {key} {known[key]}: take it down first, or pick another --name"
+            )
     topology = read_topology(topology_name)
     with locked("numbers"):
         number = _take_number(name, known.get("number"))
@@ -192,7 +193,8 @@ def load_instance(name: str) -> Instance | None:
     known = _read_state(name)
     if not known:
         return None
-    return Instance(name, read_topology(str(known["topology"])), str(known["release"]), int(str(known["number"])))
+    topology = read_topology(str(known["topology"]))
+    return Instance(name, topology, str(known["release"]), int(str(known["number"])))
 
 
 def known_instances() -> list[str]:
@@ -209,7 +211,7 @@ def _take_number(name: str, wanted: object) -> int:
         return held[0]
     free = [number for number in _NUMBERS if _owner(number) is None]
     if not free:
-        raise LabError(f"all {len(_NUMBERS)} lab networks of this machine are taken, see {RUNTIME}/*/owner.json")
+        raise LabError(f"all {len(_NUMBERS)} lab networks are taken, see {RUNTIME}/*/owner.json")
     number = wanted if isinstance(wanted, int) and wanted in free else free[0]
     (RUNTIME / str(number)).mkdir(parents=True, exist_ok=True)
     owner = {"project": str(PROJECT), "name": name}

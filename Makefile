@@ -1,0 +1,146 @@
+# Every target works in a fresh clone, as root or with sudo, a second time, and after a crash.
+SHELL := /bin/bash -euo pipefail
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PY ?= python3
+TOPOLOGY ?= single_host
+NAME ?= $(TOPOLOGY)
+RELEASE ?=
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+SUDO := $(shell test $$(id -u) = 0 || echo sudo --preserve-env=CAUSEWAY_LAB_CACHE,CAUSEWAY_LAB_MIRROR)
+LAB = $(SUDO) "$$(command -v $(PY))" molecule/shared/lab.py
+INSTANCE = --topology $(TOPOLOGY) --name $(NAME)
+INVENTORY = .lab/$(NAME)/inventory
+PLAYBOOK = $(BIN)/ansible-playbook --inventory $(INVENTORY)
+
+# What tests on this machine itself need, beside the lab's hosts.
+TEST_PACKAGES := chromium openvpn postgresql wireguard-go wireguard-tools
+
+say = @printf '\n\033[1m%s\033[0m\n' "$(1)"
+
+##@ Setting up
+.PHONY: setup
+setup: .venv/deploy.stamp .venv/develop.stamp ## install what deploying and developing need into .venv
+
+.PHONY: python
+python:
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "needs Python 3.11 or newer; name one with PY=/path/to/python3" >&2; exit 1; }
+	@$(PY) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "installing python3-venv"; $(SUDO) apt-get -qq update; $(SUDO) apt-get -qq install -y python3-venv; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		echo "making .venv"; $(PY) -m venv --clear .venv; }
+
+.venv/deploy.stamp: requirements.txt pyproject.toml | python
+	$(call say,Installing Ansible into .venv (about 20 s))
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+.venv/develop.stamp: requirements-dev.txt .venv/deploy.stamp | python
+	$(call say,Installing the development tools into .venv (about 20 s))
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+.PHONY: test-packages
+test-packages:
+	@missing=(); for package in $(TEST_PACKAGES); do \
+		dpkg-query --show --showformat='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing+=($$package); \
+	done; [ $${#missing[@]} = 0 ] || { echo "installing on this machine: $${missing[*]}"; \
+		$(SUDO) apt-get -qq update; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; }
+
+.PHONY: lock
+lock: setup ## pin the newest versions that requirements*.in allow
+	@compile="$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate"; \
+	$$compile requirements.in --output-file .venv/requirements.txt; \
+	$$compile --extra portal --extra node --constraint .venv/requirements.txt \
+		pyproject.toml requirements-dev.in --output-file .venv/requirements-dev.txt; \
+	{ echo "# Written by \`make lock\` from requirements.in. No hashes: pip takes none beside an editable package."; \
+	  cat .venv/requirements.txt; echo "--editable ."; } > requirements.txt; \
+	{ echo "# Written by \`make lock\` from requirements-dev.in and the extras of pyproject.toml."; \
+	  cat .venv/requirements-dev.txt; } > requirements-dev.txt
+
+##@ The lab
+.PHONY: demo
+demo: ## one real host with everything on it, and how to log in there
+	@$(MAKE) lab TOPOLOGY=single_host NAME=single_host
+	@$(LAB) banner --name single_host
+
+.PHONY: lab
+lab: .venv/deploy.stamp lab-hosts ## hosts of TOPOLOGY up and converged; safe to repeat
+	@if [ -f vpn_control/wheels.py ]; then $(MAKE) wheel; fi
+	$(call say,Writing the secrets of this inventory unless they exist)
+	@$(PLAYBOOK) playbooks/init_secrets.yml
+	$(call say,Deploying $(TOPOLOGY) with playbooks/site.yml)
+	@$(PLAYBOOK) playbooks/site.yml
+	@$(LAB) finish $(INSTANCE)
+
+.PHONY: lab-hosts
+lab-hosts: ## only boot the hosts (RELEASE=trixie, NAME=... for a second copy)
+	@$(LAB) up $(INSTANCE) $(if $(RELEASE),--release $(RELEASE))
+
+.PHONY: lab-info
+lab-info: ## one JSON object: addresses, accounts, keys
+	@$(LAB) info $(INSTANCE)
+
+.PHONY: lab-down
+lab-down: ## remove the instance named by TOPOLOGY or NAME, or all when neither is given
+	@$(LAB) down $(if $(filter command environment,$(origin TOPOLOGY) $(origin NAME)),$(INSTANCE),--all)
+
+##@ Checking
+CHECKS := check-ruff check-format check-types check-lab-types check-yaml check-ansible check-quick
+
+.PHONY: check $(CHECKS)
+check: setup ## lint, types and the quick tests, side by side
+	@$(MAKE) --jobs=$$(nproc) --output-sync=target --keep-going $(CHECKS)
+
+check-ruff:
+	@echo "ruff check"; $(BIN)/ruff check --quiet .
+
+check-format:
+	@echo "ruff format"; $(BIN)/ruff format --quiet --check --diff .
+
+check-types:
+	@echo "mypy"; $(BIN)/mypy --no-error-summary
+
+check-lab-types:
+	@echo "mypy: the lab"; cd molecule/shared && $(CURDIR)/$(BIN)/mypy --no-error-summary --config-file= --strict \
+		--python-version 3.11 --cache-dir $(CURDIR)/.mypy_cache/lab lab.py
+
+check-yaml:
+	@echo "yamllint"; $(BIN)/yamllint --strict .
+
+check-ansible:
+	@echo "ansible-lint"; $(BIN)/ansible-lint --offline --quiet
+
+check-quick:
+	@echo "quick tests"; $(BIN)/pytest --quiet --numprocesses=auto -m "not lab and not slow" \
+		$(wildcard tests/unit tests/templates tests/contract)
+
+.PHONY: test
+test: check test-packages ## everything, the end-to-end tests on lab hosts included
+	$(call say,Running every test (tests on lab hosts take minutes))
+	@$(BIN)/pytest tests
+
+.PHONY: bench
+bench: setup ## measure; benchmarks/ says what and how
+	@for benchmark in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
+		printf '\n\033[1m%s\033[0m\n' "$$benchmark"; $(BIN)/python -m benchmarks.$$benchmark; done
+
+##@ Building
+.PHONY: wheel
+wheel: .venv/deploy.stamp ## our wheel into dist/, the locked ones of the deployment into .wheels/
+	@$(BIN)/python -m vpn_control.wheels
+
+.PHONY: docs
+docs: setup ## write the generated parts of docs/
+	@$(BIN)/python -m vpn_control.docs
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
