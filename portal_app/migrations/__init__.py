@@ -1,8 +1,11 @@
-"""Bring a database to this release's tables. Each step still serves the release before it: expand, contract later.
+"""Bring a database to this release's tables.
 
-Alembic runs from inside the package, so that it works from the installed wheel; two portals may migrate at once.
+Each step still serves the release before it: expand now, contract one release later. Alembic runs from inside
+the package, so that it works from the installed wheel; two portals may migrate at once.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -10,6 +13,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from portal_app.errors import Unavailable
 
 #: Key of the PostgreSQL advisory lock that one migration holds.
 LOCK_KEY = 0x6361757365_01
@@ -33,25 +39,27 @@ def head() -> str:
 
 
 def current(engine: Engine) -> str | None:
-    """Return the revision a database is at; None when it is empty."""
-    with engine.connect().execution_options(read_only=True) as connection:
+    """Return the revision a database is at, None when it is empty; makes no file. Raises Unavailable."""
+    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
+        return None
+    with _outage(), engine.connect().execution_options(read_only=True) as connection:
         return _current(connection)
 
 
 def is_ahead(revision: str | None) -> bool:
-    """Tell whether ``revision`` is unknown here: the database was migrated by a later release."""
+    """Tell whether ``revision`` is unknown here: a later release migrated the database."""
     known = {step.revision for step in ScriptDirectory.from_config(_config()).walk_revisions()}
     return revision is not None and revision not in known
 
 
-def upgrade(engine: Engine) -> tuple[str | None, str]:
-    """Migrate to the head in one transaction and return the revisions before and after."""
-    with engine.connect() as connection, connection.begin():
+def upgrade(engine: Engine) -> tuple[str | None, str | None]:
+    """Migrate to the head in one transaction; return the revisions before and after. Raises Unavailable."""
+    with _outage(), engine.connect() as connection, connection.begin():
         _lock(connection)
         before = _current(connection)
         if before != head() and not is_ahead(before):
             command.upgrade(_config(connection), "head")
-        return before, _current(connection) or ""
+        return before, _current(connection)
 
 
 def _lock(connection: Connection) -> None:
@@ -66,3 +74,11 @@ def _current(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
     return MigrationContext.configure(connection).get_current_revision()
+
+
+@contextmanager
+def _outage() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise Unavailable(f"the database does not answer: {error.orig}") from error

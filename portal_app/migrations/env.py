@@ -1,6 +1,6 @@
-"""Alembic's environment: always on the connection that ``portal_app.migrations`` hands over, inside its transaction."""
+"""Alembic's environment: on the connection that ``portal_app.migrations`` hands over, in its transaction."""
 
-from typing import Any
+from typing import Any, Literal
 
 from alembic import context
 from sqlalchemy import Connection
@@ -9,7 +9,7 @@ from portal_app.db import UtcDateTime
 from portal_app.models import Base
 
 
-def render(kind: str, item: Any, _autogenerate_context: Any) -> str | bool:
+def render(kind: str, item: Any, _autogenerate_context: Any) -> str | Literal[False]:
     """Write plain types into migrations, which outlive the classes of the application."""
     return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
 

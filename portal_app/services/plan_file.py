@@ -1,4 +1,4 @@
-"""Read a plan file: what ``vpn_core.plan.Plan.to_dict()`` wrote, checked strictly before anything is applied."""
+"""Read a plan file: what ``Plan.to_dict()`` of vpn_core wrote, checked strictly before it is applied."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from portal_app.errors import PortalError
 from vpn_core.errors import PlanError
 from vpn_core.plan import make_plan
 
-#: What an OpenVPN server gets told and the portal does not use; a plan of a release beside ours may differ in it.
+#: What an OpenVPN server is told and the portal does not use; another release may write it differently.
 _SERVER_ONLY = ("device", "pushes")
 
 
@@ -20,7 +20,7 @@ class PlanRefused(PortalError):
 
 @dataclass(frozen=True)
 class NodeEntry:
-    """A node of the plan with its shares: ``offers`` maps a profile's id to (WireGuard share, OpenVPN processes)."""
+    """A node of the plan; ``offers`` maps a profile's id to its WireGuard share and OpenVPN processes."""
 
     name: str
     number: int
@@ -54,7 +54,7 @@ def load(path: Path) -> PlanFile:
 
 
 def parse(data: object) -> PlanFile:
-    """Check a plan by making it again from its own profiles and nodes: what is not equal was not made by vpn_plan."""
+    """Check a plan by making it again from its own profiles and nodes: it must come out equal."""
     if not isinstance(data, dict):
         raise PlanRefused("not a plan: no object; write it with the vpn_plan filter")
     if data.get("version") != 1:

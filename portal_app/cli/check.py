@@ -1,0 +1,120 @@
+"""``vpn-portal check``: what this portal needs, looked at one by one."""
+
+import argparse
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+
+from portal_app import db, migrations
+from portal_app.agents import Agents
+from portal_app.cli import table
+from portal_app.db import transaction
+from portal_app.errors import PortalError, SettingsError
+from portal_app.models import Deployment, Node
+from portal_app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table; ``remark`` says what was found, and for a failure what to do."""
+
+    passed: bool
+    subject: str
+    remark: str
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "check",
+        help="look at settings, secrets, database and nodes",
+        description="Changes nothing. Exit status 0 only if every line passed.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_arguments: argparse.Namespace, settings: Settings) -> int:
+    # The settings were read on the way here.
+    findings = [Finding(True, "settings", settings.portal_url), *_secrets(settings)]
+    database = list(_database())
+    findings += database
+    if all(finding.passed for finding in database):
+        findings += _nodes(settings)
+    rows = [("PASS" if f.passed else "FAIL", f.subject, f.remark) for f in findings]
+    print("\n".join(table.lines(("", "what", "found"), rows)))
+    return 0 if all(finding.passed for finding in findings) else 1
+
+
+def _secrets(settings: Settings) -> Iterator[Finding]:
+    """Secrets are for the portal's user alone; certificates are not secret but have to be there."""
+    for path in (settings.secret_key_file, settings.client_ca_key_file, settings.management_key_file):
+        yield _file(path, secret=True)
+    if settings.database_url_file is not None:
+        yield _file(settings.database_url_file, secret=True)
+    for path in (
+        settings.client_ca_certificate_file,
+        settings.server_ca_certificate_file,
+        settings.management_ca_certificate_file,
+        settings.management_certificate_file,
+    ):
+        yield _file(path, secret=False)
+
+
+def _file(path: Path, *, secret: bool) -> Finding:
+    try:
+        size = len(path.read_bytes())
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        return Finding(False, str(path), f"{error.strerror}; run the playbook again")
+    if size == 0:
+        return Finding(False, str(path), "empty; run the playbook again")
+    if secret and mode & 0o027:
+        return Finding(False, str(path), f"mode {mode:04o} lets others in; make it 0640 or 0600")
+    return Finding(True, str(path), f"mode {mode:04o}")
+
+
+def _database() -> Iterator[Finding]:
+    kind = db.engine().dialect.name
+    try:
+        revision = migrations.current(db.engine())
+    except PortalError as error:
+        yield Finding(False, f"database ({kind})", str(error))
+        return
+    if revision != migrations.head():
+        todo = "install the later release" if migrations.is_ahead(revision) else "run vpn-portal migrate"
+        yield Finding(
+            False, f"database ({kind})", f"at {revision or 'nothing'}, needs {migrations.head()}; {todo}"
+        )
+        return
+    yield Finding(True, f"database ({kind})", f"at {revision}")
+    with transaction(read_only=True) as session:
+        plan = session.scalar(select(Deployment.plan_applied_at))
+    if plan is None:
+        yield Finding(False, "plan", "none was applied; run vpn-portal plan apply")
+    else:
+        yield Finding(True, "plan", f"applied {plan:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _nodes(settings: Settings) -> Iterator[Finding]:
+    with transaction(read_only=True) as session:
+        found = list(session.scalars(select(Node).order_by(Node.number)))
+        deployment_id = session.scalar(select(Deployment.deployment_id))
+    try:
+        agents = Agents(settings)
+    except (SettingsError, OSError) as error:
+        yield Finding(False, "nodes", str(error))
+        return
+    answers = agents.together([lambda node=node: agents.info(node) for node in found], seconds=5)  # type: ignore[misc]
+    for node, answer in zip(found, answers, strict=True):
+        subject = f"node {node.name}"
+        if isinstance(answer, Exception):
+            yield Finding(False, subject, str(answer))
+        elif answer.held:
+            yield Finding(False, subject, f"held: {answer.held}")
+        elif answer.deployment_id not in (None, deployment_id):
+            yield Finding(False, subject, "obeys another deployment; vpn-portal node reconcile --confirm")
+        else:
+            yield Finding(True, subject, f"version {answer.v}, {answer.connection_count} connections")
+    agents.close()

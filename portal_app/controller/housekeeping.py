@@ -1,0 +1,178 @@
+"""The periodic jobs: each once per interval, whatever portals there are (reliability.md R19)."""
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, and_, insert, or_, select, update
+
+from portal_app.agents import Agents
+from portal_app.db import retried, transaction
+from portal_app.errors import NodeRefused, NodeUnreachable
+from portal_app.events import log
+from portal_app.models import Authorization, AuthorizationCode, Connection, Node, NodeStatus, PeriodicJob
+from portal_app.services import authorizations, connections, retention
+from portal_app.settings import Settings
+from vpn_core.messages import WIREGUARD, Usage
+
+#: Rows that one transaction ends; the rest follows at once.
+_BATCH = 200
+_CHUNK = 500
+#: A code lives for a minute; this long after it nobody comes any more.
+_ABANDONED = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    interval: timedelta
+    run: Callable[[datetime], None]
+
+
+def jobs(settings: Settings, agents: Agents) -> list[Job]:
+    """Return what has to be done now and then, the most urgent first."""
+    gone = timedelta(seconds=settings.app_gone_seconds)
+    keep = timedelta(days=settings.retention_days)
+    return [
+        Job("expire", timedelta(seconds=10), lambda now: expire(agents, now)),
+        Job(
+            "app_gone",
+            min(max(gone / 24, timedelta(seconds=60)), timedelta(hours=1)),
+            lambda now: end_gone(agents, gone, now),
+        ),
+        Job("prune", timedelta(hours=1), lambda now: prune(keep, now)),
+    ]
+
+
+@retried
+def claim(job: Job, now: datetime) -> bool:
+    """Tell whether this portal is to run ``job`` now: who moves the row does.
+
+    A time in the future was written by a portal whose clock is wrong; it counts as long ago.
+    """
+    due = or_(
+        PeriodicJob.started_at <= now - job.interval,
+        PeriodicJob.started_at > now + job.interval,
+    )
+    with transaction(read_only=True) as db:
+        waiting = db.execute(select(PeriodicJob.name).where(PeriodicJob.name == job.name, ~due)).one_or_none()
+    if waiting is not None:
+        return False
+    with transaction() as db:
+        known = db.scalar(select(PeriodicJob.name).where(PeriodicJob.name == job.name))
+        if known is None:
+            # Two portals may do so at once: the loser repeats and finds the row.
+            db.execute(insert(PeriodicJob).values(name=job.name, started_at=now))
+            return True
+        moved = db.execute(
+            update(PeriodicJob)
+            .where(PeriodicJob.name == job.name, due)
+            .values(started_at=now)
+            .returning(PeriodicJob.name)
+            .execution_options(synchronize_session=False)
+        )
+        return moved.one_or_none() is not None
+
+
+def expire(agents: Agents, now: datetime) -> None:
+    """End what has expired. The nodes do so by themselves; this gives addresses back and closes records."""
+    while True:
+        with transaction(read_only=True) as db:
+            over = db.scalars(
+                select(Authorization.id).where(Authorization.expires_at <= now).limit(_BATCH)
+            ).all()
+            ids = db.scalars(select(Connection.id).where(Connection.expires_at <= now).limit(_BATCH)).all()
+        if not over and not ids:
+            return
+        connections.tell(_end_expired(over, ids, now), agents=agents)
+
+
+@retried
+def _end_expired(over: Collection[int], ids: Collection[str], now: datetime) -> list[connections.Ended]:
+    with transaction() as db:
+        ended = []
+        if over:
+            ended += authorizations.end(db, Authorization.id.in_(over), reason="expired", now=now)
+        if ids:
+            ended += connections.end(
+                db, and_(Connection.id.in_(ids), Connection.expires_at <= now), reason="expired", now=now
+            )
+    return ended
+
+
+def end_gone(agents: Agents, interval: timedelta, now: datetime) -> None:
+    """End the apps' WireGuard connections that nobody used for ``interval`` (spec node.md 5.1).
+
+    A node that has not been up for so long cannot know, and one that does not answer is asked another time.
+    """
+    with transaction(read_only=True) as db:
+        seen = db.execute(
+            select(Node, NodeStatus.info)
+            .join(NodeStatus)
+            .where(NodeStatus.failing_since.is_(None), NodeStatus.info.is_not(None))
+        ).all()
+        old = set(db.scalars(select(Connection.node_number).where(*_may_be_gone(now - interval)).distinct()))
+    for node, info in seen:
+        if node.number not in old or (info or {}).get("node_uptime", 0) <= interval.total_seconds():
+            continue
+        try:
+            usage = agents.usage(node)
+        except (NodeUnreachable, NodeRefused) as error:
+            log("usage_unknown", level=logging.WARNING, node=node.name, error=str(error))
+            continue
+        used = _used(usage, now - interval)
+        with transaction(read_only=True) as db:
+            found = db.scalars(
+                select(Connection.id).where(
+                    *_may_be_gone(now - interval), Connection.node_number == node.number
+                )
+            ).all()
+        # Only what the node knows: a connection that it lacks is the reconcile round's business.
+        known = {item.connection_id for item in usage}
+        gone = [i for i in found if i in known and i not in used]
+        for start in range(0, len(gone), _CHUNK):
+            connections.tell(_end_ids(gone[start : start + _CHUNK], now), agents=agents)
+
+
+def _may_be_gone(before: datetime) -> tuple[ColumnElement[bool], ...]:
+    return (
+        Connection.authorization_id.is_not(None),
+        Connection.protocol == WIREGUARD,
+        Connection.created_at < before,
+    )
+
+
+def _used(usage: Collection[Usage], since: datetime) -> set[str]:
+    return {
+        item.connection_id
+        for item in usage
+        if item.active or (item.last_handshake_at or 0) >= since.timestamp()
+    }
+
+
+@retried
+def _end_ids(ids: Collection[str], now: datetime) -> list[connections.Ended]:
+    with transaction() as db:
+        return connections.end(db, Connection.id.in_(ids), reason="app_gone", now=now)
+
+
+def prune(keep: timedelta, now: datetime) -> None:
+    """Forget what is over, and consents whose code no app ever redeemed."""
+    while _end_abandoned(now):
+        pass  # No tokens were given out, so there is no connection and no node to tell.
+    gone = retention.prune(retention=keep, now=now)
+    if gone:
+        log("pruned", **gone)
+
+
+@retried
+def _end_abandoned(now: datetime) -> int:
+    unused = AuthorizationCode.used_at.is_(None) & (AuthorizationCode.expires_at <= now - _ABANDONED)
+    with transaction(read_only=True) as db:
+        ids = db.scalars(select(AuthorizationCode.authorization_id).where(unused).limit(_BATCH)).all()
+    if not ids:
+        return 0
+    with transaction() as db:
+        authorizations.end(db, Authorization.id.in_(ids), reason="never_used", now=now)
+    return len(ids)

@@ -1,0 +1,171 @@
+"""The process: leads or waits, round after round, until it is told to stop."""
+
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from portal_app import db
+from portal_app.agents import Agents
+from portal_app.clock import utc_now
+from portal_app.controller.housekeeping import Job, claim, jobs
+from portal_app.controller.leader import LeaderLock, leader_lock
+from portal_app.controller.notify import notify
+from portal_app.controller.observation import Timing
+from portal_app.controller.watch import Seen, Watch
+from portal_app.controller.workers import Lane
+from portal_app.errors import PortalError
+from portal_app.events import log
+from portal_app.settings import Settings
+
+#: The leader shows that it lives, and the others ask for the lead, this often.
+TICK_SECONDS = 1.0
+#: Answers that come shortly after each other are written in one transaction.
+GATHER_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 5.0
+COMPLAIN_SECONDS = 60.0
+
+
+class Controller:
+    """One per portal host. ``run`` returns after ``stop``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        agents: Agents | None = None,
+        lock: LeaderLock | None = None,
+        timing: Timing | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.timing = timing or Timing()
+        self.clock = clock
+        self.leads = False
+        self.agents = agents or Agents(settings)
+        self._own_agents = agents is None
+        self._lock = lock or leader_lock(db.engine(), settings.state_directory)
+        self._watch = Watch(self.agents, log_origins=settings.log_origins, clock=clock, timing=self.timing)
+        self._jobs = jobs(settings, self.agents)
+        self._jobs_lane = Lane("jobs", 1)
+        self._jobs_running = threading.Event()
+        self._stopping = threading.Event()
+        self._next_round = 0.0
+        self._next_jobs = 0.0
+        self._pause = 0.0
+        self._complained_at = float("-inf")
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._watch.seen.put(None)  # wakes the loop
+
+    def run(self) -> None:
+        notify("READY=1")
+        log("controller_started")
+        try:
+            while not self._stopping.is_set():
+                notify("WATCHDOG=1")
+                self._turn()
+        finally:
+            notify("STOPPING=1")
+            # First the lead, so that the other portal goes on at once.
+            self._lock.release()
+            self._jobs_lane.stop()
+            self._watch.stop()
+            self._jobs_lane.join(5)
+            if self._own_agents:
+                self.agents.close()
+            log("controller_stopped")
+
+    def _turn(self) -> None:
+        try:
+            self._lead(self._lock.hold())
+            if self.leads:
+                self._work()
+            else:
+                self._stopping.wait(TICK_SECONDS)
+            if self._pause:
+                log("database_back")
+                self._pause = 0.0
+        except (PortalError, SQLAlchemyError) as error:
+            self._wait_for_database(error)
+
+    def _lead(self, leads: bool) -> None:
+        if leads == self.leads:
+            return
+        log("leading" if leads else "following")
+        self.leads = leads
+        self._watch.forget()
+        self._next_round = self._next_jobs = 0.0
+
+    def _work(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_round:
+            self._watch.submit()
+            self._next_round = now + self.timing.poll
+        if now >= self._next_jobs and not self._jobs_running.is_set():
+            self._jobs_running.set()
+            self._jobs_lane.submit(self._run_jobs)
+            self._next_jobs = now + self.timing.poll
+        self._collect(min(TICK_SECONDS, max(0.0, self._next_round - now)))
+
+    def _collect(self, seconds: float) -> None:
+        """Wait for the first answer, gather what comes with it, write it down."""
+        batch: list[Seen] = []
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0 or not batch:
+            try:
+                seen = self._watch.seen.get(timeout=max(0.0, left))
+            except queue.Empty:
+                break
+            if seen is None:
+                break
+            if not batch:
+                ends_at = min(ends_at, time.monotonic() + GATHER_SECONDS)
+            batch.append(seen)
+        if batch:
+            self._watch.collect(sorted(batch, key=lambda s: s.number))
+
+    def _run_jobs(self) -> None:
+        try:
+            for job in self._jobs:
+                if not self._stopping.is_set():
+                    self._run_job(job)
+        finally:
+            self._jobs_running.clear()
+
+    def _run_job(self, job: Job) -> None:
+        now = self.clock()
+        try:
+            if claim(job, now):
+                job.run(now)
+        except (PortalError, SQLAlchemyError) as error:
+            log("job_failed", level=logging.WARNING, job=job.name, error=_said(error))
+
+    def _wait_for_database(self, error: Exception) -> None:
+        """Wait longer each time, within bounds; say so once a minute (R51)."""
+        self.leads = False
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAIN_SECONDS:
+            log("database_unavailable", level=logging.ERROR, error=_said(error))
+            self._complained_at = now
+        self._pause = min(LONGEST_PAUSE_SECONDS, max(0.5, self._pause * 2))
+        self._stopping.wait(self._pause)
+
+
+def _said(error: Exception) -> str:
+    """Return an error without the values of a statement."""
+    return str(error) if isinstance(error, PortalError) else type(error).__name__
+
+
+def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT."""
+    controller = Controller(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: controller.stop())
+    controller.run()
+    return 0

@@ -1,0 +1,138 @@
+"""What one answer of a node means: pure decisions, without database and without calls."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from vpn_core.messages import NodeInfo
+
+#: A clock further away than this is reported; expiry stays exact to a minute (reliability.md R61).
+SKEW_SECONDS = 5
+#: Beyond any honest counter: a node that says so is not believed.
+MOST_GENERATION = 2**62
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds. ``moved``: how long after a change the full set goes out; ``full``: without any change."""
+
+    poll: float = 5.0
+    moved: float = 30.0
+    full: float = 600.0
+    flapping: float = 600.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the database says about a node, read after the node answered: never older than the answer."""
+
+    number: int
+    name: str
+    agent_address: str
+    generation: int
+    instance_id: str | None
+    journal_id: str | None
+    journal_sequence: int
+    reconciled_generation: int
+    failing_since: datetime | None
+    deployment_id: str
+    epoch: int
+
+
+@dataclass
+class Memory:
+    """What the leader remembers of a node between its answers; monotonic seconds."""
+
+    in_flight: bool = False
+    following: bool = False
+    failing: bool | None = None
+    error: str | None = None
+    set_at: float = float("-inf")
+    generation_before: int | None = None
+    boot_ids: deque[str] = field(default_factory=lambda: deque(maxlen=8))
+    flapped_at: float = float("-inf")
+    skewed: bool = False
+    problems: tuple[str, ...] = ()
+
+    def forget(self) -> None:
+        """Begin anew, except for what is under way."""
+        fresh = Memory(in_flight=self.in_flight, following=self.following)
+        self.__dict__.update(fresh.__dict__)
+
+
+def refusal(info: NodeInfo, expected: Expected, memory: Memory, at: float, timing: Timing) -> str | None:
+    """Return why this answer is not from the node that is expected, None if it is (reliability.md R60).
+
+    A clone of a machine has the same files, and so the same instance; but no boot of a machine comes back
+    after another one, so two machines that answer in turns are noticed.
+    """
+    if memory.boot_ids and info.boot_id != memory.boot_ids[-1] and info.boot_id in memory.boot_ids:
+        memory.flapped_at = at
+    if not memory.boot_ids or info.boot_id != memory.boot_ids[-1]:
+        memory.boot_ids.append(info.boot_id)
+    if info.node_number != expected.number:
+        return f"answers as node {info.node_number}, not {expected.number}"
+    if at - memory.flapped_at < timing.flapping:
+        return "two machines answer in turns as this node; stop the clone"
+    if expected.instance_id is not None and info.instance_id != expected.instance_id:
+        return (
+            f"another machine answers (instance {info.instance_id[:8]}, known is {expected.instance_id[:8]});"
+            f" if it was reinstalled: vpn-portal node reconcile {expected.name} --confirm"
+        )
+    if info.generation > MOST_GENERATION:
+        return "its generation is beyond any that can be"
+    return None
+
+
+def hold(info: NodeInfo, expected: Expected) -> str | None:
+    """Return why the agent obeys no change at present, None if it does."""
+    if info.held:
+        return f"held: {info.held}"
+    if info.deployment_id == expected.deployment_id and info.epoch > expected.epoch:
+        return (
+            f"knows epoch {info.epoch}, this database is at {expected.epoch} (restored?);"
+            " run vpn-portal deployment new-epoch"
+        )
+    return None
+
+
+def went_back(info: NodeInfo, expected: Expected) -> bool:
+    """Tell whether our counter is behind the node's: the database is older than it was (R59)."""
+    return (
+        info.deployment_id == expected.deployment_id
+        and info.epoch == expected.epoch
+        and info.generation > expected.generation
+    )
+
+
+def reason_to_send(
+    info: NodeInfo, expected: Expected, memory: Memory, at: float, timing: Timing
+) -> str | None:
+    """Return why the node needs the whole wanted set now, None if it does not.
+
+    A call that was lost shows in two ways: the node stays behind what was committed before the last round,
+    or (when later calls went through) only in the set itself; so every change is followed by one full set.
+    """
+    since = at - memory.set_at
+    if (info.deployment_id, info.epoch) != (expected.deployment_id, expected.epoch):
+        # Held answers cost both sides: no faster than the usual round.
+        return "authority" if since >= (timing.moved if info.held else timing.poll) else None
+    if info.held:
+        return "held" if since >= timing.moved else None
+    if went_back(info, expected):
+        return "generation"
+    if memory.generation_before is not None and info.generation < memory.generation_before:
+        return "behind"
+    if memory.failing and expected.reconciled_generation != expected.generation:
+        return "back"
+    if expected.reconciled_generation != expected.generation and since >= timing.moved:
+        return "moved"
+    if since >= timing.full and memory.set_at != float("-inf"):
+        return "full"
+    return None
+
+
+def kept(info: NodeInfo, skew: float) -> dict[str, Any]:
+    """Return what of an answer goes into ``node_status.info``."""
+    return info.to_dict() | {"clock_skew_seconds": round(skew)}

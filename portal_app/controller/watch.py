@@ -1,0 +1,274 @@
+"""The leader's round: ask every node, write down what was seen, repair what differs."""
+
+import logging
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from portal_app.agents import Agents
+from portal_app.controller import observation
+from portal_app.controller.observation import Expected, Memory, Timing
+from portal_app.controller.workers import Lane
+from portal_app.db import transaction
+from portal_app.errors import NodeUnreachable, PortalError
+from portal_app.events import log
+from portal_app.models import Deployment, Node, NodeStatus
+from portal_app.services import audit, journal, nodes
+from vpn_core.messages import NodeInfo
+
+#: Threads per lane: nodes that answer, nodes that did not last time, and whole sets and journals.
+LIVING, FAILING, FOLLOWING = 8, 8, 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One answer, or why there was none; ``at`` is monotonic, ``answered_at`` the time of day."""
+
+    number: int
+    info: NodeInfo | None
+    error: str | None
+    at: float
+    answered_at: datetime
+    skew: float = 0.0
+
+
+class Watch:
+    """Everything about the nodes. ``submit`` starts a round, ``collect`` writes down what has come back."""
+
+    def __init__(
+        self, agents: Agents, *, log_origins: bool, clock: Callable[[], datetime], timing: Timing
+    ) -> None:
+        self.agents, self.log_origins, self.clock, self.timing = agents, log_origins, clock, timing
+        self.seen: queue.SimpleQueue[Seen | None] = queue.SimpleQueue()
+        self._memories: dict[int, Memory] = {}
+        self._lanes = {
+            "living": Lane("living", LIVING),
+            "failing": Lane("failing", FAILING),
+            "following": Lane("following", FOLLOWING),
+        }
+
+    def forget(self) -> None:
+        """Another one led meanwhile: what was remembered is old."""
+        for memory in self._memories.values():
+            memory.forget()
+
+    def stop(self) -> None:
+        for lane in self._lanes.values():
+            lane.stop()
+        for lane in self._lanes.values():
+            lane.join(5)
+
+    def submit(self) -> int:
+        """Ask every node that is not still being asked; returns how many there are."""
+        with transaction(read_only=True) as db:
+            all_nodes = _expected(db)
+        for node in all_nodes:
+            memory = self._memories.setdefault(node.number, Memory())
+            if memory.failing is None:
+                memory.failing = node.failing_since is not None
+            if not memory.in_flight:
+                memory.in_flight = True
+                lane = self._lanes["failing" if memory.failing else "living"]
+                lane.submit(lambda node=node: self._ask(node))  # type: ignore[misc]
+        return len(all_nodes)
+
+    def _ask(self, node: Expected) -> None:
+        began, info, error = time.monotonic(), None, None
+        try:
+            info = self.agents.info(node)
+        except NodeUnreachable as failure:
+            error = str(failure)
+        except Exception as failure:
+            error = f"{type(failure).__name__}: not an answer of an agent"
+            logging.getLogger(__name__).exception("asking node %s", node.number)
+        ended, now = time.monotonic(), self.clock()
+        skew = 0.0 if info is None else info.now - (now.timestamp() - (ended - began) / 2)
+        self.seen.put(Seen(node.number, info, error, ended, now, skew))
+
+    def collect(self, batch: Sequence[Seen]) -> None:
+        """Write down one batch in one transaction, then start what follows from it."""
+        follow: list[tuple[Expected, NodeInfo, str | None]] = []
+        rows: list[dict[str, Any]] = []
+        try:
+            with transaction() as db:
+                known = {node.number: node for node in _expected(db)}
+                for seen in batch:
+                    expected = known.get(seen.number)
+                    if expected is not None and seen.number in self._memories:
+                        rows.append(self._judge(db, seen, expected, follow))
+                if rows:
+                    db.execute(update(NodeStatus), rows)
+        finally:
+            for seen in batch:
+                if seen.number in self._memories:
+                    self._memories[seen.number].in_flight = False
+        for number in self._memories.keys() - known.keys():
+            del self._memories[number]
+        for expected, info, reason in follow:
+            memory = self._memories[expected.number]
+            if not memory.following:
+                memory.following = True
+                self._lanes["following"].submit(
+                    lambda e=expected, i=info, r=reason: self._follow(e, i, r)  # type: ignore[misc]
+                )
+
+    def _judge(
+        self,
+        db: Session,
+        seen: Seen,
+        expected: Expected,
+        follow: list[tuple[Expected, NodeInfo, str | None]],
+    ) -> dict[str, Any]:
+        """Return the node's new status; appends what is to be done about it."""
+        memory, info = self._memories[seen.number], seen.info
+        error = seen.error
+        foreign = None
+        if info is not None:
+            foreign = observation.refusal(info, expected, memory, seen.at, self.timing)
+            error = foreign or observation.hold(info, expected)
+        self._report(db, expected, memory, error, foreign is not None, seen.answered_at)
+        if info is None or foreign is not None:
+            memory.failing = True
+            return {
+                "node_number": seen.number,
+                "failing_since": expected.failing_since or seen.answered_at,
+                "error": error,
+            }
+        reason = observation.reason_to_send(info, expected, memory, seen.at, self.timing)
+        if observation.went_back(info, expected):
+            expected = self._catch_up(db, expected, info)
+        if reason or journal.is_behind(info, expected.journal_id, expected.journal_sequence):
+            follow.append((expected, info, reason))
+        self._report_state(expected, memory, info, seen.skew)
+        memory.failing, memory.generation_before = False, expected.generation
+        return {
+            "node_number": seen.number,
+            "failing_since": None,
+            "error": error,
+            "answered_at": seen.answered_at,
+            "maintenance_mode": info.maintenance_mode,
+            "wireguard_public_key": info.wireguard_public_key,
+            "instance_id": info.instance_id,
+            "info": observation.kept(info, seen.skew),
+        }
+
+    def _catch_up(self, db: Session, expected: Expected, info: NodeInfo) -> Expected:
+        """Count on from where the node is, so that what this database says is news again."""
+        generation = info.generation + 1
+        db.execute(
+            update(Node)
+            .where(Node.number == expected.number, Node.generation < generation)
+            .values(generation=generation)
+        )
+        log(
+            "generation_went_back",
+            level=logging.WARNING,
+            node=expected.name,
+            database=expected.generation,
+            node_at=info.generation,
+        )
+        return replace(expected, generation=generation)
+
+    def _report(
+        self, db: Session, node: Expected, memory: Memory, error: str | None, foreign: bool, now: datetime
+    ) -> None:
+        """Log when a node comes, goes or changes its trouble; an alarm is an audit row as well."""
+        if error == memory.error:
+            return
+        if error is None:
+            log("node_up", node=node.name)
+        else:
+            held = foreign or error.startswith(("held", "knows"))
+            event = "node_foreign" if foreign else "node_held" if held else "node_down"
+            log(event, level=logging.WARNING, node=node.name, error=error)
+            if held:
+                audit.record(
+                    db, event.replace("_", ".", 1), actor="controller", object=node.name, now=now, error=error
+                )
+        memory.error = error
+
+    def _report_state(self, node: Expected, memory: Memory, info: NodeInfo, skew: float) -> None:
+        skewed = abs(skew) > observation.SKEW_SECONDS
+        if skewed != memory.skewed:
+            log("clock_skew", level=logging.WARNING, node=node.name, seconds=round(skew))
+            memory.skewed = skewed
+        if info.problems != memory.problems:
+            log("node_problems", level=logging.WARNING, node=node.name, problems="; ".join(info.problems))
+            memory.problems = info.problems
+
+    def _follow(self, node: Expected, info: NodeInfo, reason: str | None) -> None:
+        memory = self._memories.get(node.number) or Memory()
+        try:
+            # The journal first: a set that ends a connection must not hide whose session it was.
+            journal.read(self.agents, node, info, log_origins=self.log_origins, now=self.clock())
+            if reason is not None:
+                memory.set_at = time.monotonic()
+                reconcile(self.agents, node, now=self.clock, reason=reason)
+        except PortalError as error:
+            log("node_repair_failed", level=logging.WARNING, node=node.name, reason=reason, error=str(error))
+        finally:
+            memory.following = False
+
+
+def reconcile(
+    agents: Agents,
+    node: Expected | Node,
+    *,
+    now: Callable[[], datetime],
+    reason: str,
+    confirmed: bool = False,
+) -> dict[str, int]:
+    """Hand a node everything it should have; returns the agent's answer.
+
+    Raises NodeRefused when the agent holds it back, NodeUnreachable when it does not answer.
+    """
+    with transaction(read_only=True) as db:
+        wanted = nodes.wanted_set(db, node.number)
+    answer = agents.put_set(node, replace(wanted, confirmed=confirmed))
+    with transaction() as db:
+        db.execute(
+            update(NodeStatus)
+            .where(
+                NodeStatus.node_number == node.number,
+                NodeStatus.reconciled_generation <= wanted.generation,
+            )
+            .values(reconciled_at=now(), reconciled_generation=wanted.generation)
+        )
+    if reason != "full" or answer.get("added") or answer.get("removed"):
+        log(
+            "reconciled",
+            node=node.name,
+            reason=reason,
+            generation=wanted.generation,
+            connections=len(wanted.connections),
+            added=answer.get("added"),
+            removed=answer.get("removed"),
+        )
+    return answer
+
+
+def _expected(db: Session) -> list[Expected]:
+    """Return every node of an applied plan with what is expected of it."""
+    deployment = db.execute(select(Deployment.deployment_id, Deployment.epoch)).one_or_none()
+    if deployment is None:
+        return []
+    rows = db.execute(
+        select(
+            Node.number,
+            Node.name,
+            Node.agent_address,
+            Node.generation,
+            NodeStatus.instance_id,
+            NodeStatus.journal_id,
+            NodeStatus.journal_sequence,
+            NodeStatus.reconciled_generation,
+            NodeStatus.failing_since,
+        ).join(NodeStatus, NodeStatus.node_number == Node.number)
+    )
+    return [Expected(*row, deployment.deployment_id, deployment.epoch) for row in rows]

@@ -1,0 +1,74 @@
+"""Forget what need not be kept: what has expired, and the records whose time is over (reliability.md P4)."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, select, tuple_
+
+from portal_app.db import retried, transaction
+from portal_app.models import (
+    AccessToken,
+    AddressUse,
+    AuditEvent,
+    Base,
+    BrowserSession,
+    OneTimeLink,
+    Throttle,
+    VpnSession,
+)
+
+#: Rows per transaction, so that no user waits for housekeeping (R27).
+_BATCH = 1000
+#: A bucket that was not touched for a day is full again, whatever its rule.
+_THROTTLES = timedelta(days=1)
+#: Acts of administrators are kept longer than who had which address.
+AUDIT = timedelta(days=365)
+
+
+def prune(*, retention: timedelta, now: datetime) -> dict[str, int]:
+    """Delete what is over; returns how many rows of each table went.
+
+    Sessions and addresses are kept for ``retention`` after their end; what is still open stays.
+    """
+    before = now - retention
+    rules: list[tuple[type[Base], Sequence[Any], ColumnElement[bool]]] = [
+        (AccessToken, [AccessToken.token_hash], AccessToken.expires_at <= now),
+        (BrowserSession, [BrowserSession.token_hash], BrowserSession.expires_at <= now),
+        (OneTimeLink, [OneTimeLink.token_hash], OneTimeLink.expires_at <= now),
+        (Throttle, [Throttle.bucket], Throttle.updated_at <= now - _THROTTLES),
+        (VpnSession, [VpnSession.node_number, VpnSession.session_id], VpnSession.ended_at <= before),
+        (AddressUse, [AddressUse.id], AddressUse.ended_at <= before),
+        (AuditEvent, [AuditEvent.id], AuditEvent.at <= now - max(AUDIT, retention)),
+    ]
+    return {
+        model.__tablename__: gone
+        for model, key, criterion in rules
+        if (gone := _delete_all(model, key, criterion))
+    }
+
+
+def _delete_all(model: type[Base], key: Sequence[Any], criterion: ColumnElement[bool]) -> int:
+    total = 0
+    while True:
+        gone = _delete_some(model, key, criterion)
+        total += gone
+        if gone < _BATCH:
+            return total
+
+
+@retried
+def _delete_some(model: type[Base], key: Sequence[Any], criterion: ColumnElement[bool]) -> int:
+    # Looking first without the right to write: SQLite's one writer is not kept waiting for nothing.
+    with transaction(read_only=True) as db:
+        found = db.execute(select(*key).where(criterion).limit(_BATCH)).all()
+    if not found:
+        return 0
+    chosen = (
+        key[0].in_([row[0] for row in found])
+        if len(key) == 1
+        else tuple_(*key).in_([tuple(r) for r in found])
+    )
+    with transaction() as db:
+        result = db.execute(delete(model).where(chosen, criterion).returning(key[0]))
+        return len(result.all())

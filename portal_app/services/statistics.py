@@ -1,0 +1,164 @@
+"""How the service is used: nodes, profiles, active sessions. Reads only."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from portal_app.models import Connection, Node, NodeStatus, Offer, Profile, VpnSession
+from portal_app.services.nodes import UP
+from vpn_core.messages import OPENVPN, WIREGUARD
+
+UP_STATE, DOWN, MAINTENANCE, HELD, NEVER_SEEN = "up", "down", "maintenance", "held", "never seen"
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """A node as the controller last saw it. ``state`` is one word; ``remarks`` say what is wrong."""
+
+    number: int
+    name: str
+    hostname: str
+    agent_address: str
+    state: str
+    connections: int
+    active: int
+    load_percent: int | None
+    cpu_count: int | None
+    version: str | None
+    uptime_seconds: int | None
+    answered_at: datetime | None
+    failing_since: datetime | None
+    reconciled_at: datetime | None
+    generation: int
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """The columns of spec portal.md, section 7. Active: in use now; allocated: addresses of configurations."""
+
+    profile_id: str
+    active_connection_count: int
+    max_connection_count: int
+    percentage_in_use: int
+    openvpn_max_connection_count: int
+    openvpn_active_connection_count: int
+    wireguard_max_connection_count: int
+    wireguard_active_connection_count: int
+    wireguard_allocated_ip_count: int
+    wireguard_free_ip_count: int
+    wireguard_percentage_allocated: int
+
+    @property
+    def fullest(self) -> int:
+        """Return the higher of both percentages: what an alert looks at."""
+        return max(self.percentage_in_use, self.wireguard_percentage_allocated)
+
+
+def nodes(db: Session, *, now: datetime) -> list[NodeReport]:
+    """Return every node in the order of the numbers."""
+    connections = Counter(
+        dict(
+            db.execute(select(Connection.node_number, func.count()).group_by(Connection.node_number))
+            .tuples()
+            .all()
+        )
+    )
+    rows = db.execute(
+        select(Node, NodeStatus)
+        .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
+        .order_by(Node.number)
+    ).all()
+    return [_node(node, status, connections[node.number], now) for node, status in rows]
+
+
+def _node(node: Node, status: NodeStatus | None, connections: int, now: datetime) -> NodeReport:
+    info: dict[str, Any] = (status.info if status else None) or {}
+    load = info.get("rel_load_average") or []
+    return NodeReport(
+        number=node.number,
+        name=node.name,
+        hostname=node.hostname,
+        agent_address=node.agent_address,
+        state=state(status, now),
+        connections=connections,
+        active=info.get("w_peer_count", 0) + info.get("o_client_count", 0),
+        load_percent=load[0] if load else None,
+        cpu_count=info.get("cpu_count"),
+        version=info.get("v"),
+        uptime_seconds=info.get("node_uptime"),
+        answered_at=status.answered_at if status else None,
+        failing_since=status.failing_since if status else None,
+        reconciled_at=status.reconciled_at if status else None,
+        generation=node.generation,
+        remarks=tuple(_remarks(status, info)),
+    )
+
+
+def state(status: NodeStatus | None, now: datetime) -> str:
+    """Return a node's state in one word; ``up`` is the only one in which it takes new connections."""
+    if status is None or status.answered_at is None:
+        return NEVER_SEEN if status is None or status.error is None else DOWN
+    if status.error is not None and (status.info or {}).get("held"):
+        return HELD
+    if status.failing_since is not None or status.answered_at < now - UP:
+        return DOWN
+    return MAINTENANCE if status.maintenance_mode else UP_STATE
+
+
+def _remarks(status: NodeStatus | None, info: dict[str, Any]) -> list[str]:
+    if status is None:
+        return []
+    remarks = [status.error] if status.error else []
+    remarks += info.get("problems", [])
+    skew = info.get("clock_skew_seconds", 0)
+    if abs(skew) > 5:
+        remarks.append(f"clock is {abs(skew)} s {'ahead' if skew > 0 else 'behind'}")
+    return remarks
+
+
+def profiles(db: Session) -> list[ProfileReport]:
+    """Return every profile in the order of the inventory."""
+    active: defaultdict[tuple[str, str], int] = defaultdict(int)
+    counted = db.execute(
+        select(VpnSession.profile_id, VpnSession.protocol, func.count(VpnSession.connection_id.distinct()))
+        .where(VpnSession.ended_at.is_(None))
+        .group_by(VpnSession.profile_id, VpnSession.protocol)
+    )
+    for profile_id, protocol, count in counted:
+        active[profile_id, protocol] = count
+    offers: defaultdict[str, list[Offer]] = defaultdict(list)
+    for offer in db.scalars(select(Offer)):
+        offers[offer.profile_id].append(offer)
+    ids = db.scalars(select(Profile.profile_id).order_by(Profile.position)).all()
+    return [
+        _profile(profile_id, offers[profile_id], active[profile_id, WIREGUARD], active[profile_id, OPENVPN])
+        for profile_id in ids
+    ]
+
+
+def _profile(profile_id: str, offers: list[Offer], wireguard: int, openvpn: int) -> ProfileReport:
+    addresses = sum(offer.capacity for offer in offers)
+    clients = sum(process["max_clients"] for offer in offers for process in offer.openvpn)
+    allocated = sum(offer.allocated for offer in offers)
+    return ProfileReport(
+        profile_id=profile_id,
+        active_connection_count=wireguard + openvpn,
+        max_connection_count=addresses + clients,
+        percentage_in_use=_percent(wireguard + openvpn, addresses + clients),
+        openvpn_max_connection_count=clients,
+        openvpn_active_connection_count=openvpn,
+        wireguard_max_connection_count=addresses,
+        wireguard_active_connection_count=wireguard,
+        wireguard_allocated_ip_count=allocated,
+        wireguard_free_ip_count=addresses - allocated,
+        wireguard_percentage_allocated=_percent(allocated, addresses),
+    )
+
+
+def _percent(part: int, whole: int) -> int:
+    return 100 * part // whole if whole else 0
