@@ -83,7 +83,7 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     """Return an engine with bounded waiting everywhere."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        engine = create_engine(parsed, connect_args={"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None})
+        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None})
         # isolation_level None: the driver begins nothing by itself, _begin_sqlite does.
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -100,6 +100,7 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
         max_overflow=pool_size,
         pool_timeout=POOL_SECONDS,
         pool_pre_ping=True,
+        hide_parameters=True,  # an error's text reaches the log
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
             "tcp_user_timeout": STATEMENT_SECONDS * 1000,

@@ -26,6 +26,12 @@ class NoCommonProtocol(PortalError):
     status = 406
 
 
+class Conflict(PortalError):
+    """It exists already, or was done already."""
+
+    status = 409
+
+
 class KeyInUse(PortalError):
     """The WireGuard public key belongs to another user's connection."""
 
@@ -50,6 +56,26 @@ class NoCapacity(Unavailable):
 
 class NodeUnreachable(Unavailable):
     """An agent did not answer in time, or not as an agent of this deployment."""
+
+
+class NodeRefused(Unavailable):
+    """An agent answered no (``agent_status`` 4xx): it holds still, does not serve this, or heard of a later cut."""
+
+    def __init__(self, message: str, agent_status: int) -> None:
+        super().__init__(message)
+        self.agent_status = agent_status
+
+
+class InvalidToken(PortalError):
+    """The access token, or what it stood for, is not good (any more): spec api-v3.md section 5."""
+
+    status = 401
+
+
+class Superseded(PortalError):
+    """A later request of the same app ended what this one was making."""
+
+    status = 409
 
 
 class SettingsError(Exception):

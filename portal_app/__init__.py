@@ -1,0 +1,70 @@
+"""The portal: pages, OAuth, API v3, and what they share."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flask import Flask, current_app
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from portal_app import db
+from portal_app.settings import Settings
+
+if TYPE_CHECKING:
+    from portal_app.agents import Agents
+    from portal_app.oauth.clients import Client
+    from portal_app.services.pki import Signer
+
+#: Apps send some hundred bytes, pages little more.
+LONGEST_BODY = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Portal:
+    """What one process holds: its settings, the way to the nodes, the registered apps, the client CA."""
+
+    settings: Settings
+    agents: "Agents"
+    clients: "dict[str, Client]"
+    signer: "Signer"
+
+
+def portal() -> Portal:
+    """Return the portal of the current application context."""
+    found: Portal = current_app.extensions["causeway"]
+    return found
+
+
+def create_app(settings: Settings) -> Flask:
+    """Return the portal as a WSGI application. Raises SettingsError when a file or value cannot be used."""
+    # Imported here: services and views import this package for portal().
+    from portal_app import error_pages, headers, login
+    from portal_app.agents import Agents
+    from portal_app.oauth import bearer, clients
+    from portal_app.oauth import views as oauth_views
+    from portal_app.services.pki import Signer
+    from portal_app.views import account, api_v3, health
+
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY=settings.secret_key_file.read_bytes(),
+        MAX_CONTENT_LENGTH=LONGEST_BODY,
+        TRUSTED_HOSTS=[settings.host_name],
+        PREFERRED_URL_SCHEME="https",
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
+    db.connect_to(settings.database_url)
+    app.extensions["causeway"] = Portal(
+        settings=settings,
+        agents=Agents(settings),
+        clients=clients.registry(settings),
+        signer=Signer(settings),
+    )
+    # nginx is the only one in front and sets these headers itself, whatever a client sent.
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
+    error_pages.init_app(app)
+    bearer.init_app(app)
+    login.init_app(app)
+    headers.init_app(app)
+    for blueprint in (oauth_views.bp, api_v3.bp, health.bp, account.bp):
+        app.register_blueprint(blueprint)
+    return app

@@ -1,0 +1,76 @@
+"""Errors as answers: JSON for apps and probes, a page for people, and nothing about the inside in either."""
+
+import logging
+
+from flask import Flask, Response, jsonify, make_response, render_template, request
+from sqlalchemy.exc import IntegrityError, InterfaceError, InternalError, OperationalError
+from werkzeug.exceptions import HTTPException
+
+from portal_app.errors import PortalError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+#: Below these paths an app or a probe reads the answer.
+JSON_PATHS = ("/api/", "/oauth/token", "/oauth/revoke", "/healthz", "/livez", "/.well-known/")
+
+_TITLES = {
+    400: "This request cannot be understood",
+    401: "This is not known here",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Not possible here",
+    413: "Too large",
+    429: "Too many requests",
+    503: "Not available at the moment",
+}
+
+
+def init_app(app: Flask) -> None:
+    app.register_error_handler(PortalError, answer_portal_error)
+    app.register_error_handler(HTTPException, answer_http_error)
+    for kind in (OperationalError, InterfaceError, InternalError, IntegrityError):
+        app.register_error_handler(kind, answer_database_error)
+    app.register_error_handler(Exception, answer_bug)
+
+
+def answer(
+    status: int, message: str, *, title: str | None = None, retry_after: int | None = None
+) -> Response:
+    """Return an error as the path's readers expect it."""
+    if request.path.startswith(JSON_PATHS):
+        response = jsonify({"error": message})
+    else:
+        title = title or _TITLES.get(status, "Something went wrong")
+        response = make_response(render_template("error.html", status=status, title=title, message=message))
+    response.status_code = status
+    response.headers["Cache-Control"] = "no-store"
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(retry_after)
+    return response
+
+
+def answer_portal_error(error: PortalError) -> Response:
+    if error.status >= 500:
+        logger.warning("%s %s: %s", request.method, request.path, error)
+    return answer(error.status, str(error), retry_after=error.retry_after)
+
+
+def answer_http_error(error: HTTPException) -> Response:
+    if error.response is not None:
+        return error.response  # type: ignore[return-value]  # what abort(response) was given
+    response = answer(error.code or 500, error.name)
+    for name, value in error.get_headers():
+        if name not in ("Content-Type", "Content-Length"):
+            response.headers[name] = value  # Allow of a 405, Retry-After of a 429
+    return response
+
+
+def answer_database_error(error: Exception) -> Response:
+    """Answer what the driver raised outside of ``transaction``'s own translation, such as a read-only database."""
+    logger.warning("%s %s: database: %s", request.method, request.path, type(error).__name__)
+    return answer_portal_error(Unavailable("the database does not take this at the moment"))
+
+
+def answer_bug(error: Exception) -> Response:
+    logger.exception("%s %s failed", request.method, request.path, exc_info=error)
+    return answer(500, "internal error")

@@ -1,0 +1,162 @@
+"""Client configurations: what a connection's owner gets, WireGuard (spec api-v3.md 7.6) and OpenVPN (7.8)."""
+
+import base64
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from portal_app.errors import Unavailable
+from portal_app.models import Profile
+from vpn_core import openvpn, wireguard
+from vpn_core.messages import OPENVPN
+from vpn_core.profile import GATEWAY_DNS
+from vpn_core.ranges import Network, gateway
+
+if TYPE_CHECKING:
+    from portal_app import Portal
+    from portal_app.services.leases import Lease
+    from portal_app.services.pki import ClientCertificate
+
+#: Ports that pass most firewalls (spec api-v3.md 7.8).
+SPECIAL_PORTS = {"udp": (53, 443), "tcp": (80, 443)}
+
+# Configurations are no HTML, and what goes in was checked by the plan.
+_templates = Environment(
+    loader=PackageLoader("portal_app", "render/templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # noqa: S701
+)
+_random = random.SystemRandom()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything one configuration is made of. WireGuard has a lease, OpenVPN a certificate."""
+
+    profile: Profile
+    hostname: str
+    expires_at: datetime
+    from_portal: bool
+    tcp_first: bool
+    lease: "Lease | None"
+    node_public_key: str | None
+    private_key: str | None
+    port: int | None
+    certificate: "ClientCertificate | None"
+
+
+def render(facts: Facts, portal: "Portal") -> str:
+    """Return the text of one configuration."""
+    heading = _heading(facts, portal) if facts.from_portal else []
+    if facts.lease is not None:
+        return _templates.get_template("wireguard.conf.j2").render(heading=heading, **wireguard_values(facts))
+    profile_id = facts.profile.profile_id
+    key_file = portal.settings.tls_crypt_directory / f"{profile_id}.key"
+    try:
+        tls_crypt = key_file.read_text().strip()
+    except OSError as error:
+        raise Unavailable(f"the tls-crypt key of profile {profile_id} cannot be read") from error
+    return _templates.get_template("openvpn.ovpn.j2").render(
+        heading=heading,
+        tls_version_min=openvpn.TLS_VERSION_MIN,
+        data_ciphers=openvpn.DATA_CIPHERS,
+        tun_mtu=openvpn.TUN_MTU,
+        server_ca=portal.signer.server_ca,
+        certificate=facts.certificate,
+        tls_crypt=tls_crypt,
+        hostname=facts.hostname,
+        remotes=remotes(facts.profile.openvpn or {}, tcp_first=facts.tcp_first),
+    )
+
+
+def wireguard_values(facts: Facts) -> dict[str, Any]:
+    """Return what the WireGuard template needs."""
+    profile, lease = facts.profile, facts.lease
+    if lease is None or facts.port is None or profile.wireguard is None:
+        raise ValueError("not a WireGuard configuration")
+    addresses = [f"{lease.ipv4}/{lease.ipv4_prefix}", f"{lease.ipv6}/{lease.ipv6_prefix}"]
+    own = [ip_interface(address).network for address in addresses]
+    allowed = wireguard.allowed_ips(
+        default_gateway=profile.default_gateway,
+        routes=[ip_network(route) for route in profile.routes],
+        excluded_routes=[ip_network(route) for route in profile.excluded_routes],
+        own_networks=own,
+    )
+    return {
+        "mtu": wireguard.MTU,
+        "private_key": facts.private_key,
+        "addresses": addresses,
+        "dns": dns(profile, own),
+        "public_key": facts.node_public_key,
+        "allowed_ips": allowed,
+        "keepalive": wireguard.KEEPALIVE_SECONDS if profile.wireguard["keepalive"] else None,
+        "endpoint": f"{_bracketed(facts.hostname)}:{facts.port}",
+    }
+
+
+def dns(profile: Profile, own: Sequence[Network]) -> list[str]:
+    """Return the entries of the DNS line: servers if they are used, then search domains."""
+    gateways = dict(zip(GATEWAY_DNS, (gateway(network) for network in own), strict=True))
+    used = profile.default_gateway or profile.dns_search_domains
+    servers = [gateways.get(server, server) for server in profile.dns_servers] if used else []
+    return servers + list(profile.dns_search_domains)
+
+
+def remotes(
+    ranges: dict[str, Any], *, tcp_first: bool, rng: random.Random = _random
+) -> list[tuple[int, str]]:
+    """Return ports and transports to try: of each transport one normal and one special port, chosen at random.
+
+    Raises Unavailable when the profile has no port at all.
+    """
+    found: dict[str, list[tuple[int, str]]] = {"udp": [], "tcp": []}
+    for transport, chosen in found.items():
+        ports = ranges.get(f"exposed_{transport}_ports") or ranges.get(f"{transport}_ports") or []
+        special = SPECIAL_PORTS[transport]
+        for group in ([p for p in ports if p not in special], [p for p in ports if p in special]):
+            if group:
+                chosen.append((rng.choice(group), transport))
+    order = ("tcp", "udp") if tcp_first else ("udp", "tcp")
+    listed = [remote for transport in order for remote in found[transport]]
+    if not listed:
+        raise Unavailable("this profile has no OpenVPN port")
+    return listed
+
+
+def wireguard_key_pair() -> tuple[str, str]:
+    """Return a new private key and its public key, both in base64."""
+    key = X25519PrivateKey.generate()
+    private, public = key.private_bytes_raw(), key.public_key().public_bytes_raw()
+    return base64.b64encode(private).decode(), base64.b64encode(public).decode()
+
+
+def file_name(server: str, profile_id: str, display_name: str, protocol: str, now: datetime) -> str:
+    """Return ``<server>_<profile>_<date>_<name>`` of characters that every file system takes."""
+    parts = (server, profile_id, now.astimezone(UTC).strftime("%Y%m%d"), display_name)
+    stem = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part).strip("-.") or "vpn" for part in parts)
+    return stem + (".ovpn" if protocol == OPENVPN else ".conf")
+
+
+def _heading(facts: Facts, portal: "Portal") -> list[str]:
+    return [
+        f"# Portal: {portal.settings.portal_url}",
+        f"# Profile: {facts.profile.display_name} ({facts.profile.profile_id})",
+        f"# Expires: {facts.expires_at.astimezone(UTC).replace(microsecond=0).isoformat()}",
+    ]
+
+
+def _bracketed(host: str) -> str:
+    try:
+        return f"[{host}]" if ip_address(host).version == 6 else host
+    except ValueError:
+        return host

@@ -1,0 +1,550 @@
+"""Connections: made, replaced, ended. A row and a generation first, a call to the node second.
+
+No transaction spans a call to a node. What a call could not do, the reconcile round repairs.
+"""
+
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy.orm import Session
+
+from portal_app import portal
+from portal_app.db import retried, transaction
+from portal_app.errors import (
+    Forbidden,
+    InvalidToken,
+    KeyInUse,
+    NoCapacity,
+    NoCommonProtocol,
+    NodeRefused,
+    NodeUnreachable,
+    NotFound,
+    Superseded,
+)
+from portal_app.events import log
+from portal_app.models import AddressUse, Authorization, Connection, Profile, User
+from portal_app.render import client_config
+from portal_app.services import leases, nodes, profiles, transports
+from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority, Cut
+from vpn_core.messages import Connection as ConnectionMessage
+
+if TYPE_CHECKING:
+    from portal_app.agents import Agents
+
+logger = logging.getLogger(__name__)
+
+#: The app waits 10 s; every /connect is answered within 5 (reliability.md R42, R54, R96).
+BUDGET_SECONDS = 4.5
+ADMIT_SECONDS = 1.4
+CUT_SECONDS = 1.4
+#: A database takes only so many values in one statement.
+_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who a connection is for. Without ``authorization_id`` it was made on the portal's pages."""
+
+    user_id: int
+    user_name: str
+    permissions: list[str]
+    client_id: str | None = None
+    authorization_id: int | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an app asks for (spec api-v3.md 7.1)."""
+
+    profile_id: str
+    public_key: str | None
+    accepts: frozenset[str]
+    prefer_tcp: bool = False
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A configuration to hand out. ``config`` may hold a private key: never stored, cached or logged."""
+
+    config: str
+    content_type: str
+    expires_at: datetime
+    connection_id: str
+    file_name: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A connection that is no more; its node has to be told (``tell``) after the commit."""
+
+    connection_id: str
+    node: nodes.NodeRef
+    cut: Cut
+    reason: str
+    user_name: str
+    profile_id: str
+    protocol: str
+    public_key: str | None
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One connection to be made: everything that was decided before an address is taken."""
+
+    holder: Holder
+    profile: Profile
+    display_name: str
+    expires_at: datetime
+    now: datetime
+    public_key: str | None = None
+    private_key: str | None = None
+    from_portal: bool = False
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A committed row, and what its node and its user are told."""
+
+    row: ConnectionMessage
+    authority: Authority
+    candidate: nodes.Candidate
+    lease: leases.Lease | None
+    wireguard_port: int | None
+    ended: list[Ended] = field(default_factory=list)
+
+
+class _FullError(Exception):
+    """The candidate has no address left after all; leaves the transaction, so that nothing was ended for it."""
+
+
+def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
+    """Replace what this authorization holds by one new connection, usable when this returns.
+
+    Validates first. Raises NotFound when the user may not use the profile, NoCommonProtocol when nothing the app can
+    do is offered, KeyInUse for another user's public key, NoCapacity when no node that answers has room.
+    """
+    settings = portal().settings
+    ends_at = time.monotonic() + BUDGET_SECONDS
+    if settings.max_app_connections < 1:
+        raise Forbidden("no API configuration downloads allowed")
+    with transaction(read_only=True) as db:
+        profile = profiles.find_offered(db, holder, wanted.profile_id)
+        if profile is None:
+            raise NotFound('no such "profile_id"')
+        order = transports.in_order(
+            transports.supported(profile),
+            wanted.accepts,
+            has_key=wanted.public_key is not None,
+            preferred=profile.preferred_protocol,
+            prefer_tcp=wanted.prefer_tcp,
+        )
+        if not order:
+            raise NoCommonProtocol("no common VPN protocol between the app and this profile")
+        attempts = [
+            (attempt, _candidates(db, holder, profile, attempt.protocol, now))
+            for attempt in transports.attempts(order)
+        ]
+    client = portal().clients.get(holder.client_id or "")
+    wish = _Order(
+        holder=holder,
+        profile=profile,
+        display_name=(client.name if client else holder.client_id or "app")[:64],
+        expires_at=holder.expires_at or now,
+        now=now,
+        public_key=wanted.public_key,
+    )
+    return _first_that_answers(wish, attempts, ends_at)
+
+
+def create_for_portal(
+    user: User, profile_id: str, protocol: str, display_name: str, *, prefer_tcp: bool = False, now: datetime
+) -> Issued:
+    """Make a configuration with a key of the server's making, to be downloaded once.
+
+    Raises Forbidden when the user has as many as allowed, NotFound, NoCommonProtocol and NoCapacity as ``connect``.
+    """
+    settings = portal().settings
+    ends_at = time.monotonic() + BUDGET_SECONDS
+    holder = Holder(user.id, user.name, list(user.permissions))
+    if settings.max_portal_connections < 1:
+        raise Forbidden("configurations cannot be made here; use the app")
+    with transaction(read_only=True) as db:
+        profile = profiles.find_offered(db, holder, profile_id)
+        if profile is None:
+            raise NotFound("no such profile")
+        if {WIREGUARD: profile.wireguard, OPENVPN: profile.openvpn}.get(protocol) is None:
+            raise NoCommonProtocol(f"the profile does not offer {protocol}")
+        found = _candidates(db, holder, profile, protocol, now)
+    private_key, public_key = client_config.wireguard_key_pair() if protocol == WIREGUARD else (None, None)
+    wish = _Order(
+        holder=holder,
+        profile=profile,
+        display_name=display_name[:64],
+        expires_at=min(now + timedelta(seconds=settings.session_expiry_seconds), portal().signer.not_after),
+        now=now,
+        public_key=public_key,
+        private_key=private_key,
+        from_portal=True,
+    )
+    return _first_that_answers(wish, [(transports.Attempt(protocol, prefer_tcp), found)], ends_at)
+
+
+def end(db: Session, criterion: ColumnElement[bool], *, reason: str, now: datetime) -> list[Ended]:
+    """End the connections that match ``criterion`` in the caller's transaction.
+
+    Their addresses may be given again, the record of who had them is closed. The caller passes the result to ``tell``
+    after its commit.
+    """
+    ended: list[Ended] = []
+    found = db.execute(_rows().where(criterion)).all()
+    if found:
+        authority, locked = nodes.lock(db, {row.node_number for row in found})
+        for start in range(0, len(found), _CHUNK):
+            ended += _end_rows(db, found[start : start + _CHUNK], authority, locked, lambda _row: reason, now)
+    return ended
+
+
+def tell(
+    ended: list[Ended], *, agents: "Agents | None" = None, wait: bool = True, seconds: float = CUT_SECONDS
+) -> None:
+    """Cut ended connections at their nodes, in parallel and in bounded time. A failure is only logged."""
+    agents = agents or portal().agents
+    for item in ended:
+        log("end", user=item.user_name, connection=item.connection_id, profile=item.profile_id,
+            protocol=item.protocol, node=item.node.name, reason=item.reason)  # fmt: skip
+    calls = [_cut(agents, item, seconds) for item in ended]
+    if not wait:
+        for call in calls:
+            agents.start(call)
+        return
+    agents.together(calls, seconds=seconds + 0.1)
+
+
+def _cut(agents: "Agents", item: Ended, seconds: float) -> Callable[[], None]:
+    def call() -> None:
+        try:
+            agents.cut(item.node, item.connection_id, item.cut, seconds=seconds)
+        except (NodeUnreachable, NodeRefused) as error:
+            logger.warning("cut of %s left to the reconcile round: %s", item.connection_id, error)
+
+    return call
+
+
+def _candidates(
+    db: Session, holder: Holder, profile: Profile, protocol: str, now: datetime
+) -> list[nodes.Candidate]:
+    held: Collection[int] = ()
+    if protocol == WIREGUARD and holder.authorization_id is not None:
+        held = set(
+            db.scalars(
+                select(Connection.node_number).where(
+                    Connection.authorization_id == holder.authorization_id,
+                    Connection.profile_id == profile.profile_id,
+                    Connection.position.is_not(None),
+                )
+            )
+        )
+    selection = portal().settings.node_selection
+    return nodes.candidates(db, profile, protocol, now, selection=selection, held=held)
+
+
+def _first_that_answers(
+    wish: _Order, attempts: list[tuple[transports.Attempt, list[nodes.Candidate]]], ends_at: float
+) -> Issued:
+    """Try node after node and protocol after protocol until one admits the connection."""
+    made: _Made | None = None
+    for attempt, candidates in attempts:
+        for candidate in candidates:
+            if ends_at - time.monotonic() < 0.2:
+                break
+            try:
+                made = _make(wish, attempt, candidate, withdrawn=made.row.connection_id if made else None)
+            except _FullError:
+                continue
+            issued = _issue(wish, attempt, made)
+            if _admit(wish, made, ends_at):
+                _log_connect(wish, made)
+                return issued
+    if made is not None:
+        _withdraw(made.row.connection_id, wish.now)
+    log("no_capacity", level=logging.WARNING, user=wish.holder.user_name, profile=wish.profile.profile_id)
+    raise NoCapacity("no capacity: no VPN server of this profile has room at the moment")
+
+
+@retried
+def _make(
+    wish: _Order, attempt: transports.Attempt, candidate: nodes.Candidate, *, withdrawn: str | None
+) -> _Made:
+    """Commit the row of one connection at ``candidate``, and the end of what it replaces."""
+    holder, now = wish.holder, wish.now
+    with transaction() as db:
+        _lock_holder(db, holder, now)
+        found = db.execute(_rows().where(_same_owner_or_key(holder, wish.public_key, attempt.protocol))).all()
+        reasons = _to_end(wish, attempt, found, withdrawn)
+        authority, locked = nodes.lock(
+            db, {candidate.node.number} | {r.node_number for r in found if r.id in reasons}
+        )
+        ended = _end_rows(
+            db, [r for r in found if r.id in reasons], authority, locked, lambda r: reasons[r.id], now
+        )
+        lease, started_at, port = None, now, None
+        if attempt.protocol == WIREGUARD:
+            lease = leases.take(db, candidate.node.number, wish.profile.profile_id)
+            if lease is None:
+                raise _FullError
+            started_at = max(now, lease.free_since or now)
+            port = nodes.wireguard_port(db)
+        row = {
+            "id": uuid.uuid4().hex,
+            "user_id": holder.user_id,
+            "authorization_id": holder.authorization_id,
+            "node_number": candidate.node.number,
+            "profile_id": wish.profile.profile_id,
+            "protocol": attempt.protocol,
+            "public_key": wish.public_key if attempt.protocol == WIREGUARD else None,
+            "position": lease.position if lease else None,
+            "ipv4": lease.ipv4 if lease else None,
+            "ipv6": lease.ipv6 if lease else None,
+            "display_name": wish.display_name,
+            "created_at": started_at,
+            "expires_at": wish.expires_at,
+            "generation": nodes.next_generation(db, candidate.node.number),
+        }
+        db.execute(insert(Connection), [row])
+        if lease:
+            use = {k: row[k] for k in ("profile_id", "node_number", "protocol", "ipv4", "ipv6")}
+            db.execute(
+                insert(AddressUse),
+                [use | {"connection_id": row["id"], "user_name": holder.user_name, "client_id": holder.client_id,
+                        "started_at": started_at}],
+            )  # fmt: skip
+    return _Made(nodes.message_of(row), authority, candidate, lease, port, ended)
+
+
+def _lock_holder(db: Session, holder: Holder, now: datetime) -> None:
+    """Make the user's connects wait for each other, and look again at what may have ended meanwhile (R35, R38, R40)."""
+    user = db.execute(
+        select(User.is_disabled).where(User.id == holder.user_id).with_for_update(key_share=True)
+    ).one_or_none()
+    if user is None or user.is_disabled:
+        raise InvalidToken("the account is disabled or gone")
+    if holder.authorization_id is None:
+        return
+    held = db.execute(
+        update(Authorization)
+        .where(Authorization.id == holder.authorization_id, Authorization.expires_at > now)
+        .values(last_used_at=now)
+        .returning(Authorization.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if held is None:
+        raise InvalidToken("the authorization has ended")
+
+
+def _same_owner_or_key(holder: Holder, public_key: str | None, protocol: str) -> ColumnElement[bool]:
+    own = Connection.user_id == holder.user_id
+    if public_key is None or protocol != WIREGUARD:
+        return own
+    return or_(own, Connection.public_key == public_key)
+
+
+def _to_end(
+    wish: _Order, attempt: transports.Attempt, found: Collection[Any], withdrawn: str | None
+) -> dict[str, str]:
+    """Return what a new connection ends, by id, with the reason. Raises KeyInUse and Forbidden."""
+    holder, settings = wish.holder, portal().settings
+    if any(row.user_id != holder.user_id for row in found):
+        raise KeyInUse("the public key belongs to another user")
+    reasons: dict[str, str] = {}
+    for row in found:
+        if row.id == withdrawn:
+            reasons[row.id] = "withdrawn"
+        elif holder.authorization_id is not None and row.authorization_id == holder.authorization_id:
+            reasons[row.id] = "replaced"
+        elif (
+            row.public_key is not None and row.public_key == wish.public_key and attempt.protocol == WIREGUARD
+        ):
+            reasons[row.id] = "same_key"
+    living = [row for row in found if row.id not in reasons and row.expires_at > wish.now]
+    if wish.from_portal:
+        if sum(row.authorization_id is None for row in living) >= settings.max_portal_connections:
+            raise Forbidden(
+                f"{settings.max_portal_connections} configurations are allowed; end one of yours first"
+            )
+        return reasons
+    of_apps = sorted(
+        (row for row in living if row.authorization_id is not None), key=lambda r: (r.created_at, r.id)
+    )
+    surplus = len(of_apps) - (settings.max_app_connections - 1)
+    for row in of_apps[: max(0, surplus)]:
+        reasons[row.id] = "device_limit"
+    return reasons
+
+
+def _rows() -> Any:
+    return select(
+        Connection.id,
+        Connection.user_id,
+        Connection.authorization_id,
+        Connection.node_number,
+        Connection.profile_id,
+        Connection.protocol,
+        Connection.public_key,
+        Connection.position,
+        Connection.created_at,
+        Connection.expires_at,
+        User.name.label("user_name"),
+    ).join(User, User.id == Connection.user_id)
+
+
+def _end_rows(
+    db: Session,
+    rows: Collection[Any],
+    authority: Authority,
+    locked: dict[int, nodes.NodeRef],
+    reason: Callable[[Any], str],
+    now: datetime,
+) -> list[Ended]:
+    """Delete rows whose nodes are locked; who was faster with one of them keeps it out of the result."""
+    if not rows:
+        return []
+    gone = set(
+        db.scalars(
+            delete(Connection)
+            .where(Connection.id.in_([row.id for row in rows]))
+            .returning(Connection.id)
+            .execution_options(synchronize_session=False)
+        )
+    )
+    rows = [row for row in rows if row.id in gone]
+    _close_uses(db, rows, reason, now)
+    leases.give_back(
+        db,
+        [
+            leases.Returned(row.node_number, row.profile_id, row.position, max(now, row.created_at))
+            for row in rows
+            if row.position is not None
+        ],
+    )
+    generations = {
+        number: nodes.next_generation(db, number) for number in sorted({r.node_number for r in rows})
+    }
+    return [
+        Ended(
+            connection_id=row.id,
+            node=locked[row.node_number],
+            cut=Cut(authority, generations[row.node_number]),
+            reason=reason(row),
+            user_name=row.user_name,
+            profile_id=row.profile_id,
+            protocol=row.protocol,
+            public_key=row.public_key,
+        )
+        for row in rows
+    ]
+
+
+def _close_uses(db: Session, rows: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> None:
+    """Close who had which address. The use of an OpenVPN address ends with its session, which the journal tells."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.position is not None:
+            by_reason[reason(row)].append(row.id)
+    for because, ids in by_reason.items():
+        db.execute(
+            update(AddressUse)
+            .where(AddressUse.connection_id.in_(ids), AddressUse.ended_at.is_(None))
+            # Clocks of two portals differ: a use never ends before it began.
+            .values(
+                ended_at=case((AddressUse.started_at > now, AddressUse.started_at), else_=now),
+                end_reason=because,
+            )
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _admit(wish: _Order, made: _Made, ends_at: float) -> bool:
+    """Tell the nodes; True when the connection is usable. A node that does not answer is kept out of the way."""
+    agents = portal().agents
+    # The same key first leaves its old connection, else its removal would hit the new one.
+    key_moves = [e for e in made.ended if e.public_key and e.public_key == made.row.public_key
+                 and e.node.number == made.candidate.node.number]  # fmt: skip
+    tell([e for e in made.ended if e not in key_moves], wait=False)
+    tell(key_moves, seconds=max(0.1, min(CUT_SECONDS, ends_at - time.monotonic())))
+    seconds = max(0.1, min(ADMIT_SECONDS, ends_at - time.monotonic()))
+    try:
+        agents.admit(made.candidate.node, Admit(made.authority, made.row), seconds=seconds)
+    except NodeRefused as error:
+        if error.agent_status == 409 and not _exists(made.row.connection_id):
+            raise Superseded("ended by a later request of the same app") from error
+        logger.warning("admission refused: %s", error)
+    except NodeUnreachable as error:
+        logger.warning("admission without answer: %s", error)
+    else:
+        return True
+    nodes.mark_suspect(made.candidate.node.number, wish.now)
+    return False
+
+
+def _exists(connection_id: str) -> bool:
+    with transaction(read_only=True) as db:
+        found = db.scalar(select(func.count()).select_from(Connection).where(Connection.id == connection_id))
+    return bool(found)
+
+
+@retried
+def _withdraw(connection_id: str, now: datetime) -> None:
+    """Take back a connection that no node admitted. The node may have heard of it: it is told, unless it is silent."""
+    with transaction() as db:
+        ended = end(db, and_(Connection.id == connection_id), reason="withdrawn", now=now)
+    tell(ended, wait=False)
+
+
+def _issue(wish: _Order, attempt: transports.Attempt, made: _Made) -> Issued:
+    certificate = None
+    if attempt.protocol == OPENVPN:
+        certificate = portal().signer.issue(
+            made.row.connection_id, wish.profile.profile_id, expires_at=wish.expires_at, now=wish.now
+        )
+    config = client_config.render(
+        client_config.Facts(
+            profile=wish.profile,
+            hostname=made.candidate.hostname,
+            expires_at=wish.expires_at,
+            from_portal=wish.from_portal,
+            tcp_first=attempt.tcp_first,
+            lease=made.lease,
+            node_public_key=made.candidate.wireguard_public_key,
+            private_key=wish.private_key,
+            port=made.wireguard_port,
+            certificate=certificate,
+        ),
+        portal(),
+    )
+    return Issued(
+        config=config,
+        content_type=transports.OPENVPN_TYPE if attempt.protocol == OPENVPN else transports.WIREGUARD_TYPE,
+        expires_at=wish.expires_at,
+        connection_id=made.row.connection_id,
+        file_name=client_config.file_name(
+            portal().settings.host_name,
+            wish.profile.profile_id,
+            wish.display_name,
+            attempt.protocol,
+            wish.now,
+        ),
+    )
+
+
+def _log_connect(wish: _Order, made: _Made) -> None:
+    log("connect", user=wish.holder.user_name, client=wish.holder.client_id, connection=made.row.connection_id,
+        profile=made.row.profile_id, protocol=made.row.protocol, node=made.candidate.node.name,
+        ipv4=made.row.ipv4, ipv6=made.row.ipv6, expires=wish.expires_at, choice=made.candidate.reason)  # fmt: skip

@@ -1,0 +1,219 @@
+"""Nodes as a connect sees them: which are usable, in which order to try them, and their generations."""
+
+import logging
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from portal_app.db import transaction
+from portal_app.models import Connection, Deployment, Node, NodeStatus, Offer
+from portal_app.models import Profile as ProfileRow
+from vpn_core.messages import OPENVPN, WIREGUARD, Authority, WantedSet
+from vpn_core.messages import Connection as ConnectionMessage
+
+logger = logging.getLogger(__name__)
+
+#: A node is Up when it answered the controller this recently (reliability.md R42).
+UP = timedelta(seconds=10)
+#: A connect that got no answer keeps the others away for so long; the controller clears it when the node answers.
+SUSPECT = timedelta(seconds=15)
+#: A node that is busy still counts a little, and so does one whose load is unknown.
+LEAST_IDLE, UNKNOWN_IDLE = 0.05, 0.5
+
+_random = random.SystemRandom()
+
+
+@dataclass(frozen=True)
+class NodeRef:
+    """Where a node's agent is, without a database row behind it."""
+
+    number: int
+    name: str
+    agent_address: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node that could take a connection now; ``reason`` says in the log why it comes at its place."""
+
+    node: NodeRef
+    hostname: str
+    wireguard_public_key: str | None
+    free: int
+    reason: str
+
+
+class NoDeployment(LookupError):
+    """No plan was applied yet, so there is no node to call."""
+
+
+def candidates(
+    db: Session,
+    profile: ProfileRow,
+    protocol: str,
+    now: datetime,
+    *,
+    selection: str = "weighted",
+    held: Collection[int] = (),
+    rng: random.Random = _random,
+) -> list[Candidate]:
+    """Return the usable nodes that serve the profile over ``protocol``, best choice first.
+
+    Usable: Up, not in maintenance, not suspect, with something free, and for WireGuard with a known key. ``held`` are
+    nodes where the caller gives an address of this profile back, so that a full one will do.
+    """
+    rows = db.execute(
+        select(
+            Node.number,
+            Node.name,
+            Node.hostname,
+            Node.agent_address,
+            NodeStatus.wireguard_public_key,
+            NodeStatus.info,
+            Offer.capacity,
+            Offer.allocated,
+            Offer.wireguard.is_not(None).label("has_wireguard"),
+            Offer.openvpn,
+        )
+        .join(NodeStatus, NodeStatus.node_number == Node.number)
+        .join(Offer, Offer.node_number == Node.number)
+        .where(
+            Offer.profile_id == profile.profile_id,
+            NodeStatus.answered_at >= now - UP,
+            NodeStatus.failing_since.is_(None),
+            NodeStatus.maintenance_mode.is_(False),
+            or_(NodeStatus.suspect_until.is_(None), NodeStatus.suspect_until <= now),
+        )
+    ).all()
+    found: list[tuple[float, Candidate]] = []
+    for row in rows:
+        if protocol == WIREGUARD:
+            if not row.has_wireguard or row.wireguard_public_key is None:
+                continue
+            free = row.capacity - row.allocated + (1 if row.number in held else 0)
+        else:
+            if not row.openvpn:
+                continue
+            free = sum(p["max_clients"] for p in row.openvpn) - _attached(row.info)
+        if free < 1:
+            continue
+        weight, reason = _weight(selection, free, row.info)
+        node = NodeRef(row.number, row.name, row.agent_address)
+        found.append((weight, Candidate(node, row.hostname, row.wireguard_public_key, free, reason)))
+    # A weighted shuffle (Efraimidis and Spirakis): the heaviest comes first most often, and nobody stampedes.
+    found.sort(key=lambda pair: rng.random() ** (1 / pair[0]), reverse=True)
+    return [candidate for _weight, candidate in found]
+
+
+def _attached(info: dict[str, Any] | None) -> int:
+    """Return the OpenVPN clients of the whole node: the agent counts them together."""
+    count = (info or {}).get("o_client_count", 0)
+    return count if isinstance(count, int) else 0
+
+
+def _weight(selection: str, free: int, info: dict[str, Any] | None) -> tuple[float, str]:
+    if selection == "random":
+        return 1.0, f"random free={free}"
+    load = (info or {}).get("rel_load_average") or []
+    idle = max(LEAST_IDLE, 1 - load[0] / 100) if load else UNKNOWN_IDLE
+    return free * idle, f"weighted free={free} idle={idle:.2f}"
+
+
+def mark_suspect(node_number: int, now: datetime) -> None:
+    """Keep other connects away from a node that did not answer, until the controller has seen it again."""
+    with transaction() as db:
+        db.execute(
+            update(NodeStatus)
+            .where(NodeStatus.node_number == node_number)
+            .values(suspect_until=now + SUSPECT)
+        )
+
+
+def lock(db: Session, numbers: Collection[int]) -> tuple[Authority, dict[int, NodeRef]]:
+    """Lock nodes in the order of their numbers, so that two transactions never wait for each other.
+
+    Whatever changes connections, addresses or generation of a node happens under this lock; generations of a node are
+    therefore committed in their order.
+    """
+    authority = read_authority(db)
+    rows = db.execute(
+        select(Node.number, Node.name, Node.agent_address)
+        .where(Node.number.in_(numbers))
+        .order_by(Node.number)
+        .with_for_update(key_share=True)
+    )
+    return authority, {row.number: NodeRef(row.number, row.name, row.agent_address) for row in rows}
+
+
+def read_authority(db: Session) -> Authority:
+    row = db.execute(select(Deployment.deployment_id, Deployment.epoch)).one_or_none()
+    if row is None:
+        raise NoDeployment("no plan was applied yet; run vpn-portal plan apply")
+    return Authority(row.deployment_id, row.epoch)
+
+
+def next_generation(db: Session, node_number: int) -> int:
+    """Take the next number of a node's counter; the caller has locked the node or does nothing else after it."""
+    statement = (
+        update(Node)
+        .where(Node.number == node_number)
+        .values(generation=Node.generation + 1)
+        .returning(Node.generation)
+        .execution_options(synchronize_session=False)
+    )
+    return int(db.execute(statement).scalar_one())
+
+
+def wanted_set(db: Session, node_number: int) -> WantedSet:
+    """Return everything the node should have, as of the generation that is read first.
+
+    A cut or an admit after that carries a higher generation, so this set can neither undo nor revive it.
+    """
+    generation = db.execute(select(Node.generation).where(Node.number == node_number)).scalar_one()
+    authority = read_authority(db)
+    rows = db.execute(
+        select(*MESSAGE_COLUMNS).where(Connection.node_number == node_number).order_by(Connection.id)
+    ).all()
+    return WantedSet(authority, generation, tuple(message(row) for row in rows))
+
+
+MESSAGE_COLUMNS: Sequence[Any] = (
+    Connection.id,
+    Connection.profile_id,
+    Connection.protocol,
+    Connection.expires_at,
+    Connection.generation,
+    Connection.public_key,
+    Connection.ipv4,
+    Connection.ipv6,
+)
+
+
+def wireguard_port(db: Session) -> int:
+    """Return the port that every node's WireGuard listens on, from the plan."""
+    return int(db.execute(select(Deployment.plan["wireguard"]["port"].as_integer())).scalar_one())
+
+
+def message_of(row: dict[str, Any]) -> ConnectionMessage:
+    return message(SimpleNamespace(**row))
+
+
+def message(row: Any) -> ConnectionMessage:
+    """Return a connection's row (or a ``Connection``) as its node knows it."""
+    return ConnectionMessage(
+        connection_id=row.id,
+        profile_id=row.profile_id,
+        protocol=row.protocol,
+        expires_at=int(row.expires_at.timestamp()),
+        generation=row.generation,
+        public_key=row.public_key,
+        common_name=row.id if row.protocol == OPENVPN else None,
+        ipv4=row.ipv4,
+        ipv6=row.ipv6,
+    )

@@ -1,0 +1,12 @@
+"""What gunicorn serves: ``portal_app.wsgi:app``."""
+
+import logging
+import os
+from pathlib import Path
+
+from portal_app import create_app
+from portal_app.settings import DEFAULT_FILE, Settings
+
+# systemd's journal adds time and unit.
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+app = create_app(Settings.load(Path(os.environ.get("CAUSEWAY_SETTINGS", DEFAULT_FILE))))

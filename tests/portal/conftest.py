@@ -1,0 +1,205 @@
+"""The portal on SQLite and on a real PostgreSQL, with nodes that answer over mutual TLS."""
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import update
+
+from portal_app import create_app, db
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.models import Base, NodeStatus
+from portal_app.services import plan, plan_file
+from portal_app.settings import Settings
+from tests.portal import postgresql
+from tests.portal.agent_server import WIREGUARD_KEY, AgentServer
+from tests.portal.app_user import ORIGIN, HttpsClient, VpnApp, add_user
+from tests.portal.certificates import Deployment
+from vpn_core.plan import make_plan
+
+PROFILES: dict[str, Any] = {
+    "employees": {
+        "display_name": "Employees",
+        "dns_servers": ["198.51.100.53", "@GW6@"],
+        "wireguard": {"ipv4": "10.61.0.0/20", "ipv6": "fd43:61::/108"},
+        "openvpn": {"ipv4": "10.62.0.0/20", "ipv6": "fd43:62::/96"},
+    },
+    "lab": {
+        "display_name": "Laboratory",
+        "default_gateway": False,
+        "routes": ["10.0.0.0/8"],
+        "excluded_routes": ["10.1.0.0/16"],
+        "wireguard": {"ipv4": "10.63.0.0/20", "ipv6": "fd43:63::/108", "keepalive": True},
+    },
+    "legacy": {
+        "display_name": "Legacy",
+        "dns_servers": ["198.51.100.53"],
+        "openvpn": {"ipv4": "10.64.0.0/20", "ipv6": "fd43:64::/96", "udp_ports": [1195], "tcp_ports": [1195]},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    return Deployment(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """The URL of one database with the schema, in a cluster of this test session."""
+    with postgresql.cluster() as url:
+        admin = sqlalchemy.create_engine(url.format("postgres"), isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.exec_driver_sql("CREATE DATABASE portal")
+        admin.dispose()
+        engine = db.make_engine(url.format("portal"))
+        Base.metadata.create_all(engine)
+        engine.dispose()
+        yield url.format("portal")
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("sqlite") / "portal.sqlite"
+    engine = db.make_engine(f"sqlite:///{file}")
+    Base.metadata.create_all(engine)
+    engine.dispose()  # the last one to close writes the log back into the file
+    return file
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """Which database a test runs on; a test that needs one of them parametrizes this."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database with the schema."""
+    if database == "sqlite":
+        file = tmp_path / "portal.sqlite"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
+        return f"sqlite:///{file}"
+    url: str = request.getfixturevalue("postgresql_url")
+    engine = db.make_engine(url)
+    with engine.begin() as connection:
+        names = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def settings_changes() -> dict[str, Any]:
+    """What a test sets differently; override by parametrizing or in the module."""
+    return {}
+
+
+@pytest.fixture
+def settings(
+    database_url: str, deployment: Deployment, tmp_path: Path, settings_changes: dict[str, Any]
+) -> Settings:
+    url_file = tmp_path / "database-url"
+    url_file.write_text(database_url)
+    values: dict[str, Any] = {
+        "portal_url": ORIGIN,
+        "secret_key_file": deployment.directory / "secret",
+        "client_ca_certificate_file": deployment.client_ca.pair.certificate,
+        "client_ca_key_file": deployment.client_ca.pair.key,
+        "server_ca_certificate_file": deployment.server_ca.pair.certificate,
+        "management_ca_certificate_file": deployment.management.pair.certificate,
+        "management_certificate_file": deployment.portal.certificate,
+        "management_key_file": deployment.portal.key,
+        "tls_crypt_directory": deployment.tls_crypt,
+        "state_directory": tmp_path,
+        "database_url_file": url_file,
+    }
+    return Settings.parse(values | settings_changes)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Flask]:
+    app = create_app(settings)
+    app.test_client_class = HttpsClient
+    with app.app_context():
+        yield app
+    app.extensions["causeway"].agents.close()
+    db.engine().dispose()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def apply_plan(addresses: dict[int, str], profiles: dict[str, Any] = PROFILES) -> None:
+    """Apply a plan whose nodes ``node<number>.example.org`` have their agents at these addresses."""
+    entries = {
+        f"node{number}": {
+            "number": number,
+            "hostname": f"node{number}.example.org",
+            "agent_address": address,
+        }
+        for number, address in addresses.items()
+    }
+    found = make_plan(profiles, entries, {"max_nodes": 4})
+    plan.apply(plan_file.parse(found.to_dict()), now=utc_now())
+
+
+def seen_up(number: int, now: datetime | None = None, **changes: Any) -> None:
+    """Let the database say what the controller writes when a node has answered."""
+    values = {
+        "answered_at": now or utc_now(),
+        "failing_since": None,
+        "suspect_until": None,
+        "wireguard_public_key": WIREGUARD_KEY,
+        "info": {"rel_load_average": [0, 0, 0], "o_client_count": 0},
+    } | changes
+    with transaction() as session:
+        session.execute(update(NodeStatus).where(NodeStatus.node_number == number).values(**values))
+
+
+@pytest.fixture
+def make_nodes(app: Flask, deployment: Deployment) -> Iterator[Callable[..., list[AgentServer]]]:
+    """Start agents and put them into the plan: ``make_nodes(2)`` gives numbers 0 and 1, both Up."""
+    started: list[AgentServer] = []
+
+    def make(count: int = 1, profiles: dict[str, Any] = PROFILES) -> list[AgentServer]:
+        for number in range(count):
+            # The whole of 127.0.0.0/8 is this host: each agent has its port on an address of its own.
+            address = (
+                f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}.{secrets.randbelow(250) + 1}"
+            )
+            started.append(AgentServer(deployment, number, address))
+        apply_plan({agent.number: agent.address for agent in started}, profiles)
+        for agent in started:
+            seen_up(agent.number)
+        return list(started)
+
+    yield make
+    for agent in started:
+        agent.stop()
+
+
+@pytest.fixture
+def node(make_nodes: Callable[..., list[AgentServer]]) -> AgentServer:
+    """One node that serves every profile."""
+    return make_nodes(1)[0]
+
+
+@pytest.fixture
+def make_app_user(app: Flask) -> Callable[..., VpnApp]:
+    """Make a user with an authorized app: ``make_app_user("alice", permissions=["staff"])``."""
+
+    def make(name: str = "alice", permissions: list[str] | None = None, **details: Any) -> VpnApp:
+        return VpnApp(app, add_user(name, permissions), **details).authorize()
+
+    return make
