@@ -30,7 +30,7 @@ Change: TypeAlias = Remove | Set
 def changes(
     wanted: Mapping[str, Peer], observed: Mapping[str, Peer], *, keep: frozenset[str] | None = frozenset()
 ) -> Iterator[Change]:
-    """Yield what turns ``observed`` into ``wanted``: removals first, so that an address is free when given again.
+    """Yield what turns ``observed`` into ``wanted``; removals first: they free addresses.
 
     ``keep`` are keys that are left as they are though nobody wants them; None keeps all of them.
     """

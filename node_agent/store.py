@@ -1,9 +1,9 @@
 """The wanted set on disk: which connections this node should have, on whose word, and what was cut.
 
 Every change has a generation, and late news never undoes later news. A cut leaves a tombstone with its
-generation. A full set as of generation G decides about everything up to G, so tombstones up to G are no longer
-needed: an admission of a generation up to G that the set did not contain is refused. An authority of another
-deployment or of an older epoch, and a full set that would remove most peers, are held until someone confirms.
+generation. A full set as of generation G decides about everything up to G, so tombstones up to G go: an
+admission of a generation up to G that the set did not contain is refused. An authority of another deployment
+or of an older epoch, and a full set that would remove most peers, are held until someone confirms.
 """
 
 import heapq

@@ -1,0 +1,365 @@
+"""One node's agent: what portals want, what is, and the loops that make the second like the first."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from node_agent.clock import Clock
+from node_agent.errors import AgentError, InterfaceMissing
+from node_agent.journal import Journal
+from node_agent.notify import notify, watchdog_seconds
+from node_agent.reconcile import Change, Remove, Set
+from node_agent.serving import Serving
+from node_agent.sessions import QUIET_SECONDS, WireGuardSessions
+from node_agent.settings import Settings
+from node_agent.store import Changed, Store
+from node_agent.wireguard import Counters, WireGuard, peer_of
+from vpn_core.messages import (
+    WIREGUARD,
+    Authority,
+    Connection,
+    Events,
+    NodeInfo,
+    Usage,
+    WantedSet,
+)
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 5.0
+WATCH_SECONDS = 0.5
+RESTART_SECONDS = 10.0
+SAVE_SECONDS = 1.0
+MARK_SECONDS = 60.0
+REPAIR_SHOWN_SECONDS = 60.0
+SKEW_SECONDS = 60.0
+
+
+class Agent:
+    """Holds the state and the drivers. The HTTP surfaces call it, ``run`` starts its loops."""
+
+    def __init__(
+        self, settings: Settings, *, clock: Clock | None = None, wg_command: tuple[str, ...] = ("wg",)
+    ) -> None:
+        self.settings = settings
+        self.clock = clock or Clock()
+        self.wireguard = (
+            WireGuard(settings.wireguard.interface, wg_command) if settings.wireguard is not None else None
+        )
+        self._serving = Serving(settings, lambda: self.wireguard.seen.public_key if self.wireguard else None)
+        self.store = Store(settings.state_directory / "wanted", self._serving.refusal)
+        self.journal = Journal(settings.state_directory / "journal", settings.journal_days)
+        self.certificate_problem: Callable[[], str] = lambda: ""
+        self._version = importlib.metadata.version("causeway")
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+        self._instance_id = secrets.token_hex(16)
+        self._wake = asyncio.Event()
+        self._recreated = True
+        self._active_peers = 0
+        self._problem = ""
+        self._repairs: list[tuple[float, str]] = []
+        self._restart_asked_at = float("-inf")
+
+    def load(self) -> None:
+        """Read what is on disk."""
+        self.store.load()
+        self.journal.load()
+        self.sessions = WireGuardSessions(self.journal, origins=self.settings.log_origins)
+        path = self.settings.state_directory / "instance-id"
+        try:
+            if path.exists():
+                self._instance_id = path.read_text().strip()[:32]
+            else:
+                path.write_text(self._instance_id + "\n")
+        except OSError as error:
+            log.error("event=cannot_save file=%s reason=%r", path, error.strerror)
+
+    # --- what portals call
+
+    async def admit(self, authority: Authority, connection: Connection) -> None:
+        """Admit one connection; usable when this returns."""
+        changed = self.store.admit(authority, connection, self.clock.now())
+        # Also when nothing is new: the caller may repeat what an interface that was away did not get.
+        present = self.store.entries.get(connection.connection_id)
+        changed.added = [present] if present is not None else []
+        await self._both(self._enforce(changed), self._save())
+
+    async def cut(self, authority: Authority, connection_id: str, generation: int) -> Usage:
+        """Cut one connection, and return what it has used."""
+        changed = self.store.cut(authority, connection_id, generation)
+        if not changed.removed:
+            await self._save()
+            return Usage(connection_id, WIREGUARD, False, 0, 0)
+        connection = changed.removed[0]
+        usage = await self._last_usage(connection)
+        await self._both(self._enforce(changed), self._save())
+        return usage
+
+    async def replace(self, wanted: WantedSet) -> dict[str, int]:
+        """Apply a full set."""
+        observed = self.wireguard.seen.peers.keys() if self.wireguard else ()
+        changed = self.store.replace(wanted, self.clock.now(), observed)
+        await self._both(self._enforce(changed), self._save())
+        self._wake.set()
+        return {
+            "removed": len(changed.removed),
+            "added": len(changed.added),
+            "generation": self.store.generation,
+        }
+
+    async def accept(self) -> str:
+        """Let through what is held; returns what happened, for the operator."""
+        reason = self.store.held
+        changed = self.store.accept(self.clock.now())
+        if changed is None:
+            return "nothing is held"
+        await self._both(self._enforce(changed), self._save())
+        self._wake.set()
+        return f"accepted: {reason}; removed {len(changed.removed)}, added {len(changed.added)}"
+
+    async def set_maintenance(self, on: bool) -> None:
+        self.store.set_maintenance(on)
+        await self._save()
+
+    def events(self, after: int, journal_id: str) -> Events:
+        """Return the journal behind ``after``, which is acknowledged if ``journal_id`` is the journal's."""
+        if journal_id == self.journal.journal_id:
+            self.journal.acknowledge(after)
+        return self.journal.read(after if journal_id == self.journal.journal_id else 0)
+
+    def info(self) -> NodeInfo:
+        """Return who this is and how it is, from memory."""
+        load = os.getloadavg()
+        cpus = os.cpu_count() or 1
+        store = self.store
+        return NodeInfo(
+            v=self._version,
+            node_number=self.settings.node_number,
+            instance_id=self._instance_id,
+            boot_id=self._boot_id,
+            node_uptime=int(time.clock_gettime(time.CLOCK_BOOTTIME)),
+            now=int(time.time()),
+            maintenance_mode=store.maintenance,
+            cpu_count=cpus,
+            load_average=load,
+            rel_load_average=tuple(int(100 * value / cpus) for value in load),
+            profiles=self.settings.profiles,
+            wireguard_public_key=self.wireguard.seen.public_key if self.wireguard else None,
+            w_peer_count=self._active_peers,
+            o_client_count=0,
+            connection_count=len(store.entries),
+            deployment_id=store.authority.deployment_id if store.authority else None,
+            epoch=store.authority.epoch if store.authority else 0,
+            generation=store.generation,
+            journal_id=self.journal.journal_id,
+            journal_head=self.journal.head,
+            held=store.held[:500],
+            problems=tuple(text[:500] for text in self.problems()[:50]),
+        )
+
+    def problems(self) -> list[str]:
+        """Return what this agent could not do, and what it had to repair."""
+        found = self.store.problems + self.journal.problems
+        if self._problem:
+            found.append(self._problem)
+        if text := self.certificate_problem():
+            found.append(text)
+        if abs(skew := self.clock.skew_seconds) > SKEW_SECONDS:
+            found.append(f"this host's clock is {skew:+.0f} s off the portal's; expiry follows the portal")
+        oldest = time.monotonic() - REPAIR_SHOWN_SECONDS
+        self._repairs = [item for item in self._repairs if item[0] > oldest]
+        return [text if text.isprintable() else repr(text) for text in found] + [t for _, t in self._repairs]
+
+    async def usage(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield what every connection has used, in portions: others are served in between."""
+        connections = list(self.store.entries.values())
+        for start in range(0, len(connections), 250):
+            now = self.clock.now()
+            yield [self._usage(c, now).to_dict() for c in connections[start : start + 250]]
+            await asyncio.sleep(0)
+
+    def _usage(self, connection: Connection, now: float) -> Usage:
+        counters = self.wireguard.seen.counters.get(connection.public_key or "") if self.wireguard else None
+        return self._wireguard_usage(connection, counters, now)
+
+    async def _last_usage(self, connection: Connection) -> Usage:
+        now = self.clock.now()
+        if connection.protocol == WIREGUARD and self.wireguard is not None:
+            counters = await self.wireguard.counters(str(connection.public_key))
+            return self._wireguard_usage(connection, counters, now)
+        return self._usage(connection, now)
+
+    def _wireguard_usage(self, connection: Connection, counters: Counters | None, now: float) -> Usage:
+        seen = counters or Counters(0, 0, 0, None)
+        return Usage(
+            connection_id=connection.connection_id,
+            protocol=connection.protocol,
+            active=bool(seen.last_handshake_at) and now - seen.last_handshake_at < QUIET_SECONDS,
+            received_bytes=seen.received_bytes,
+            sent_bytes=seen.sent_bytes,
+            ipv4=connection.ipv4,
+            ipv6=connection.ipv6,
+            last_handshake_at=seen.last_handshake_at or None,
+            origin=seen.endpoint if self.settings.log_origins else None,
+        )
+
+    # --- making it so
+
+    @staticmethod
+    async def _both(enforcing: Coroutine[Any, Any, None], saving: Coroutine[Any, Any, None]) -> None:
+        """Wait for the network and for the disk; an error of the first is the caller's."""
+        done = await asyncio.gather(enforcing, saving, return_exceptions=True)
+        for result in done:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _save(self) -> None:
+        """Wait for the disk, but not long: one that hangs or is full keeps nobody out or in (R72)."""
+        flushing = asyncio.ensure_future(self.store.flush())
+        await asyncio.wait([flushing], timeout=SAVE_SECONDS)
+
+    async def _enforce(self, changed: Changed) -> None:
+        batch: list[Change] = [Remove(str(c.public_key)) for c in changed.removed if c.protocol == WIREGUARD]
+        for connection in changed.added:
+            if connection.protocol == WIREGUARD:
+                self.sessions.admitted(connection)
+                batch.append(Set(str(connection.public_key), peer_of(connection)))
+        if self.wireguard is None:
+            return
+        now = self.clock.now()
+        for connection in changed.removed:
+            if connection.protocol == WIREGUARD:
+                self.sessions.removed(
+                    connection, self.wireguard.seen.counters.get(str(connection.public_key)), now
+                )
+        try:
+            await self.wireguard.apply(batch)
+        except AgentError:
+            self._wake.set()
+            raise
+
+    async def _round(self) -> None:
+        """Compare the interface with the wanted set, repair it, and follow the sessions."""
+        assert self.wireguard is not None  # noqa: S101
+        store = self.store
+        wanted = [
+            c
+            for c in store.entries.values()
+            if c.protocol == WIREGUARD and c.connection_id not in store.unsure
+        ]
+        unsure = frozenset(
+            str(c.public_key) for i in store.unsure if (c := store.entries[i]).protocol == WIREGUARD
+        )
+        recreated, self._recreated = self._recreated, False
+        try:
+            said = await self.wireguard.reconcile(
+                wanted, keep=unsure if store.known else None, recreated=recreated
+            )
+        except AgentError as error:
+            self._recreated = True
+            self._report(str(error))
+            if isinstance(error, InterfaceMissing):
+                self._ask_for_restart()
+            return
+        self._report("")
+        for text in said[:20]:
+            log.warning("event=foreign_change what=%r", text)
+        self._repairs += [(time.monotonic(), text) for text in said[:20]]
+        now = self.clock.now()
+        counters = self.wireguard.seen.counters
+        self.sessions.observe((c for c in store.entries.values() if c.protocol == WIREGUARD), counters, now)
+        self._active_peers = sum(now - c.last_handshake_at < QUIET_SECONDS for c in counters.values())
+
+    def _report(self, problem: str) -> None:
+        """Say once that something is wrong, and once that it is over."""
+        if problem and problem != self._problem:
+            log.error("event=wireguard_trouble reason=%r", problem)
+        elif self._problem and not problem:
+            log.info("event=wireguard_fine")
+        self._problem = problem
+
+    def _ask_for_restart(self) -> None:
+        """Touch the file that a path unit watches: the agent itself has no right over systemd."""
+        assert self.settings.wireguard is not None  # noqa: S101
+        if time.monotonic() - self._restart_asked_at < RESTART_SECONDS:
+            return
+        self._restart_asked_at = time.monotonic()
+        try:
+            self.settings.wireguard.restart_file.write_text(f"{time.time():.0f}\n")
+            log.warning("event=restart_asked interface=%s", self.settings.wireguard.interface)
+        except OSError as error:
+            log.error("event=cannot_ask_for_restart reason=%r", error.strerror)
+
+    # --- the loops
+
+    async def run(self) -> None:
+        """Run the loops until cancelled; one that fails ends the agent, and systemd starts it again."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._expire_in_time())
+            group.create_task(self._save_regularly())
+            group.create_task(self._ping_watchdog())
+            if self.wireguard is not None:
+                group.create_task(self._reconcile_regularly(self.wireguard))
+                group.create_task(self._watch(self.wireguard))
+
+    async def _reconcile_regularly(self, wireguard: WireGuard) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._round()
+            except Exception:
+                log.exception("event=round_failed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ROUND_SECONDS if wireguard.present else WATCH_SECONDS):
+                    await self._wake.wait()
+
+    async def _watch(self, wireguard: WireGuard) -> None:
+        """Start a round as soon as the interface was made anew (R47)."""
+        identity = wireguard.identity()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if (now := wireguard.identity()) != identity:
+                identity = now
+                self._recreated = True
+                self._wake.set()
+
+    async def _expire_in_time(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            gone = self.store.expire(self.clock.now())
+            if gone:
+                log.info("event=expired connections=%d first=%s", len(gone), gone[0].connection_id)
+                try:
+                    await self._enforce(Changed(gone))
+                except AgentError as error:
+                    log.error("event=expiry_delayed reason=%r", str(error))
+
+    async def _save_regularly(self) -> None:
+        marked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            if time.monotonic() - marked_at >= MARK_SECONDS:
+                marked_at = time.monotonic()
+                self.journal.mark()
+                self.journal.forget_old(self.clock.now())
+            await self.store.flush()
+            await self.journal.flush()
+
+    async def _ping_watchdog(self) -> None:
+        seconds = watchdog_seconds()
+        while seconds is not None:
+            notify("WATCHDOG=1")
+            await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """Save the last counters."""
+        self.journal.mark()
+        await self.store.flush()
+        await self.journal.flush()

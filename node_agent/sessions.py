@@ -1,0 +1,107 @@
+"""WireGuard sessions, derived from handshakes.
+
+WireGuard knows no sessions: a client that has something to send shakes hands every two minutes. A session
+starts with a handshake after at least 180 s without one, and ends 180 s after its last one or when its peer
+is removed.
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping
+
+from node_agent.journal import Journal, OpenSession
+from node_agent.wireguard import Counters
+from vpn_core.messages import WIREGUARD, Connection
+
+#: REJECT_AFTER_TIME of the WireGuard protocol: without a new handshake nothing passes any more.
+QUIET_SECONDS = 180
+
+
+class WireGuardSessions:
+    """The sessions of one interface's peers; ``journal`` gets their starts and ends."""
+
+    def __init__(self, journal: Journal, *, origins: bool) -> None:
+        self._journal = journal
+        self._origins = origins
+        self._open = {s.connection_id: s for s in journal.open.values() if s.protocol == WIREGUARD}
+        self._before: dict[str, Counters] = {}
+
+    def admitted(self, connection: Connection) -> None:
+        """Take a new peer's counters as starting at zero."""
+        self._before.setdefault(str(connection.public_key), Counters(0, 0, 0, None))
+
+    def observe(
+        self, connections: Iterable[Connection], counters: Mapping[str, Counters], now: float
+    ) -> None:
+        """Compare one look at the interface with the one before."""
+        gone = dict(self._open)
+        for connection in connections:
+            session = gone.pop(connection.connection_id, None)
+            seen = counters.get(str(connection.public_key))
+            if seen is not None:
+                self._observe_peer(connection, session, seen, now)
+            elif session is not None:
+                self._end_if_quiet(session, now)
+        for session in gone.values():
+            self._end(session, min(int(now), session.last_at + QUIET_SECONDS))
+        self._before = dict(counters)
+
+    def _observe_peer(
+        self, connection: Connection, session: OpenSession | None, seen: Counters, now: float
+    ) -> None:
+        handshake = min(seen.last_handshake_at, int(now))
+        if session is None:
+            if handshake and now - handshake < QUIET_SECONDS:
+                self._start(connection, seen, handshake)
+            return
+        if session.count(seen.received_bytes, seen.sent_bytes):
+            self._journal.touch(session)
+        if handshake > session.last_at:
+            if handshake - session.last_at >= QUIET_SECONDS:
+                # Between two looks, or while the agent was away, one session ended and another one started.
+                self._end(session, session.last_at + QUIET_SECONDS)
+                self._start(connection, seen, handshake)
+                return
+            session.last_at = handshake
+            self._journal.touch(session)
+        self._end_if_quiet(session, now)
+
+    def _start(self, connection: Connection, seen: Counters, handshake: int) -> None:
+        before = self._before.get(str(connection.public_key), seen)
+        session = OpenSession(
+            session_id=secrets.token_hex(16),
+            connection_id=connection.connection_id,
+            profile_id=connection.profile_id,
+            protocol=WIREGUARD,
+            started_at=handshake,
+            ipv4=connection.ipv4,
+            ipv6=connection.ipv6,
+            origin=seen.endpoint if self._origins else None,
+            last_at=handshake,
+            raw_received=before.received_bytes,
+            raw_sent=before.sent_bytes,
+        )
+        session.count(seen.received_bytes, seen.sent_bytes)
+        self._open[connection.connection_id] = session
+        self._journal.start(connection, session)
+
+    def _end_if_quiet(self, session: OpenSession, now: float) -> None:
+        if now - session.last_at >= QUIET_SECONDS:
+            self._end(session, session.last_at + QUIET_SECONDS)
+
+    def _end(self, session: OpenSession, at: int) -> None:
+        self._open.pop(session.connection_id, None)
+        self._journal.end(session, at)
+
+    def removed(self, connection: Connection, last: Counters | None, now: float) -> None:
+        """End what a removed peer had; ``last`` are its last counters."""
+        session = self._open.get(connection.connection_id)
+        if last is not None:
+            handshake = min(last.last_handshake_at, int(now))
+            if session is None and handshake and now - handshake < QUIET_SECONDS:
+                self._start(connection, last, handshake)
+                session = self._open[connection.connection_id]
+            elif session is not None:
+                session.count(last.received_bytes, last.sent_bytes)
+        if session is not None:
+            self._end(session, int(now))
+        self._before.pop(str(connection.public_key), None)

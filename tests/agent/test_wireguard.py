@@ -1,0 +1,187 @@
+"""The agent with a real `wg` and a real interface, called over real mutual TLS."""
+
+import subprocess
+from dataclasses import replace
+
+from node_agent.settings import Settings
+from tests.agent.conftest import Authorities, Interface, peer, public_key, running, until
+
+
+async def test_an_admitted_peer_is_usable_when_the_answer_comes(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    async with running(settings, management) as node:
+        assert await node.admit(peer(1)) == 204
+
+        assert interface.peers() == {str(peer(1).public_key): "10.64.0.3/32 fd00:64::3/128"}
+
+
+async def test_a_cut_peer_is_gone_when_the_answer_comes(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    async with running(settings, management) as node:
+        await node.admit(peer(1))
+
+        usage = await node.cut(peer(1).connection_id, 2)
+
+        assert interface.peers() == {}
+        assert usage["connection_id"] == peer(1).connection_id
+        assert usage["received_bytes"] == 0
+
+
+async def test_an_address_is_taken_from_an_older_connection_that_still_has_it(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    async with running(settings, management) as node:
+        await node.admit(peer(1))
+        successor = replace(peer(2), ipv4=peer(1).ipv4, ipv6=peer(1).ipv6)
+
+        assert await node.admit(successor) == 204
+
+        assert interface.peers() == {str(successor.public_key): "10.64.0.3/32 fd00:64::3/128"}
+
+
+async def test_a_set_removes_and_adds_what_differs(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    async with running(settings, management) as node:
+        await node.admit(peer(1))
+        await node.admit(peer(2))
+
+        answer = await node.replace(3, peer(2), peer(3))
+
+        assert answer == (200, {"removed": 1, "added": 1, "generation": 3})
+        assert set(interface.peers()) == {peer(2).public_key, peer(3).public_key}
+
+
+async def test_peers_changed_by_hand_are_put_right_and_reported(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """R48."""
+    async with running(settings, management) as node:
+        await node.replace(3, peer(1), peer(2), peer(3))
+        right = interface.peers()
+        await until(lambda: node.agent.wireguard and len(node.agent.wireguard.seen.peers) == 3)
+        stranger = public_key()
+        interface.wg("set", interface.name, "peer", stranger, "allowed-ips", "10.64.9.9/32")
+        interface.wg("set", interface.name, "peer", str(peer(1).public_key), "remove")
+        interface.wg("set", interface.name, "peer", str(peer(2).public_key), "persistent-keepalive", "9")
+        interface.wg("set", interface.name, "peer", str(peer(3).public_key), "allowed-ips", "10.64.7.7/32")
+
+        await until(lambda: interface.peers() == right)
+
+        assert "keepalive: every" not in interface.wg("show", interface.name).stdout
+        problems = (await node.info())["problems"]
+        assert f"peer {stranger[:8]}… was added by hand, is removed" in problems
+        assert f"peer {str(peer(1).public_key)[:8]}… was removed by hand, is back" in problems
+        assert f"peer {str(peer(3).public_key)[:8]}… was altered by hand, is as it was" in problems
+
+
+async def test_a_restarted_agent_touches_no_unchanged_peer(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """R46."""
+    async with running(settings, management) as node:
+        await node.replace(3, peer(1), peer(2))
+    calls: list[tuple[str, ...]] = []
+
+    async with running(settings, management) as node:
+        wireguard = node.agent.wireguard
+        assert wireguard is not None
+        run = wireguard._run
+
+        async def record(*words: str) -> str:
+            calls.append(words)
+            return await run(*words)
+
+        wireguard._run = record  # type: ignore[method-assign]
+        await until(lambda: len(wireguard.seen.peers) == 2)
+        await until(lambda: len(calls) > 1, seconds=8)
+
+    assert {words[0] for words in calls} == {"show"}
+
+
+async def test_a_recreated_interface_gets_all_its_peers_back(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """R45, R47."""
+    async with running(settings, management) as node:
+        await node.replace(500, *(peer(n) for n in range(1, 501)))
+        assert len(interface.peers()) == 500
+        assert settings.wireguard is not None
+        interface.down()
+
+        await until(settings.wireguard.restart_file.exists)
+        assert f"WireGuard interface {interface.name} is missing" in (await node.info())["problems"]
+        interface.up()
+        await until(lambda: len(interface.peers()) == 500, seconds=5)
+
+        await until(lambda: node.agent.problems() == [])
+
+
+async def test_the_interface_keeps_its_own_key_and_port(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """N8."""
+    before = [interface.wg("show", interface.name, what).stdout for what in ("public-key", "listen-port")]
+    async with running(settings, management) as node:
+        await node.admit(peer(1))
+        info = await node.info()
+        assert await node.admit(replace(peer(2), public_key=before[0].strip())) == 422
+        await node.replace(9)
+
+    after = [interface.wg("show", interface.name, what).stdout for what in ("public-key", "listen-port")]
+    assert after == before
+    assert info["wireguard_public_key"] == before[0].strip()
+
+
+async def test_a_connection_ends_when_it_expires_without_a_portal(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """R52."""
+    async with running(settings, management) as node:
+        now = int(node.agent.clock.now())
+        await node.admit(replace(peer(1), expires_at=now + 2))
+        assert interface.peers() != {}
+
+        await until(lambda: interface.peers() == {}, seconds=6)
+
+        assert node.agent.clock.now() >= now + 2
+
+
+async def test_an_admission_while_the_interface_is_away_fails_and_is_made_up_for(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    interface.down()
+    async with running(settings, management) as node:
+        assert await node.admit(peer(1)) == 500
+        interface.up()
+
+        await until(lambda: set(interface.peers()) == {peer(1).public_key}, seconds=5)
+
+
+async def test_many_admissions_at_once_all_arrive(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    import asyncio
+
+    async with running(settings, management) as node:
+        answers = await asyncio.gather(*(node.admit(peer(n)) for n in range(1, 65)))
+
+        assert set(answers) == {204}
+        assert len(interface.peers()) == 64
+
+
+async def test_a_command_names_no_private_key(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """S2, S3: what the agent holds of the interface has no private key in it."""
+    private = subprocess.run(
+        ["wg", "show", interface.name, "private-key"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    async with running(settings, management) as node:
+        await node.admit(peer(1))
+        assert node.agent.wireguard is not None
+        await until(lambda: node.agent.wireguard and node.agent.wireguard.seen.public_key)
+
+        assert private not in repr(node.agent.wireguard.seen)
