@@ -52,6 +52,7 @@ class Memory:
     generation_before: int | None = None
     boot_ids: deque[str] = field(default_factory=lambda: deque(maxlen=8))
     flapped_at: float = float("-inf")
+    trouble: str | None = None
     skewed: bool = False
     problems: tuple[str, ...] = ()
 

@@ -210,8 +210,11 @@ class Watch:
             if reason is not None:
                 memory.set_at = time.monotonic()
                 reconcile(self.agents, node, now=self.clock, reason=reason)
+            memory.trouble = None
         except PortalError as error:
-            log("node_repair_failed", level=logging.WARNING, node=node.name, reason=reason, error=str(error))
+            if str(error) != memory.trouble:
+                memory.trouble = str(error)
+                log("node_repair_failed", level=logging.WARNING, node=node.name, reason=reason, error=error)
         finally:
             memory.following = False
 

@@ -39,7 +39,7 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class ProfileReport:
-    """The columns of spec portal.md, section 7. Active: in use now; allocated: addresses of configurations."""
+    """The columns of spec portal.md, section 7. Active: in use now; allocated: addresses given out."""
 
     profile_id: str
     active_connection_count: int
