@@ -59,7 +59,9 @@ class NodeUnreachable(Unavailable):
 
 
 class NodeRefused(Unavailable):
-    """An agent answered no (``agent_status`` 4xx): it holds still, does not serve this, or heard of a later cut."""
+    """An agent answered no (``agent_status`` 4xx): it holds still, does not serve this, or heard of a later
+    cut.
+    """
 
     def __init__(self, message: str, agent_status: int) -> None:
         super().__init__(message)

@@ -1,0 +1,82 @@
+"""``vpn-portal``: what operators and the roles run on a portal host. One module per group of commands."""
+
+import argparse
+import importlib
+import os
+import pwd
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from portal_app import db
+from portal_app.errors import PortalError, SettingsError
+from portal_app.settings import DEFAULT_FILE, Settings
+
+#: Each module has ``register(subparsers)``; its commands set ``run(arguments, settings) -> exit status``. A
+#: command with ``as_root`` set keeps root, every other gives it up before it opens anything.
+GROUPS = (
+    "user",
+    "plan",
+    "node",
+    "status",
+    "deployment",
+    "migrate",
+    "check",
+    "address",
+    "verify",
+    "controller",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Errors are one line on stderr: exit status 1, or 2 for a wrong command line."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        settings = Settings.load(arguments.settings)
+        if os.geteuid() == 0 and not getattr(arguments, "as_root", False):
+            become_portal(settings)
+        db.connect_to(settings.database_url)
+        status: int = arguments.run(arguments, settings)
+        sys.stdout.flush()
+    except (PortalError, SettingsError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except SQLAlchemyError as error:
+        # Its text holds the statement and its values.
+        return _fail(f"the database refused: {type(error).__name__}; is it migrated? (vpn-portal migrate)")
+    return status
+
+
+def become_portal(settings: Settings) -> None:
+    """Become the owner of the state directory, so that no file of the portal ends up as root's."""
+    owner = settings.state_directory.stat()
+    if owner.st_uid == 0:
+        return
+    name = pwd.getpwuid(owner.st_uid).pw_name
+    os.initgroups(name, owner.st_gid)
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vpn-portal", description="Operate the portal of this host.")
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        default=DEFAULT_FILE,
+        metavar="PATH",
+        help="settings file (default: %(default)s)",
+    )
+    subparsers = parser.add_subparsers(dest="group", required=True, metavar="COMMAND")
+    for group in GROUPS:
+        importlib.import_module(f"portal_app.cli.{group}").register(subparsers)
+    return parser
+
+
+def _fail(message: str) -> int:
+    print(f"vpn-portal: {message}", file=sys.stderr)
+    return 1

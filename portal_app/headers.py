@@ -1,0 +1,74 @@
+"""Response headers of everything the portal answers (reliability.md W4, W5, W22).
+
+Strict-Transport-Security is nginx's, which also answers what never reaches this application.
+"""
+
+import secrets
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, g, request
+
+_FIXED = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",  # for what does not know frame-ancestors
+    # Not no-referrer: with it browsers send "Origin: null" with our own forms.
+    "Referrer-Policy": "same-origin",
+    "Permissions-Policy": (
+        "accelerometer=(), camera=(), display-capture=(), geolocation=(), gyroscope=(), magnetometer=(),"
+        " microphone=(), midi=(), payment=(), publickey-credentials-get=(self), usb=()"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def init_app(app: Flask) -> None:
+    app.after_request(_add)
+    app.jinja_env.globals["csp_nonce"] = csp_nonce
+
+
+def csp_nonce() -> str:
+    """Return this response's nonce; a response that asked for none allows no script at all."""
+    if "csp_nonce" not in g:
+        g.csp_nonce = secrets.token_urlsafe(16)
+    nonce: str = g.csp_nonce
+    return nonce
+
+
+def allow_form_action(response: Response, target: str) -> None:
+    """Let the forms of one response also lead to ``target``: a redirect URI, an origin, or ``scheme:``.
+
+    Browsers apply form-action to the redirects of a submitted form too, so the page with the approval form
+    needs it.
+    """
+    response.headers["Content-Security-Policy"] = _policy(_form_source(target))
+
+
+def _form_source(target: str) -> str:
+    url = urlsplit(target)
+    if url.scheme not in ("http", "https"):
+        return f"{url.scheme}:"
+    # An IPv6 literal is no host-source of the CSP grammar; browsers would drop it and block the form.
+    return "http:" if "[" in url.netloc else f"{url.scheme}://{url.netloc}"
+
+
+def _policy(form_source: str = "") -> str:
+    form_action = f"'self' {form_source}".rstrip()
+    script = f"'nonce-{g.csp_nonce}'" if "csp_nonce" in g else "'none'"
+    return (
+        f"default-src 'none'; script-src {script}; style-src 'self'; img-src 'self'; base-uri 'none';"
+        f" form-action {form_action};"
+        " frame-ancestors 'none'"
+    )
+
+
+def _add(response: Response) -> Response:
+    for name, value in _FIXED.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Content-Security-Policy", _policy())
+    if request.endpoint == "static":
+        # Pages name static files with a digest of their content.
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+    else:
+        response.headers.setdefault("Cache-Control", "no-store")
+    return response

@@ -1,0 +1,95 @@
+"""Browser sessions in a table: revocable, good at every portal, stored hashed.
+
+A row exists only for somebody who signed in; visitors cost nothing here.
+"""
+
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from portal_app.models import BrowserSession, User
+
+#: How old ``last_seen_at`` may get before a request writes it again: reading a page writes at most once a
+#: minute.
+TOUCH_AFTER = timedelta(minutes=1)
+
+USED_FORMS_KEPT = 50
+
+
+def token_hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def begin(db: Session, user: User, *, longest: timedelta, now: datetime) -> str:
+    """Sign ``user`` in and return the new session's token, which only the cookie keeps."""
+    token = secrets.token_urlsafe(32)
+    db.add(
+        BrowserSession(
+            token_hash=token_hash(token),
+            user_id=user.id,
+            data={},
+            created_at=now,
+            signed_in_at=now,
+            last_seen_at=now,
+            expires_at=now + longest,
+        )
+    )
+    user.last_seen_at = now
+    return token
+
+
+def find(db: Session, token: str, *, idle: timedelta, now: datetime) -> tuple[BrowserSession, User] | None:
+    """Return a living session and its user: neither idle for too long nor past its absolute end."""
+    row = db.execute(
+        select(BrowserSession, User)
+        .join(User, User.id == BrowserSession.user_id)
+        .where(
+            BrowserSession.token_hash == token_hash(token),
+            BrowserSession.expires_at > now,
+            BrowserSession.last_seen_at > now - idle,
+        )
+    ).one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
+def touch(db: Session, session: BrowserSession, *, now: datetime) -> None:
+    db.execute(
+        update(BrowserSession).where(BrowserSession.token_hash == session.token_hash).values(last_seen_at=now)
+    )
+    db.execute(update(User).where(User.id == session.user_id).values(last_seen_at=now))
+
+
+def use_form(db: Session, token: str, form_key: str) -> bool:
+    """Note that a form was sent; False when it was before: a reload must not make a thing twice."""
+    query = select(BrowserSession).where(BrowserSession.token_hash == token_hash(token)).with_for_update()
+    session = db.scalar(query)
+    if session is None:
+        return False
+    used: list[str] = session.data.get("used_forms", [])
+    if form_key in used:
+        return False
+    session.data = session.data | {"used_forms": [*used, form_key][-USED_FORMS_KEPT:]}
+    return True
+
+
+def count_others(db: Session, user_id: int, token: str, *, idle: timedelta, now: datetime) -> int:
+    """Return in how many other browsers the user is signed in."""
+    query = select(func.count()).where(
+        BrowserSession.user_id == user_id,
+        BrowserSession.token_hash != token_hash(token),
+        BrowserSession.expires_at > now,
+        BrowserSession.last_seen_at > now - idle,
+    )
+    return db.scalar(query) or 0
+
+
+def end(db: Session, token: str) -> None:
+    db.execute(delete(BrowserSession).where(BrowserSession.token_hash == token_hash(token)))
+
+
+def end_all(db: Session, user_id: int) -> None:
+    """Sign the user out of every browser, on all portals."""
+    db.execute(delete(BrowserSession).where(BrowserSession.user_id == user_id))

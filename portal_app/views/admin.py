@@ -1,0 +1,185 @@
+"""Pages of administrators: the nodes, and who holds which connection."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import ip_address
+from typing import Any
+
+from flask import Blueprint, render_template, request
+from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy.orm import Session
+
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.login import admin_required
+from portal_app.models import Connection, Node, NodeStatus, Offer, User, VpnSession
+from portal_app.services.nodes import UP
+from portal_app.views import forms
+
+bp = Blueprint("admin", __name__, url_prefix="/admin")
+
+PAGE_SIZE = 50
+#: Load in percent of the processors from which a node is shown as busy (spec portal.md, section 2).
+BUSY_PERCENT = 75
+
+
+@dataclass(frozen=True)
+class State:
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node on its page: counts are what the agent said last, ``connections`` is what should be."""
+
+    name: str
+    number: int
+    hostname: str
+    state: State
+    held: str
+    error: str | None
+    problems: list[str]
+    answered_at: datetime | None
+    reconciled_at: datetime | None
+    load: str
+    connections: int
+    peers: object
+    clients: object
+    addresses: str
+    version: str
+    profiles: list[str]
+
+
+@dataclass(frozen=True)
+class ConnectionView:
+    connection: Connection
+    user: str
+    node: str
+    active: bool
+    addresses: tuple[str, ...]
+
+
+@bp.get("/nodes")
+@admin_required
+def nodes() -> str:
+    now = utc_now()
+    with transaction(read_only=True) as db:
+        rows = db.execute(
+            select(Node, NodeStatus)
+            .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
+            .order_by(Node.number)
+        ).all()
+        counts = dict(
+            db.execute(select(Connection.node_number, func.count()).group_by(Connection.node_number))
+            .tuples()
+            .all()
+        )
+        offers: dict[int, list[Offer]] = {}
+        for offer in db.scalars(select(Offer).order_by(Offer.profile_id)):
+            offers.setdefault(offer.node_number, []).append(offer)
+    views = [
+        _node_view(node, status, offers.get(node.number, []), counts.get(node.number, 0), now)
+        for node, status in rows
+    ]
+    return render_template("admin/nodes.html", nodes=views)
+
+
+@bp.get("/connections")
+@admin_required
+def all_connections() -> str:
+    search = request.args.get("search", "").strip()[: forms.LONGEST_NAME].replace("\0", "")
+    with transaction(read_only=True) as db:
+        found = _search(search)
+        total = db.scalar(select(func.count()).select_from(Connection).join(User).where(*found)) or 0
+        pages = max(1, -(-total // PAGE_SIZE))
+        page = min(forms.page_number(), pages)
+        rows = _connections(db, found, (page - 1) * PAGE_SIZE)
+    return render_template(
+        "admin/connections.html", rows=rows, total=total, page=page, pages=pages, search=search
+    )
+
+
+def _node_view(
+    node: Node, status: NodeStatus | None, offers: list[Offer], connections: int, now: datetime
+) -> NodeView:
+    info: dict[str, Any] = (status.info if status is not None else None) or {}
+    load = info.get("rel_load_average") or []
+    return NodeView(
+        name=node.name,
+        number=node.number,
+        hostname=node.hostname,
+        state=_state(status, info, now),
+        held=str(info.get("held") or ""),
+        error=status.error if status is not None else None,
+        problems=[str(problem) for problem in info.get("problems") or []],
+        answered_at=status.answered_at if status is not None else None,
+        reconciled_at=status.reconciled_at if status is not None else None,
+        load=f"{load[0]} % of {info.get('cpu_count')} CPU" if load else "unknown",
+        connections=connections,
+        peers=info.get("w_peer_count", "unknown"),
+        clients=info.get("o_client_count", "unknown"),
+        addresses=f"{sum(o.allocated for o in offers)} of {sum(o.capacity for o in offers)}",
+        version=str(info.get("v") or "unknown"),
+        profiles=[offer.profile_id for offer in offers],
+    )
+
+
+def _state(status: NodeStatus | None, info: dict[str, Any], now: datetime) -> State:
+    if status is None or status.answered_at is None:
+        return State("warn", "Not seen yet")
+    if status.failing_since is not None or status.answered_at < now - UP:
+        return State("bad", "Does not answer")
+    if info.get("held"):
+        return State("bad", "Holds still")
+    if status.maintenance_mode:
+        return State("warn", "Maintenance")
+    load = info.get("rel_load_average") or []
+    if load and load[0] >= BUSY_PERCENT:
+        return State("warn", "Up, busy")
+    return State("good", "Up")
+
+
+def _search(search: str) -> list[ColumnElement[bool]]:
+    """Match an address exactly, of a connection or its session; anything else is part of a user's name."""
+    if not search:
+        return []
+    try:
+        address = str(ip_address(search))
+    except ValueError:
+        return [User.name.icontains(search, autoescape=True)]
+    in_use = select(VpnSession.connection_id).where(
+        VpnSession.ended_at.is_(None),
+        or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address, VpnSession.origin == address),
+    )
+    return [or_(Connection.ipv4 == address, Connection.ipv6 == address, Connection.id.in_(in_use))]
+
+
+def _connections(db: Session, found: list[ColumnElement[bool]], offset: int) -> list[ConnectionView]:
+    rows = db.execute(
+        select(Connection, User.name, Node.name)
+        .join(User, User.id == Connection.user_id)
+        .outerjoin(Node, Node.number == Connection.node_number)
+        .where(*found)
+        .order_by(Connection.created_at.desc(), Connection.id)
+        .offset(offset)
+        .limit(PAGE_SIZE)
+    ).all()
+    sessions: dict[str, list[VpnSession]] = {}
+    open_ones = select(VpnSession).where(
+        VpnSession.connection_id.in_([connection.id for connection, _user, _node in rows]),
+        VpnSession.ended_at.is_(None),
+    )
+    for session in db.scalars(open_ones):
+        sessions.setdefault(session.connection_id, []).append(session)
+    views = []
+    for connection, user, node in rows:
+        leased = [connection.ipv4, connection.ipv6]
+        used = [address for s in sessions.get(connection.id, []) for address in (s.ipv4, s.ipv6)]
+        addresses = tuple(dict.fromkeys(filter(None, leased + used)))
+        views.append(
+            ConnectionView(
+                connection, user, node or str(connection.node_number), connection.id in sessions, addresses
+            )
+        )
+    return views
