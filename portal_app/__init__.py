@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> Flask:
     from portal_app.oauth import bearer, clients
     from portal_app.oauth import views as oauth_views
     from portal_app.services.pki import Signer
-    from portal_app.views import account, api_v3, health
+    from portal_app.views import account, admin, api_v3, health
 
     app = Flask(__name__)
     app.config.update(
@@ -65,6 +65,6 @@ def create_app(settings: Settings) -> Flask:
     bearer.init_app(app)
     login.init_app(app)
     headers.init_app(app)
-    for blueprint in (oauth_views.bp, api_v3.bp, health.bp, account.bp):
+    for blueprint in (oauth_views.bp, api_v3.bp, health.bp, account.bp, admin.bp):
         app.register_blueprint(blueprint)
     return app

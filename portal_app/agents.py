@@ -1,8 +1,8 @@
 """The client of the agent API: the only module that calls a node (ARCHITECTURE.md, "The agent API").
 
-One deadline covers a whole call, from the name lookup to the last byte: each wait on the socket gets the time that is
-left, so a peer that sends one byte a second is given up as punctually as a silent one (reliability.md R96). What an
-agent answers is untrusted: sizes are bounded and shapes checked.
+One deadline covers a whole call, from the name lookup to the last byte: each wait on the socket gets the
+time that is left, so a peer that sends one byte a second is given up as punctually as a silent one
+(reliability.md R96). What an agent answers is untrusted: sizes are bounded and shapes checked.
 """
 
 import json
@@ -77,7 +77,7 @@ def _deadline_in(seconds: float) -> Any:
 class _DeadlineSocket(ssl.SSLSocket):
     """Every wait ends with the deadline of the call that the thread is in."""
 
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - the name of the method it overrides
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
         self.settimeout(_remaining())
         return super().read(len, buffer)
 
@@ -91,7 +91,9 @@ class _DeadlineSocket(ssl.SSLSocket):
 
 
 class _Names:
-    """Addresses of agents. A lookup is bounded, and the last known address serves while the resolver is dead (R77)."""
+    """Addresses of agents. A lookup is bounded, and the last known address serves while the resolver is
+    dead (R77).
+    """
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], tuple[float, list[Any]]] = {}
@@ -146,7 +148,8 @@ class _Answer:
 class Agents:
     """Calls to every node's agent over kept-alive connections with mutual TLS.
 
-    A call raises NodeUnreachable when there was no usable answer in time and NodeRefused when the agent said no.
+    A call raises NodeUnreachable when there was no usable answer in time and NodeRefused when the agent
+    said no.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -189,7 +192,9 @@ class Agents:
     def events(
         self, node: NodeAddress, after: int, journal: str | None, *, seconds: float = LONG_CALL_SECONDS
     ) -> Events:
-        """Read the journal behind sequence ``after``; acknowledges all up to it when ``journal`` is the agent's."""
+        """Read the journal behind sequence ``after``; acknowledges all up to it when ``journal`` is the
+        agent's.
+        """
         path = f"/n/events?after={after}" + (f"&journal={journal}" if journal else "")
         answer = self._call(node, "GET", path, seconds=seconds, longest=LONGEST_LIST)
         return _parsed(node, Events.parse, answer)
@@ -204,7 +209,9 @@ class Agents:
     def together(
         self, calls: Iterable[Callable[[], R]], *, seconds: float = TOGETHER_SECONDS
     ) -> list[R | Exception]:
-        """Run calls in parallel; what has not ended after ``seconds`` counts as NodeUnreachable and goes on unheard."""
+        """Run calls in parallel; what has not ended after ``seconds`` counts as NodeUnreachable and goes on
+        unheard.
+        """
         ends_at = time.monotonic() + seconds
         futures = [self._threads.submit(call) for call in calls]
         results: list[R | Exception] = []
@@ -258,7 +265,9 @@ class Agents:
         return _read(node, answer)
 
     def _ask_again(self, node: NodeAddress, method: str, path: str, sent: bytes, longest: int) -> _Answer:
-        """Ask, and once more when a kept-alive connection turns out to be closed: each call may be repeated."""
+        """Ask, and once more when a kept-alive connection turns out to be closed: each call may be
+        repeated.
+        """
         try:
             return self._ask(node, method, path, sent, longest)
         except urllib3.exceptions.ProtocolError:

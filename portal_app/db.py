@@ -83,7 +83,11 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     """Return an engine with bounded waiting everywhere."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        engine = create_engine(parsed, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None})
+        engine = create_engine(
+            parsed,
+            hide_parameters=True,
+            connect_args={"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None},
+        )
         # isolation_level None: the driver begins nothing by itself, _begin_sqlite does.
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

@@ -66,11 +66,13 @@ def answer_http_error(error: HTTPException) -> Response:
 
 
 def answer_database_error(error: Exception) -> Response:
-    """Answer what the driver raised outside of ``transaction``'s own translation, such as a read-only database."""
+    """Answer what the driver raised outside of ``transaction``'s own translation, such as a read-only
+    database.
+    """
     logger.warning("%s %s: database: %s", request.method, request.path, type(error).__name__)
     return answer_portal_error(Unavailable("the database does not take this at the moment"))
 
 
 def answer_bug(error: Exception) -> Response:
-    logger.exception("%s %s failed", request.method, request.path, exc_info=error)
+    logger.error("%s %s failed", request.method, request.path, exc_info=error)
     return answer(500, "internal error")

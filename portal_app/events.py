@@ -1,6 +1,7 @@
 """Log lines: one event each, ``event=connect user=alice connection=… node=1``, never a secret.
 
-A value with a space, a quote or a control character is written as a JSON string, so no value can forge a line or a key.
+A value with a space, a quote or a control character is written as a JSON string, so no value can forge a
+line or a key.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Registered apps: the official ones (spec api-v3.md, section 9) and the deployment's own from the settings."""
+"""Registered apps: the official ones (spec api-v3.md, section 9) and the deployment's own from the
+settings.
+"""
 
 import hashlib
 import hmac

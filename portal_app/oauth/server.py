@@ -1,8 +1,8 @@
 """The rules of the OAuth endpoints (spec api-v3.md, sections 3 and 4; RFC 9700; OAuth 2.1).
 
-Written plainly rather than with Authlib's server: nearly all of its answers would have to be turned round (errors as
-pages with their own status, S256 demanded, single use of codes decided by the database, the grace rule of rotation),
-and what is left to it is parsing.
+Written plainly rather than with Authlib's server: nearly all of its answers would have to be turned round
+(errors as pages with their own status, S256 demanded, single use of codes decided by the database, the
+grace rule of rotation), and what is left to it is parsing.
 """
 
 import base64
@@ -59,7 +59,9 @@ class AuthorizationRequest:
 
 
 def read_authorization_request(query: Parameters, clients: Mapping[str, Client]) -> AuthorizationRequest:
-    """Check the request of 3.1; raises AuthorizeError with the row of 3.2 that applies. Unknown parameters pass."""
+    """Check the request of 3.1; raises AuthorizeError with the row of 3.2 that applies. Unknown parameters
+    pass.
+    """
     client_id = _parameter(query, "client_id")
     if not VISIBLE.fullmatch(client_id):
         raise _invalid("client_id")
@@ -136,7 +138,9 @@ def code_verifier(form: Parameters) -> str:
 
 
 def authenticate(form: Parameters, authorization: str | None, clients: Mapping[str, Client]) -> Client:
-    """Return the client of a token request: public ones say their id, confidential ones prove it by HTTP Basic."""
+    """Return the client of a token request: public ones say their id, confidential ones prove it by HTTP
+    Basic.
+    """
     client_id = optional_form_value(form, "client_id")
     if authorization is not None:
         basic_id, secret = _basic(authorization)

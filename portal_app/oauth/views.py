@@ -3,6 +3,7 @@
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, make_response, redirect, render_template, request
+from werkzeug.wrappers import Response as AnyResponse
 
 from portal_app import error_pages, headers, portal
 from portal_app.clock import utc_now
@@ -22,7 +23,7 @@ _AUTHORIZE_TITLES = {400: "The app's request cannot be used", 401: "This app is 
 
 
 @bp.route("/oauth/authorize", methods=["GET", "POST"])
-def authorize() -> Response:
+def authorize() -> AnyResponse:
     """Ask the signed-in user to approve an app. Everything is checked again when the answer is posted."""
     wanted = server.read_authorization_request(request.args, portal().clients)
     return _ask_user(wanted)
@@ -127,7 +128,9 @@ def token() -> Response:
 
 @bp.post("/oauth/revoke")
 def revoke() -> Response:
-    """RFC 7009: whichever token of a client comes, its authorization ends; an unknown one is answered alike."""
+    """RFC 7009: whichever token of a client comes, its authorization ends; an unknown one is answered
+    alike.
+    """
     _require_form()
     client = server.authenticate(request.form, request.headers.get("Authorization"), portal().clients)
     revoked = server.form_value(request.form, "token")

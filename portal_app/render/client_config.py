@@ -115,7 +115,8 @@ def dns(profile: Profile, own: Sequence[Network]) -> list[str]:
 def remotes(
     ranges: dict[str, Any], *, tcp_first: bool, rng: random.Random = _random
 ) -> list[tuple[int, str]]:
-    """Return ports and transports to try: of each transport one normal and one special port, chosen at random.
+    """Return ports and transports to try: of each transport one normal and one special port, chosen at
+    random.
 
     Raises Unavailable when the profile has no port at all.
     """

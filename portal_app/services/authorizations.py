@@ -1,7 +1,8 @@
 """Authorizations: a user's consent for one app, its code, its tokens, and its end.
 
-Codes and tokens are random strings; only their SHA-256 is stored. A code or refresh token that comes twice is proof
-that two hold it, so the whole authorization ends, with its connections (RFC 9700, section 4.14; design.md, "Tokens").
+Codes and tokens are random strings; only their SHA-256 is stored. A code or refresh token that comes twice
+is proof that two hold it, so the whole authorization ends, with its connections (RFC 9700, section 4.14;
+design.md, "Tokens").
 """
 
 import hashlib
@@ -29,7 +30,8 @@ from portal_app.models import (
 from portal_app.services import connections, profiles
 from portal_app.services.connections import Ended, Holder
 
-#: An answer may be lost: the refresh token before the living one is good once more for so long (reliability.md R16).
+#: An answer may be lost: the refresh token before the living one is good once more for so long
+#: (reliability.md R16).
 GRACE = timedelta(seconds=30)
 _CHUNK = 500
 
@@ -118,8 +120,8 @@ def redeem_code(
 ) -> Tokens:
     """Change a code for the first tokens. ``code_challenge`` is what the request's verifier gives.
 
-    Raises WrongRequest for another client or redirect URI, InvalidGrant for a code that is unknown, expired, of
-    another challenge, or used: a second use ends what the first one gave.
+    Raises WrongRequest for another client or redirect URI, InvalidGrant for a code that is unknown,
+    expired, of another challenge, or used: a second use ends what the first one gave.
     """
     return _settled(_redeem_code(code, client_id, redirect_uri, code_challenge, now))
 
@@ -156,8 +158,8 @@ def _redeem_code(
 def refresh(refresh_token: str, *, client_id: str, scope: str | None, now: datetime) -> Tokens:
     """Change a refresh token for its successor.
 
-    Raises InvalidGrant for anything wrong with the token; one that was used before ends the authorization, except for
-    the grace rule. Raises WrongRequest for another scope.
+    Raises InvalidGrant for anything wrong with the token; one that was used before ends the authorization,
+    except for the grace rule. Raises WrongRequest for another scope.
     """
     return _settled(_refresh(refresh_token, client_id, scope, now))
 
@@ -253,7 +255,9 @@ def disconnect(holder: Holder, *, now: datetime) -> None:
 
 @retried
 def revoke_token(token: str, *, client_id: str, now: datetime) -> None:
-    """End the authorization that a token of this client belongs to (RFC 7009); an unknown token is no error."""
+    """End the authorization that a token of this client belongs to (RFC 7009); an unknown token is no
+    error.
+    """
     with transaction() as db:
         criterion = Authorization.id.in_(
             select(AccessToken.authorization_id)
@@ -296,7 +300,9 @@ def end(db: Session, criterion: ColumnElement[bool], *, reason: str, now: dateti
 
 
 def _locked_with(kind: Any, criterion: ColumnElement[bool]) -> Any:
-    """Select a code or token with its authorization and user; the authorization's lock lets one request in at a time."""
+    """Select a code or token with its authorization and user; the authorization's lock lets one request in
+    at a time.
+    """
     return (
         select(kind, Authorization, User)
         .join(Authorization, Authorization.id == kind.authorization_id)

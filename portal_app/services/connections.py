@@ -6,13 +6,12 @@ No transaction spans a call to a node. What a call could not do, the reconcile r
 import logging
 import time
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from portal_app import portal
@@ -31,21 +30,18 @@ from portal_app.errors import (
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, Profile, User
 from portal_app.render import client_config
-from portal_app.services import leases, nodes, profiles, transports
-from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority, Cut
+from portal_app.services import ending, leases, nodes, profiles, transports
+from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
+from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority
 from vpn_core.messages import Connection as ConnectionMessage
 
-if TYPE_CHECKING:
-    from portal_app.agents import Agents
+__all__ = ["Ended", "Holder", "Issued", "Wanted", "connect", "create_for_portal", "end", "tell"]
 
 logger = logging.getLogger(__name__)
 
 #: The app waits 10 s; every /connect is answered within 5 (reliability.md R42, R54, R96).
 BUDGET_SECONDS = 4.5
 ADMIT_SECONDS = 1.4
-CUT_SECONDS = 1.4
-#: A database takes only so many values in one statement.
-_CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -82,20 +78,6 @@ class Issued:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A connection that is no more; its node has to be told (``tell``) after the commit."""
-
-    connection_id: str
-    node: nodes.NodeRef
-    cut: Cut
-    reason: str
-    user_name: str
-    profile_id: str
-    protocol: str
-    public_key: str | None
-
-
-@dataclass(frozen=True)
 class _Order:
     """One connection to be made: everything that was decided before an address is taken."""
 
@@ -122,14 +104,17 @@ class _Made:
 
 
 class _FullError(Exception):
-    """The candidate has no address left after all; leaves the transaction, so that nothing was ended for it."""
+    """The candidate has no address left after all; leaves the transaction, so that nothing was ended for
+    it.
+    """
 
 
 def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
     """Replace what this authorization holds by one new connection, usable when this returns.
 
-    Validates first. Raises NotFound when the user may not use the profile, NoCommonProtocol when nothing the app can
-    do is offered, KeyInUse for another user's public key, NoCapacity when no node that answers has room.
+    Validates first. Raises NotFound when the user may not use the profile, NoCommonProtocol when nothing
+    the app can do is offered, KeyInUse for another user's public key, NoCapacity when no node that answers
+    has room.
     """
     settings = portal().settings
     ends_at = time.monotonic() + BUDGET_SECONDS
@@ -169,7 +154,8 @@ def create_for_portal(
 ) -> Issued:
     """Make a configuration with a key of the server's making, to be downloaded once.
 
-    Raises Forbidden when the user has as many as allowed, NotFound, NoCommonProtocol and NoCapacity as ``connect``.
+    Raises Forbidden when the user has as many as allowed, NotFound, NoCommonProtocol and NoCapacity as
+    ``connect``.
     """
     settings = portal().settings
     ends_at = time.monotonic() + BUDGET_SECONDS
@@ -195,47 +181,6 @@ def create_for_portal(
         from_portal=True,
     )
     return _first_that_answers(wish, [(transports.Attempt(protocol, prefer_tcp), found)], ends_at)
-
-
-def end(db: Session, criterion: ColumnElement[bool], *, reason: str, now: datetime) -> list[Ended]:
-    """End the connections that match ``criterion`` in the caller's transaction.
-
-    Their addresses may be given again, the record of who had them is closed. The caller passes the result to ``tell``
-    after its commit.
-    """
-    ended: list[Ended] = []
-    found = db.execute(_rows().where(criterion)).all()
-    if found:
-        authority, locked = nodes.lock(db, {row.node_number for row in found})
-        for start in range(0, len(found), _CHUNK):
-            ended += _end_rows(db, found[start : start + _CHUNK], authority, locked, lambda _row: reason, now)
-    return ended
-
-
-def tell(
-    ended: list[Ended], *, agents: "Agents | None" = None, wait: bool = True, seconds: float = CUT_SECONDS
-) -> None:
-    """Cut ended connections at their nodes, in parallel and in bounded time. A failure is only logged."""
-    agents = agents or portal().agents
-    for item in ended:
-        log("end", user=item.user_name, connection=item.connection_id, profile=item.profile_id,
-            protocol=item.protocol, node=item.node.name, reason=item.reason)  # fmt: skip
-    calls = [_cut(agents, item, seconds) for item in ended]
-    if not wait:
-        for call in calls:
-            agents.start(call)
-        return
-    agents.together(calls, seconds=seconds + 0.1)
-
-
-def _cut(agents: "Agents", item: Ended, seconds: float) -> Callable[[], None]:
-    def call() -> None:
-        try:
-            agents.cut(item.node, item.connection_id, item.cut, seconds=seconds)
-        except (NodeUnreachable, NodeRefused) as error:
-            logger.warning("cut of %s left to the reconcile round: %s", item.connection_id, error)
-
-    return call
 
 
 def _candidates(
@@ -287,12 +232,14 @@ def _make(
     holder, now = wish.holder, wish.now
     with transaction() as db:
         _lock_holder(db, holder, now)
-        found = db.execute(_rows().where(_same_owner_or_key(holder, wish.public_key, attempt.protocol))).all()
+        found = db.execute(
+            ending.rows().where(_same_owner_or_key(holder, wish.public_key, attempt.protocol))
+        ).all()
         reasons = _to_end(wish, attempt, found, withdrawn)
         authority, locked = nodes.lock(
             db, {candidate.node.number} | {r.node_number for r in found if r.id in reasons}
         )
-        ended = _end_rows(
+        ended = ending.end_rows(
             db, [r for r in found if r.id in reasons], authority, locked, lambda r: reasons[r.id], now
         )
         lease, started_at, port = None, now, None
@@ -320,17 +267,21 @@ def _make(
         }
         db.execute(insert(Connection), [row])
         if lease:
-            use = {k: row[k] for k in ("profile_id", "node_number", "protocol", "ipv4", "ipv6")}
-            db.execute(
-                insert(AddressUse),
-                [use | {"connection_id": row["id"], "user_name": holder.user_name, "client_id": holder.client_id,
-                        "started_at": started_at}],
-            )  # fmt: skip
+            copied = ("profile_id", "node_number", "protocol", "ipv4", "ipv6")
+            use = {key: row[key] for key in copied} | {
+                "connection_id": row["id"],
+                "user_name": holder.user_name,
+                "client_id": holder.client_id,
+                "started_at": started_at,
+            }
+            db.execute(insert(AddressUse), [use])
     return _Made(nodes.message_of(row), authority, candidate, lease, port, ended)
 
 
 def _lock_holder(db: Session, holder: Holder, now: datetime) -> None:
-    """Make the user's connects wait for each other, and look again at what may have ended meanwhile (R35, R38, R40)."""
+    """Make the user's connects wait for each other, and look again at what may have ended meanwhile (R35,
+    R38, R40).
+    """
     user = db.execute(
         select(User.is_disabled).where(User.id == holder.user_id).with_for_update(key_share=True)
     ).one_or_none()
@@ -389,90 +340,10 @@ def _to_end(
     return reasons
 
 
-def _rows() -> Any:
-    return select(
-        Connection.id,
-        Connection.user_id,
-        Connection.authorization_id,
-        Connection.node_number,
-        Connection.profile_id,
-        Connection.protocol,
-        Connection.public_key,
-        Connection.position,
-        Connection.created_at,
-        Connection.expires_at,
-        User.name.label("user_name"),
-    ).join(User, User.id == Connection.user_id)
-
-
-def _end_rows(
-    db: Session,
-    rows: Collection[Any],
-    authority: Authority,
-    locked: dict[int, nodes.NodeRef],
-    reason: Callable[[Any], str],
-    now: datetime,
-) -> list[Ended]:
-    """Delete rows whose nodes are locked; who was faster with one of them keeps it out of the result."""
-    if not rows:
-        return []
-    gone = set(
-        db.scalars(
-            delete(Connection)
-            .where(Connection.id.in_([row.id for row in rows]))
-            .returning(Connection.id)
-            .execution_options(synchronize_session=False)
-        )
-    )
-    rows = [row for row in rows if row.id in gone]
-    _close_uses(db, rows, reason, now)
-    leases.give_back(
-        db,
-        [
-            leases.Returned(row.node_number, row.profile_id, row.position, max(now, row.created_at))
-            for row in rows
-            if row.position is not None
-        ],
-    )
-    generations = {
-        number: nodes.next_generation(db, number) for number in sorted({r.node_number for r in rows})
-    }
-    return [
-        Ended(
-            connection_id=row.id,
-            node=locked[row.node_number],
-            cut=Cut(authority, generations[row.node_number]),
-            reason=reason(row),
-            user_name=row.user_name,
-            profile_id=row.profile_id,
-            protocol=row.protocol,
-            public_key=row.public_key,
-        )
-        for row in rows
-    ]
-
-
-def _close_uses(db: Session, rows: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> None:
-    """Close who had which address. The use of an OpenVPN address ends with its session, which the journal tells."""
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        if row.position is not None:
-            by_reason[reason(row)].append(row.id)
-    for because, ids in by_reason.items():
-        db.execute(
-            update(AddressUse)
-            .where(AddressUse.connection_id.in_(ids), AddressUse.ended_at.is_(None))
-            # Clocks of two portals differ: a use never ends before it began.
-            .values(
-                ended_at=case((AddressUse.started_at > now, AddressUse.started_at), else_=now),
-                end_reason=because,
-            )
-            .execution_options(synchronize_session=False)
-        )
-
-
 def _admit(wish: _Order, made: _Made, ends_at: float) -> bool:
-    """Tell the nodes; True when the connection is usable. A node that does not answer is kept out of the way."""
+    """Tell the nodes; True when the connection is usable. A node that does not answer is kept out of the
+    way.
+    """
     agents = portal().agents
     # The same key first leaves its old connection, else its removal would hit the new one.
     key_moves = [e for e in made.ended if e.public_key and e.public_key == made.row.public_key
@@ -502,9 +373,11 @@ def _exists(connection_id: str) -> bool:
 
 @retried
 def _withdraw(connection_id: str, now: datetime) -> None:
-    """Take back a connection that no node admitted. The node may have heard of it: it is told, unless it is silent."""
+    """Take back a connection that no node admitted. The node may have heard of it: it is told, unless it is
+    silent.
+    """
     with transaction() as db:
-        ended = end(db, and_(Connection.id == connection_id), reason="withdrawn", now=now)
+        ended = end(db, Connection.id == connection_id, reason="withdrawn", now=now)
     tell(ended, wait=False)
 
 
@@ -545,6 +418,16 @@ def _issue(wish: _Order, attempt: transports.Attempt, made: _Made) -> Issued:
 
 
 def _log_connect(wish: _Order, made: _Made) -> None:
-    log("connect", user=wish.holder.user_name, client=wish.holder.client_id, connection=made.row.connection_id,
-        profile=made.row.profile_id, protocol=made.row.protocol, node=made.candidate.node.name,
-        ipv4=made.row.ipv4, ipv6=made.row.ipv6, expires=wish.expires_at, choice=made.candidate.reason)  # fmt: skip
+    log(
+        "connect",
+        user=wish.holder.user_name,
+        client=wish.holder.client_id,
+        connection=made.row.connection_id,
+        profile=made.row.profile_id,
+        protocol=made.row.protocol,
+        node=made.candidate.node.name,
+        ipv4=made.row.ipv4,
+        ipv6=made.row.ipv6,
+        expires=wish.expires_at,
+        choice=made.candidate.reason,
+    )

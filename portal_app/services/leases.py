@@ -1,7 +1,8 @@
 """WireGuard addresses: taken and given back in a constant number of steps, however many are in use.
 
-Addresses that were never used come first, then the one that waits longest, so that an address rests before it is given
-again. Callers hold the node's lock (``nodes.lock``); the unique constraints of ``connections`` are the second line.
+Addresses that were never used come first, then the one that waits longest, so that an address rests before
+it is given again. Callers hold the node's lock (``nodes.lock``); the unique constraints of ``connections``
+are the second line.
 """
 
 from collections import Counter

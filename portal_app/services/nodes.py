@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: A node is Up when it answered the controller this recently (reliability.md R42).
 UP = timedelta(seconds=10)
-#: A connect that got no answer keeps the others away for so long; the controller clears it when the node answers.
+#: A connect that got no answer keeps the others away for so long; the controller clears it when the node
+#: answers.
 SUSPECT = timedelta(seconds=15)
 #: A node that is busy still counts a little, and so does one whose load is unknown.
 LEAST_IDLE, UNKNOWN_IDLE = 0.05, 0.5
@@ -65,8 +66,8 @@ def candidates(
 ) -> list[Candidate]:
     """Return the usable nodes that serve the profile over ``protocol``, best choice first.
 
-    Usable: Up, not in maintenance, not suspect, with something free, and for WireGuard with a known key. ``held`` are
-    nodes where the caller gives an address of this profile back, so that a full one will do.
+    Usable: Up, not in maintenance, not suspect, with something free, and for WireGuard with a known key.
+    ``held`` are nodes where the caller gives an address of this profile back, so that a full one will do.
     """
     rows = db.execute(
         select(
@@ -138,8 +139,8 @@ def mark_suspect(node_number: int, now: datetime) -> None:
 def lock(db: Session, numbers: Collection[int]) -> tuple[Authority, dict[int, NodeRef]]:
     """Lock nodes in the order of their numbers, so that two transactions never wait for each other.
 
-    Whatever changes connections, addresses or generation of a node happens under this lock; generations of a node are
-    therefore committed in their order.
+    Whatever changes connections, addresses or generation of a node happens under this lock; generations of
+    a node are therefore committed in their order.
     """
     authority = read_authority(db)
     rows = db.execute(
@@ -159,7 +160,9 @@ def read_authority(db: Session) -> Authority:
 
 
 def next_generation(db: Session, node_number: int) -> int:
-    """Take the next number of a node's counter; the caller has locked the node or does nothing else after it."""
+    """Take the next number of a node's counter; the caller has locked the node or does nothing else after
+    it.
+    """
     statement = (
         update(Node)
         .where(Node.number == node_number)

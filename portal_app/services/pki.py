@@ -39,9 +39,8 @@ class Signer:
         except OSError as error:
             raise SettingsError(f"{error.filename}: {error.strerror}") from error
         except (ValueError, TypeError) as error:
-            raise SettingsError(
-                f"{settings.client_ca_certificate_file} or {settings.client_ca_key_file} is no PEM certificate or key"
-            ) from error
+            files = f"{settings.client_ca_certificate_file} or {settings.client_ca_key_file}"
+            raise SettingsError(f"{files} is no PEM certificate or key") from error
         if key.public_key() != self._certificate.public_key():
             raise SettingsError(
                 f"{settings.client_ca_key_file} is not the key of {settings.client_ca_certificate_file}"
@@ -56,7 +55,9 @@ class Signer:
     def issue(
         self, connection_id: str, profile_id: str, *, expires_at: datetime, now: datetime
     ) -> ClientCertificate:
-        """Return a certificate for one connection: its id as common name, its profile as organizational unit."""
+        """Return a certificate for one connection: its id as common name, its profile as organizational
+        unit.
+        """
         private_key = Ed25519PrivateKey.generate()
         name = x509.Name(
             [
@@ -90,7 +91,7 @@ class Signer:
                 x509.SubjectKeyIdentifier.from_public_key(private_key.public_key()), critical=False
             )
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._certificate.public_key()),
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
                 critical=False,
             )
         )

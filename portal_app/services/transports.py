@@ -30,7 +30,9 @@ class Attempt:
 
 
 def accepted(header: str) -> frozenset[str]:
-    """Return what an app can do by its ``Accept`` header lines joined with commas; no q values, exact comparison."""
+    """Return what an app can do by its ``Accept`` header lines joined with commas; no q values, exact
+    comparison.
+    """
     types = {item.strip() for item in header.split(",")}
     known = frozenset(t for name, transports in _ACCEPTED.items() if name in types for t in transports)
     return known or _WITHOUT_ACCEPT

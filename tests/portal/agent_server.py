@@ -16,7 +16,7 @@ WIREGUARD_KEY = "3kQ0tq0mNqT3o7WcYf1YkYc0bK6q0oVQm8H6r7mX0Es="
 
 
 class AgentServer:
-    """Answers like an agent. ``mode``: ok, silent (reads and says nothing), drip, refuse, garbage, huge, redirect."""
+    """Answers like an agent. ``mode``: ok, silent, drip, half_open, refuse, garbage, huge, redirect."""
 
     def __init__(
         self, deployment: Deployment, number: int, address: str, *, certificate: Pair | None = None
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     wbufsize = -1
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the method it overrides
+    def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
 
     def do_GET(self) -> None:

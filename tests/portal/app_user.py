@@ -1,4 +1,4 @@
-"""A user with a browser and a VPN app, as they use the portal: through HTTP only, but for the browser's sign-in."""
+"""A user with a browser and a VPN app, through HTTP only, but for the browser's sign-in."""
 
 import base64
 import hashlib

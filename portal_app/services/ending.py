@@ -1,0 +1,167 @@
+"""The end of connections: the row, its address, the record of who had it, and the word to the node."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, case, delete, select, update
+from sqlalchemy.orm import Session
+
+from portal_app import portal
+from portal_app.errors import NodeRefused, NodeUnreachable
+from portal_app.events import log
+from portal_app.models import AddressUse, Connection, User
+from portal_app.services import leases, nodes
+from vpn_core.messages import Authority, Cut
+
+if TYPE_CHECKING:
+    from portal_app.agents import Agents
+
+logger = logging.getLogger(__name__)
+
+CUT_SECONDS = 1.4
+#: A database takes only so many values in one statement.
+_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A connection that is no more; its node has to be told (``tell``) after the commit."""
+
+    connection_id: str
+    node: nodes.NodeRef
+    cut: Cut
+    reason: str
+    user_name: str
+    profile_id: str
+    protocol: str
+    public_key: str | None
+
+
+def end(db: Session, criterion: ColumnElement[bool], *, reason: str, now: datetime) -> list[Ended]:
+    """End the connections that match ``criterion`` in the caller's transaction.
+
+    Their addresses may be given again, the record of who had them is closed. The caller passes the result
+    to ``tell`` after its commit.
+    """
+    ended: list[Ended] = []
+    found = db.execute(rows().where(criterion)).all()
+    if found:
+        authority, locked = nodes.lock(db, {row.node_number for row in found})
+        for start in range(0, len(found), _CHUNK):
+            ended += end_rows(db, found[start : start + _CHUNK], authority, locked, lambda _row: reason, now)
+    return ended
+
+
+def tell(
+    ended: list[Ended], *, agents: "Agents | None" = None, wait: bool = True, seconds: float = CUT_SECONDS
+) -> None:
+    """Cut ended connections at their nodes, in parallel and in bounded time. A failure is only logged."""
+    agents = agents or portal().agents
+    for item in ended:
+        log("end", user=item.user_name, connection=item.connection_id, profile=item.profile_id,
+            protocol=item.protocol, node=item.node.name, reason=item.reason)  # fmt: skip
+    calls = [_cut(agents, item, seconds) for item in ended]
+    if not wait:
+        for call in calls:
+            agents.start(call)
+        return
+    agents.together(calls, seconds=seconds + 0.1)
+
+
+def _cut(agents: "Agents", item: Ended, seconds: float) -> Callable[[], None]:
+    def call() -> None:
+        try:
+            agents.cut(item.node, item.connection_id, item.cut, seconds=seconds)
+        except (NodeUnreachable, NodeRefused) as error:
+            logger.warning("cut of %s left to the reconcile round: %s", item.connection_id, error)
+
+    return call
+
+
+def rows() -> Any:
+    """Select what ``end_rows`` needs of a connection; the caller adds which ones."""
+    return select(
+        Connection.id,
+        Connection.user_id,
+        Connection.authorization_id,
+        Connection.node_number,
+        Connection.profile_id,
+        Connection.protocol,
+        Connection.public_key,
+        Connection.position,
+        Connection.created_at,
+        Connection.expires_at,
+        User.name.label("user_name"),
+    ).join(User, User.id == Connection.user_id)
+
+
+def end_rows(
+    db: Session,
+    found: Collection[Any],
+    authority: Authority,
+    locked: dict[int, nodes.NodeRef],
+    reason: Callable[[Any], str],
+    now: datetime,
+) -> list[Ended]:
+    """Delete rows whose nodes are locked; who was faster with one of them keeps it out of the result."""
+    if not found:
+        return []
+    gone = set(
+        db.scalars(
+            delete(Connection)
+            .where(Connection.id.in_([row.id for row in found]))
+            .returning(Connection.id)
+            .execution_options(synchronize_session=False)
+        )
+    )
+    deleted = [row for row in found if row.id in gone]
+    _close_uses(db, deleted, reason, now)
+    leases.give_back(
+        db,
+        [
+            leases.Returned(row.node_number, row.profile_id, row.position, max(now, row.created_at))
+            for row in deleted
+            if row.position is not None
+        ],
+    )
+    generations = {
+        number: nodes.next_generation(db, number) for number in sorted({r.node_number for r in deleted})
+    }
+    return [
+        Ended(
+            connection_id=row.id,
+            node=locked[row.node_number],
+            cut=Cut(authority, generations[row.node_number]),
+            reason=reason(row),
+            user_name=row.user_name,
+            profile_id=row.profile_id,
+            protocol=row.protocol,
+            public_key=row.public_key,
+        )
+        for row in deleted
+    ]
+
+
+def _close_uses(db: Session, deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> None:
+    """Close who had which address. The use of an OpenVPN address ends with its session, which the journal
+    tells.
+    """
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for row in deleted:
+        if row.position is not None:
+            by_reason[reason(row)].append(row.id)
+    for because, ids in by_reason.items():
+        db.execute(
+            update(AddressUse)
+            .where(AddressUse.connection_id.in_(ids), AddressUse.ended_at.is_(None))
+            # Clocks of two portals differ: a use never ends before it began.
+            .values(
+                ended_at=case((AddressUse.started_at > now, AddressUse.started_at), else_=now),
+                end_reason=because,
+            )
+            .execution_options(synchronize_session=False)
+        )
