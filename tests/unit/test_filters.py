@@ -1,0 +1,105 @@
+"""The filters as playbooks use them: with what Ansible's own reader makes of YAML, and documented."""
+
+import json
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from ansible.errors import AnsibleError, AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import filter_loader, init_plugin_loader
+from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
+
+DIRECTORY = Path(__file__).parents[2] / "filter_plugins"
+INVENTORY = """
+vpn_profiles:
+  employees:
+    display_name: Employees
+    dns_servers: ["@GW4@", "@GW6@"]
+    permissions: "{{ staff }}"
+    wireguard: {ipv4: 10.64.0.0/16, ipv6: "fd00:64::/96"}
+    openvpn: {ipv4: 10.65.0.0/16, ipv6: "fd00:65::/96", udp_ports: [1194], tcp_ports: [1194]}
+staff: [staff, admins]
+vpn_nodes:
+  vpn1: {number: 1, hostname: vpn1.example.org}
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin() -> ModuleType:
+    spec = spec_from_file_location("vpn_plan_filters", DIRECTORY / "vpn_plan.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def templated(tmp_path):
+    """Return a function: what Ansible makes of an expression over variables written as YAML."""
+    if AnsibleCollectionConfig.collection_finder is None:  # once in a process
+        init_plugin_loader([])
+    filter_loader.add_directory(str(DIRECTORY))
+
+    def evaluate(expression: str, variables: str = INVENTORY) -> Any:
+        (tmp_path / "vars.yml").write_text(variables)
+        loader = DataLoader()
+        known = loader.load_from_file(str(tmp_path / "vars.yml"), trusted_as_template=True)
+        return Templar(loader, variables=known).template(trust_as_template("{{ " + expression + " }}"))
+
+    return evaluate
+
+
+def test_plan_of_an_inventory_read_by_ansible(templated):
+    found = templated("vpn_profiles | vpn_plan(vpn_nodes, {'max_nodes': 16})")
+
+    assert found["nodes"]["vpn1"]["wireguard"][0]["ipv4"] == "10.64.16.0/20"
+    assert found["profiles"]["employees"]["permissions"] == ["staff", "admins"]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_refusal_reaches_the_operator_with_its_fix(templated):
+    with pytest.raises(
+        AnsibleError, match=r"vpn_nodes: \[1\] is not a mapping; write 'key: value' lines below"
+    ):
+        templated("vpn_profiles | vpn_plan([1])")
+
+
+def test_text_from_yaml_is_shown_like_a_plain_one(templated):
+    """Ansible marks what it reads with where it came from; no mark reaches the message."""
+    with pytest.raises(
+        AnsibleError, match=r"vpn_profiles\.a\.wireguard\.ipv4: '10\.64\.0\.0' lacks its prefix"
+    ):
+        templated(
+            "p | vpn_plan({'vpn1': {'number': 1, 'hostname': 'vpn1.example.org'}})",
+            "p: {a: {display_name: A, wireguard: {ipv4: 10.64.0.0, ipv6: 'fd00:64::/96'}}}",
+        )
+
+
+def test_key_is_derived(templated):
+    found = templated("secret | vpn_tls_crypt_key('employees')", f"secret: '{'5a' * 32}'")
+
+    assert found.startswith("-----BEGIN OpenVPN Static key V1-----\n")
+
+
+@pytest.mark.parametrize("secret", ["5a5a", "zz" * 40, 1234567])
+def test_refused_secret_is_not_shown(plugin, secret):
+    """S4"""
+    with pytest.raises(AnsibleFilterError, match=r"run playbooks/init_secrets\.yml") as caught:
+        plugin.vpn_tls_crypt_key(secret, "employees")
+
+    assert str(secret) not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_every_filter_is_documented(plugin):
+    for name in plugin.FilterModule().filters():
+        document = yaml.safe_load((DIRECTORY / f"{name}.yml").read_text())
+        assert document["DOCUMENTATION"]["name"] == name
+        assert name in document["EXAMPLES"]
+        assert "_value" in document["RETURN"]
