@@ -66,6 +66,7 @@ def _add(response: Response) -> Response:
     for name, value in _FIXED.items():
         response.headers.setdefault(name, value)
     response.headers.setdefault("Content-Security-Policy", _policy())
+    g.pop("csp_nonce", None)
     if request.endpoint == "static":
         # Pages name static files with a digest of their content.
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"

@@ -72,11 +72,18 @@ def init_app(app: Flask) -> None:
     from portal_app.views import sign_in
 
     app.register_blueprint(sign_in.bp)
+    app.before_request(_forget_last_request)
     app.before_request(_check_form)
     app.after_request(_set_visitor_cookie)
     app.jinja_env.globals["csrf_field"] = csrf_field
     app.jinja_env.globals["signed_in_admin"] = _is_known_admin
     app.context_processor(lambda: {"signed_in": _known_login()})
+
+
+def _forget_last_request() -> None:
+    # Where an application context outlives a request, as in a shell or a test, ``g`` does too.
+    g.pop("login", None)
+    g.pop("new_visitor", None)
 
 
 def _check_form() -> None:
