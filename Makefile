@@ -137,7 +137,7 @@ wheel: .venv/deploy.stamp ## our wheel into dist/, the locked ones of the deploy
 
 .PHONY: docs
 docs: setup ## write the generated parts of docs/
-	@$(BIN)/python -m vpn_control.docs
+	@$(BIN)/python -m vpn_control.variables
 
 .PHONY: help
 help: ## this list
