@@ -316,7 +316,8 @@ class Store:
     def _adopt(self, authority: Authority) -> None:
         log.info("event=authority deployment=%s epoch=%d", authority.deployment_id, authority.epoch)
         self._commit({"op": "authority", "authority": authority.to_dict()})
-        self._holds.pop(authority, None)
+        # Whatever was held was held against the authority before.
+        self._holds.clear()
         self._accepted = None
 
     def _hold(self, authority: Authority, wanted: WantedSet | None, reason: str) -> None:

@@ -36,6 +36,7 @@ class Expected:
     journal_sequence: int
     reconciled_generation: int
     failing_since: datetime | None
+    suspect_until: datetime | None
     deployment_id: str
     epoch: int
 

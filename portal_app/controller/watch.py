@@ -28,12 +28,13 @@ LIVING, FAILING, FOLLOWING = 8, 8, 4
 
 @dataclass(frozen=True)
 class Seen:
-    """One answer, or why there was none; ``at`` is monotonic, ``answered_at`` the time of day."""
+    """One answer, or why there was none; ``at`` is monotonic, the others are times of day."""
 
     number: int
     info: NodeInfo | None
     error: str | None
     at: float
+    asked_at: datetime
     answered_at: datetime
     skew: float = 0.0
 
@@ -79,7 +80,7 @@ class Watch:
         return len(all_nodes)
 
     def _ask(self, node: Expected) -> None:
-        began, info, error = time.monotonic(), None, None
+        began, asked_at, info, error = time.monotonic(), self.clock(), None, None
         try:
             info = self.agents.info(node)
         except NodeUnreachable as failure:
@@ -89,7 +90,7 @@ class Watch:
             logging.getLogger(__name__).exception("asking node %s", node.number)
         ended, now = time.monotonic(), self.clock()
         skew = 0.0 if info is None else info.now - (now.timestamp() - (ended - began) / 2)
-        self.seen.put(Seen(node.number, info, error, ended, now, skew))
+        self.seen.put(Seen(node.number, info, error, ended, asked_at, now, skew))
 
     def collect(self, batch: Sequence[Seen]) -> None:
         """Write down one batch in one transaction, then start what follows from it."""
@@ -102,8 +103,10 @@ class Watch:
                     expected = known.get(seen.number)
                     if expected is not None and seen.number in self._memories:
                         rows.append(self._judge(db, seen, expected, follow))
-                if rows:
-                    db.execute(update(NodeStatus), rows)
+                # One statement for those that answered, one for the others.
+                for answered in (True, False):
+                    if chosen := [row for row in rows if ("info" in row) == answered]:
+                        db.execute(update(NodeStatus), chosen)
         finally:
             for seen in batch:
                 if seen.number in self._memories:
@@ -139,6 +142,7 @@ class Watch:
                 "node_number": seen.number,
                 "failing_since": expected.failing_since or seen.answered_at,
                 "error": error,
+                "suspect_until": expected.suspect_until,
             }
         reason = observation.reason_to_send(info, expected, memory, seen.at, self.timing)
         if observation.went_back(info, expected):
@@ -147,11 +151,17 @@ class Watch:
             follow.append((expected, info, reason))
         self._report_state(expected, memory, info, seen.skew)
         memory.failing, memory.generation_before = False, expected.generation
+        suspected_at = expected.suspect_until and expected.suspect_until - nodes.SUSPECT
         return {
             "node_number": seen.number,
-            "failing_since": None,
+            # One that obeys no change cannot take anybody in.
+            "failing_since": None if error is None else expected.failing_since or seen.answered_at,
             "error": error,
             "answered_at": seen.answered_at,
+            # Whoever suspects it after it was asked knows better.
+            "suspect_until": expected.suspect_until
+            if suspected_at and suspected_at > seen.asked_at
+            else None,
             "maintenance_mode": info.maintenance_mode,
             "wireguard_public_key": info.wireguard_public_key,
             "instance_id": info.instance_id,
@@ -272,6 +282,7 @@ def _expected(db: Session) -> list[Expected]:
             NodeStatus.journal_sequence,
             NodeStatus.reconciled_generation,
             NodeStatus.failing_since,
+            NodeStatus.suspect_until,
         ).join(NodeStatus, NodeStatus.node_number == Node.number)
     )
     return [Expected(*row, deployment.deployment_id, deployment.epoch) for row in rows]

@@ -1,9 +1,9 @@
 """The portal on SQLite and on a real PostgreSQL, with nodes that answer over mutual TLS."""
 
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import update
 
 from portal_app import create_app, db
+from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import Base, NodeStatus
@@ -23,6 +24,8 @@ from tests.portal import postgresql
 from tests.portal.agent_server import WIREGUARD_KEY, AgentServer
 from tests.portal.app_user import ORIGIN, HttpsClient, VpnApp, add_user
 from tests.portal.certificates import Deployment
+from tests.portal.commands import Done, run_vpn_portal, write_settings
+from tests.portal.real_agent import RealAgent, loopback_address
 from vpn_core.plan import make_plan
 
 PROFILES: dict[str, Any] = {
@@ -140,8 +143,8 @@ def client(app: Flask) -> FlaskClient:
     return app.test_client()
 
 
-def apply_plan(addresses: dict[int, str], profiles: dict[str, Any] = PROFILES) -> None:
-    """Apply a plan whose nodes ``node<number>.example.org`` have their agents at these addresses."""
+def apply_plan(addresses: dict[int, str], profiles: dict[str, Any] = PROFILES) -> dict[str, Any]:
+    """Apply and return a plan whose nodes ``node<number>.example.org`` have agents at these addresses."""
     entries = {
         f"node{number}": {
             "number": number,
@@ -150,8 +153,9 @@ def apply_plan(addresses: dict[int, str], profiles: dict[str, Any] = PROFILES) -
         }
         for number, address in addresses.items()
     }
-    found = make_plan(profiles, entries, {"max_nodes": 4})
-    plan.apply(plan_file.parse(found.to_dict()), now=utc_now())
+    found = make_plan(profiles, entries, {"max_nodes": 4}).to_dict()
+    plan.apply(plan_file.parse(found), now=utc_now())
+    return found
 
 
 def seen_up(number: int, now: datetime | None = None, **changes: Any) -> None:
@@ -174,11 +178,7 @@ def make_nodes(app: Flask, deployment: Deployment) -> Iterator[Callable[..., lis
 
     def make(count: int = 1, profiles: dict[str, Any] = PROFILES) -> list[AgentServer]:
         for number in range(count):
-            # The whole of 127.0.0.0/8 is this host: each agent has its port on an address of its own.
-            address = (
-                f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}.{secrets.randbelow(250) + 1}"
-            )
-            started.append(AgentServer(deployment, number, address))
+            started.append(AgentServer(deployment, number, loopback_address()))
         apply_plan({agent.number: agent.address for agent in started}, profiles)
         for agent in started:
             seen_up(agent.number)
@@ -203,3 +203,37 @@ def make_app_user(app: Flask) -> Callable[..., VpnApp]:
         return VpnApp(app, add_user(name, permissions), **details).authorize()
 
     return make
+
+
+@pytest.fixture
+def agents(app: Flask) -> Agents:
+    found: Agents = app.extensions["causeway"].agents
+    return found
+
+
+@pytest.fixture
+def make_agents(
+    app: Flask, agents: Agents, deployment: Deployment, tmp_path: Path
+) -> Iterator[Callable[..., list[RealAgent]]]:
+    """Apply a plan with this many nodes and start their real agents; the controller has not seen them yet."""
+    started: list[RealAgent] = []
+
+    def make(count: int = 1) -> list[RealAgent]:
+        shares = apply_plan({number: loopback_address() for number in range(count)})["nodes"]
+        for name, share in shares.items():
+            agent = RealAgent(deployment, tmp_path / name, share, share["agent_address"])
+            started.append(agent)
+            agent.start(agents)
+        return list(started)
+
+    yield make
+    for agent in started:
+        agent.stop()
+
+
+@pytest.fixture
+def run_command(settings: Settings, tmp_path: Path) -> Callable[..., Done]:
+    """Run ``vpn-portal`` in a process of its own: ``run_command("node", "list").out``."""
+    file = tmp_path / "settings.toml"
+    write_settings(settings, file)
+    return partial(run_vpn_portal, file)

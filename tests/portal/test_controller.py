@@ -1,32 +1,28 @@
-"""The controller against real agents: what it sees, repairs, ends and refuses to believe."""
+"""The controller against real agents: what it sees, repairs and refuses to believe."""
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import delete, insert, select, update
 
-from portal_app import db
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
-from portal_app.controller.leader import leader_lock
 from portal_app.controller.loop import Controller
 from portal_app.controller.observation import Timing
 from portal_app.db import transaction
-from portal_app.models import AuditEvent, Connection, Deployment, Node, NodeStatus
-from portal_app.services import nodes, plan, plan_file
+from portal_app.models import AuditEvent, Connection, Deployment, Node, NodeStatus, User
+from portal_app.services import connections, nodes
 from portal_app.settings import Settings
-from tests.portal.app_user import VpnApp
-from tests.portal.certificates import Deployment as Certificates
-from tests.portal.conftest import PROFILES
-from tests.portal.real_agent import RealAgent, loopback_address
-from vpn_core.plan import make_plan
+from tests.portal.agent_server import AgentServer
+from tests.portal.app_user import VpnApp, add_user
+from tests.portal.conftest import seen_up
+from tests.portal.real_agent import loopback_address
 
 QUICK = Timing(poll=0.2, moved=0.5, full=5.0)
 
@@ -36,41 +32,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:
     while not condition():
         assert time.monotonic() < ends_at, "did not come true in time"
         time.sleep(0.05)
-
-
-@pytest.fixture
-def agents(app: Flask) -> Agents:
-    found: Agents = app.extensions["causeway"].agents
-    return found
-
-
-@pytest.fixture
-def make_agents(
-    app: Flask, agents: Agents, deployment: Certificates, tmp_path: Path
-) -> Iterator[Callable[..., list[RealAgent]]]:
-    """Apply a plan with this many nodes and start their agents."""
-    started: list[RealAgent] = []
-
-    def make(count: int = 1) -> list[RealAgent]:
-        entries = {
-            f"node{number}": {
-                "number": number,
-                "hostname": f"node{number}.example.org",
-                "agent_address": loopback_address(),
-            }
-            for number in range(count)
-        }
-        data = make_plan(PROFILES, entries, {"max_nodes": 4}).to_dict()
-        plan.apply(plan_file.parse(data), now=utc_now())
-        for name, share in data["nodes"].items():
-            agent = RealAgent(deployment, tmp_path / name, share, share["agent_address"])
-            started.append(agent)
-            agent.start(agents)
-        return list(started)
-
-    yield make
-    for agent in started:
-        agent.stop()
 
 
 @contextmanager
@@ -110,11 +71,302 @@ def connect(user: VpnApp) -> str:
     return new
 
 
+def lost(*_arguments: Any, **_options: Any) -> None:
+    """A call that no node ever sees, though its caller believes otherwise."""
+
+
+def end(criterion: Any) -> list[connections.Ended]:
+    with transaction() as session:
+        return connections.end(session, criterion, reason="test", now=utc_now())
+
+
+def make_connections(user: User, count: int, number: int = 0) -> set[str]:
+    """Commit connections of the portal's pages without telling the node, as a portal that died would."""
+    made = {uuid.uuid4().hex for _ in range(count)}
+    now = utc_now()
+    with transaction() as session:
+        for connection_id in sorted(made):
+            session.add(
+                Connection(
+                    id=connection_id,
+                    user_id=user.id,
+                    node_number=number,
+                    profile_id="legacy",
+                    protocol="openvpn",
+                    display_name="test",
+                    created_at=now,
+                    expires_at=now + timedelta(days=1),
+                    generation=nodes.next_generation(session, number),
+                )
+            )
+    return made
+
+
+def count_calls(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by a node's number each time the controller asks it how it is."""
+    asked: list[int] = []
+    answer = agents.info
+
+    def info(node: Any, **options: Any) -> Any:
+        asked.append(node.number)
+        return answer(node, **options)
+
+    monkeypatch.setattr(agents, "info", info)
+    return asked
+
+
+def generation(number: int = 0) -> int:
+    with transaction(read_only=True) as session:
+        return session.get_one(Node, number).generation
+
+
+def row(connection_id: str) -> dict[str, Any]:
+    with transaction(read_only=True) as session:
+        found = session.get_one(Connection, connection_id)
+        return {column.name: getattr(found, column.name) for column in Connection.__table__.columns}
+
+
+def actions() -> list[str]:
+    with transaction(read_only=True) as session:
+        return list(session.scalars(select(AuditEvent.action)))
+
+
 def test_node_that_answers_is_up_and_usable(make_agents, agents, settings, make_app_user):
     (agent,) = make_agents()
     with running(settings, agents):
         eventually(is_up)
-        found = status()
-        assert found.info["v"] and found.info["deployment_id"] is None or found.instance_id
         connection = connect(make_app_user())
+
     assert agent.connections(agents) == {connection}
+    assert status().instance_id == agent.info(agents).instance_id
+
+
+def test_node_that_does_not_answer_leaves_the_selection_and_says_why(make_agents, agents, settings):
+    """R42, R44."""
+    (agent,) = make_agents()
+    with running(settings, agents):
+        eventually(is_up)
+        agent.stop()
+        eventually(lambda: status().failing_since is not None)
+        assert "node0" in str(status().error)
+        agent.start(agents)
+        eventually(is_up)
+        assert status().failing_since is None
+
+
+def test_lost_admission_and_lost_cut_are_repaired(make_agents, agents, settings, make_app_user, monkeypatch):
+    """I4, R54: a portal that dies between commit and call."""
+    (agent,) = make_agents()
+    with running(settings, agents):
+        eventually(is_up)
+        first, second = connect(make_app_user("alice")), connect(make_app_user("bob"))
+        with monkeypatch.context() as patch:
+            patch.setattr(agents, "admit", lost)
+            third = connect(make_app_user("carol"))
+        end(Connection.id == first)  # and nobody tells the node
+        eventually(lambda: agent.connections(agents) == {second, third})
+        eventually(lambda: status().reconciled_generation > 0)
+
+
+def test_loss_is_repaired_though_later_calls_went_through(
+    make_agents, agents, settings, make_app_user, monkeypatch
+):
+    """I4: the highest generation applied does not prove that every one was."""
+    (agent,) = make_agents()
+    with running(settings, agents):
+        eventually(is_up)
+        users = [make_app_user(name) for name in ("alice", "bob")]
+        with monkeypatch.context() as patch:
+            patch.setattr(agents, "admit", lost)
+            unheard = connect(users[0])
+        heard = connect(users[1])
+        eventually(lambda: agent.connections(agents) == {unheard, heard})
+
+
+def test_node_that_was_away_hears_of_the_cut_when_it_is_back(make_agents, agents, settings, make_app_user):
+    """I3: at the latest 30 s after the node is back; here the first answer brings it."""
+    (agent,) = make_agents()
+    with running(settings, agents, Timing(poll=0.2, moved=3600)):
+        eventually(is_up)
+        gone, kept = connect(make_app_user("alice")), connect(make_app_user("bob"))
+        agent.stop()
+        eventually(lambda: status().failing_since is not None)
+        end(Connection.id == gone)
+        agent.start(agents)
+        eventually(lambda: agent.connections(agents) == {kept})
+
+
+def test_set_read_long_ago_neither_revives_nor_removes(make_agents, agents, settings, make_app_user):
+    """R95: a leader that was paused while others went on."""
+    (agent,) = make_agents()
+    with running(settings, agents):
+        eventually(is_up)
+        cut, kept = connect(make_app_user("alice")), connect(make_app_user("bob"))
+        eventually(lambda: status().reconciled_generation == generation())
+    with transaction(read_only=True) as session:
+        old = nodes.wanted_set(session, 0)
+    connections.tell(end(Connection.id == cut), agents=agents)
+    seen_up(0)
+    newer = connect(make_app_user("carol"))
+
+    agents.put_set(agent.node, old)
+
+    assert agent.connections(agents) == {kept, newer}
+
+
+def test_empty_database_does_not_clear_a_node(make_agents, agents, settings):
+    """R58: a portal with another deployment's id, and no connections, holds the node's real certificates."""
+    (agent,) = make_agents()
+    made = make_connections(add_user("alice"), 5)
+    with running(settings, agents):
+        eventually(lambda: agent.connections(agents) == made)
+    with transaction() as session:
+        session.execute(update(Deployment).values(deployment_id="f" * 32))
+        session.execute(delete(Connection))
+        session.execute(update(Node).values(generation=1000))
+    with running(settings, agents):
+        eventually(lambda: str(status().error).startswith("held"))
+        assert status().failing_since is not None
+        assert agent.connections(agents) == made
+        assert "node.held" in actions()
+
+
+def test_set_that_lost_most_connections_needs_confirmation(make_agents, agents, settings, run_command):
+    """R58: the same deployment, but most rows are gone."""
+    (agent,) = make_agents()
+    made = make_connections(add_user("alice"), 6)
+    with running(settings, agents):
+        eventually(lambda: agent.connections(agents) == made)
+        with transaction() as session:
+            session.execute(delete(Connection))
+            nodes.next_generation(session, 0)
+        eventually(lambda: "would remove" in str(status().error))
+        assert agent.connections(agents) == made
+
+        done = run_command("node", "reconcile", "node0", "--confirm")
+
+        assert done.out == "node0: 0 added, 6 removed\n"
+        eventually(is_up)
+    assert agent.connections(agents) == set()
+
+
+def test_database_of_yesterday_is_the_truth_once(make_agents, agents, settings, make_app_user):
+    """R59: restored without a new epoch, so that the node's counter is ahead of ours."""
+    (agent,) = make_agents()
+    with running(settings, agents):
+        eventually(is_up)
+        users = [make_app_user(name) for name in ("alice", "bob", "carol")]
+        old = connect(users[0])
+        yesterday = row(old)
+        kept, newer = connect(users[1]), connect(users[2])
+        connections.tell(end(Connection.id == old), agents=agents)
+        eventually(lambda: agent.connections(agents) == {kept, newer})
+    with transaction() as session:
+        session.execute(delete(Connection).where(Connection.id == newer))
+        session.execute(insert(Connection).values(**yesterday))
+        session.execute(update(Node).values(generation=1))
+    with running(settings, agents):
+        eventually(lambda: agent.connections(agents) == {kept, old})
+        assert generation() > 1
+        eventually(is_up)
+
+
+def test_new_epoch_makes_a_restored_database_the_truth(make_agents, agents, settings, run_command):
+    """R59: what restore does."""
+    (agent,) = make_agents()
+    made = make_connections(add_user("alice"), 2)
+    with running(settings, agents):
+        eventually(lambda: agent.connections(agents) == made)
+        (gone, _kept) = sorted(made)
+        with transaction() as session:
+            session.execute(delete(Connection).where(Connection.id == gone))
+            session.execute(update(Node).values(generation=1))
+        assert run_command("deployment", "new-epoch").out.startswith("epoch 1 → 2")
+        eventually(lambda: agent.connections(agents) == made - {gone})
+        eventually(lambda: agent.info(agents).epoch == 2)
+        eventually(is_up)
+
+
+def test_older_epoch_is_reported_with_the_way_out(make_agents, agents, settings, run_command):
+    """R59: the restored database does not know the epoch of the last restore."""
+    (agent,) = make_agents()
+    with transaction() as session:
+        session.execute(update(Deployment).values(epoch=5))
+    with running(settings, agents):
+        eventually(lambda: agent.info(agents).epoch == 5)
+    with transaction() as session:
+        session.execute(update(Deployment).values(epoch=2))
+    with running(settings, agents):
+        eventually(lambda: status().error is not None)
+        assert run_command("deployment", "new-epoch").out.startswith("epoch 2 → 6")
+        eventually(is_up)
+        eventually(lambda: agent.info(agents).epoch == 6)
+
+
+def test_other_machine_at_a_nodes_address_is_not_used(
+    make_agents, agents, settings, run_command, monkeypatch
+):
+    """R60: a reinstalled or cloned node has the certificate, but is not the one that was known."""
+    (agent,) = make_agents()
+    with running(settings, agents):
+        eventually(is_up)
+    agent.stop()
+    agent.wipe()
+    agent.start(agents)
+    made = make_connections(add_user("alice"), 2)
+    with running(settings, agents):
+        eventually(lambda: "another machine answers" in str(status().error))
+        first = status().failing_since
+        rounds = count_calls(agents, monkeypatch)
+        eventually(lambda: len(rounds) > 5)
+        assert status().failing_since == first
+        assert agent.connections(agents) == set()
+        assert "node.foreign" in actions()
+        assert run_command("node", "reconcile", "node0").error.startswith(
+            "vpn-portal: node0: another machine"
+        )
+
+        run_command("node", "reconcile", "node0", "--confirm")
+
+        eventually(is_up)
+    assert agent.connections(agents) == made
+
+
+def test_maintenance_keeps_new_connections_away(make_agents, agents, settings, run_command, make_app_user):
+    """R63: none from the acknowledgement on."""
+    (agent,) = make_agents()
+    user = make_app_user()
+    with running(settings, agents):
+        eventually(is_up)
+        assert run_command("node", "maintenance", "node0", "on").out == "node0: maintenance on\n"
+        assert user.connect("legacy").status_code == 503
+        eventually(lambda: agent.info(agents).maintenance_mode)
+        eventually(lambda: "maintenance" in run_command("node", "list").out)
+        run_command("node", "maintenance", "node0", "off")
+        connect(user)
+
+
+def test_silent_nodes_do_not_delay_the_others(make_agents, agents, settings, deployment, monkeypatch):
+    """R98: while a silent node is asked once, the living one is asked again and again."""
+    (agent,) = make_agents()
+    asked = count_calls(agents, monkeypatch)
+    silent = [AgentServer(deployment, number, loopback_address()) for number in range(1, 16)]
+    with transaction() as session:
+        for server in silent:
+            server.mode = "silent"
+            session.add(
+                Node(number=server.number, name=f"silent{server.number}", hostname="s.example.org",
+                     agent_address=server.address)
+            )  # fmt: skip
+            session.flush()
+            session.add(NodeStatus(node_number=server.number))
+    try:
+        with running(settings, agents):
+            eventually(lambda: all(status(s.number).failing_since for s in silent))
+            asked.clear()
+            eventually(lambda: asked.count(1) == 3, seconds=30)
+            first, last = asked.index(1), len(asked) - 1 - asked[::-1].index(1)
+            assert asked[first:last].count(agent.number) >= 6
+    finally:
+        for server in silent:
+            server.stop()
