@@ -88,7 +88,9 @@ def _inventory(instance: Instance) -> dict[str, Any]:
         variables["lab_virtual_ipv4"] = f"{instance.virtual_ipv4}/{instance.ipv4.prefixlen}"
         variables["lab_virtual_ipv6"] = f"{instance.virtual_ipv6}/{instance.ipv6.prefixlen}"
     groups = sorted({group for host in instance.topology.hosts for group in host.groups})
-    children = {group: {"hosts": {host.name: {} for host in instance.in_group(group)}} for group in groups}
+    children: dict[str, Any] = {
+        group: {"hosts": {host.name: {} for host in instance.in_group(group)}} for group in groups
+    }
     return {"all": {"vars": variables, "hosts": hosts, "children": children}}
 
 
@@ -159,9 +161,9 @@ def fetch_portal_ca(instance: Instance) -> None:
 
 def remember_profiles(instance: Instance) -> None:
     """Note the profiles that were deployed, so that ``info`` needs neither Ansible nor a connection."""
-    command = [PROJECT / ".venv/bin/ansible-inventory", "-i", instance.directory / "inventory"]
+    ansible_inventory, inventory = PROJECT / ".venv/bin/ansible-inventory", instance.directory / "inventory"
     for portal in instance.in_group("portals")[:1]:
-        variables = json.loads(run([*command, "--host", portal.name]))
+        variables = json.loads(run([ansible_inventory, "-i", inventory, "--host", portal.name]))
         profiles = sorted(variables.get("vpn_profiles", {}))
         write_atomically(instance.directory / "profiles.json", json.dumps(profiles) + "\n")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nspawn import access, image, network
 from nspawn.machine import (
+    ENDS_WITH_US,
     LabError,
     container_init,
     end_process,
@@ -20,6 +21,7 @@ from nspawn.machine import (
     record_process,
     recorded_process,
     remove_cgroup,
+    remove_tree,
     run,
 )
 from nspawn.topology import Host, Instance
@@ -57,9 +59,8 @@ def create(instance: Instance, host: Host, base: Path) -> bool:
         return False
     directory(instance, host).mkdir(parents=True, exist_ok=True)
     new = directory(instance, host) / "root.new"
-    if new.exists():
-        shutil.rmtree(new)
-    run(["cp", "--archive", "--reflink=auto", base, new])
+    remove_tree(new)
+    run([*ENDS_WITH_US, "cp", "--archive", "--reflink=auto", base, new])
     (new / "etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")
     (new / "etc/hostname").write_text(f"{host.name}\n")
     (new / "etc/apt/apt.conf.d/99lab").write_text('APT::Keep-Downloaded-Packages "true";\n')
@@ -200,8 +201,7 @@ def remove(instance: Instance, host: Host) -> None:
         path = directory(instance, host) / name
         if str(path) + "/" in Path("/proc/self/mountinfo").read_text():
             raise LabError(f"something is mounted below {path}: unmount it first")
-        if path.exists():
-            shutil.rmtree(path)
+        remove_tree(path)
 
 
 def supervise(instance: Instance, host: Host) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nspawn.machine import LabError, locked, say
+from nspawn.machine import ENDS_WITH_US, LabError, locked, remove_tree, say
 
 # What boots, answers ssh and runs Ansible modules. Nothing a role should bring itself.
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "iproute2", "procps", "openssh-server")
@@ -48,22 +48,21 @@ def _age_seconds(image: Path) -> float:
 def _rebuild(image: Path, release: str, mirror: str) -> None:
     """Build beside, then rename: the next build removes what a crash left, and half an image never counts."""
     image.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in image.parent.glob(f"{image.name}.new*"):
-        shutil.rmtree(leftover)
     beside = image.with_name(f"{image.name}.new")
+    remove_tree(beside)
     beside.mkdir(mode=0o755)
     say(f"building the base image of {release} (about half a minute)")
     try:
         _bootstrap(beside, release, mirror)
     except LabError as error:
-        shutil.rmtree(beside)
+        remove_tree(beside)
         if not image.exists():
             raise
         say(f"{error}; going on with the image of {time.ctime((image / 'built').stat().st_mtime)}")
         return
     (beside / "built").touch()
     for old in image.parent.glob(f"{release}-*"):
-        if old != beside and ".new" not in old.name:
+        if not old.name.endswith(".new"):
             shutil.rmtree(old)
     beside.rename(image)
     # Packages kept for hosts of the old image are of its age: collect them anew.
@@ -78,6 +77,8 @@ def _bootstrap(beside: Path, release: str, mirror: str) -> None:
         f"deb {mirror}/debian-security {release}-security main",
     ]
     command = [
+        # In namespaces of its own: nothing goes on building, and no mount stays.
+        *ENDS_WITH_US, "unshare", "--mount", "--pid", "--fork", "--kill-child",
         "mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}",
         "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg", release, str(root), *sources,
     ]  # fmt: skip

@@ -26,6 +26,9 @@ _COMMANDS = {  # command: Debian package
 }
 _FILES = {"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring"}
 
+ENDS_WITH_US = ("setpriv", "--pdeathsig=KILL")
+"""Before a command that writes for long: it is killed when the lab is, and the next run finds nobody writing."""
+
 _begun = time.monotonic()
 
 
@@ -90,6 +93,18 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
         os.fchmod(file.fileno(), mode)
         file.write(text)
     beside.replace(path)
+
+
+def remove_tree(path: Path, timeout_seconds: float = 10) -> None:
+    """Remove a directory, also one that a process killed a moment ago still writes to."""
+    deadline = time.monotonic() + timeout_seconds
+    while path.exists():
+        try:
+            shutil.rmtree(path)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager
