@@ -70,11 +70,8 @@ def nodes() -> str:
             .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
             .order_by(Node.number)
         ).all()
-        counts = dict(
-            db.execute(select(Connection.node_number, func.count()).group_by(Connection.node_number))
-            .tuples()
-            .all()
-        )
+        by_node = select(Connection.node_number, func.count()).group_by(Connection.node_number)
+        counts: dict[int, int] = dict(db.execute(by_node).all())
         offers: dict[int, list[Offer]] = {}
         for offer in db.scalars(select(Offer).order_by(Offer.profile_id)):
             offers.setdefault(offer.node_number, []).append(offer)
