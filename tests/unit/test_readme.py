@@ -1,0 +1,77 @@
+"""README and docs say what is there."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("roles/*/README.md")],
+    key=lambda path: path.relative_to(PROJECT).as_posix(),
+)
+NAMES = [path.relative_to(PROJECT).as_posix() for path in DOCUMENTS]
+
+
+def test_banner_is_the_one_that_the_lab_prints(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROJECT / "molecule" / "shared"))
+    from nspawn import access, topology  # the lab's modules are no package of the distribution
+
+    variables = yaml.safe_load((PROJECT / "molecule/single_host/group_vars/all/vpn.yml").read_text())
+    about = access.info
+    monkeypatch.setattr(access, "_passwords", lambda _: dict.fromkeys(("admin", "alice", "bob"), "PASSWORD"))
+    monkeypatch.setattr(
+        access, "info", lambda *given: about(*given) | {"profiles": sorted(variables["vpn_profiles"])}
+    )
+    instance = topology.Instance("single_host", topology.read_topology("single_host"), "bookworm", 1)
+
+    printed = access.banner(instance).strip("\n")
+
+    for name in [module for module in sys.modules if module.split(".")[0] == "nspawn"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert f"```\n{printed}\n```\n" in (PROJECT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_every_link_leads_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (path.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_every_playbook_that_a_document_names_exists(path):
+    for name in re.findall(r"playbooks/[a-z_]+\.yml", path.read_text()):
+        assert (PROJECT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_every_make_target_that_a_document_names_exists(path):
+    makefile = (PROJECT / "Makefile").read_text()
+    for name in re.findall(r"`make ([a-z-]+)", path.read_text()):
+        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_every_command_that_a_document_names_exists(path):
+    from portal_app.cli import _parser
+
+    known = _words(_parser())
+    for line in re.findall(r"`(vpn-portal [a-z][^`]*)`", path.read_text()):
+        words = line.split()[1:]
+        assert words[0] in known, line
+        if known[words[0]]:
+            assert len(words) > 1, line
+            assert words[1] in known[words[0]], line
+
+
+def _words(parser):
+    """Return each command with the names of its own commands."""
+    found = {}
+    for action in parser._subparsers._group_actions:
+        for name, command in action.choices.items():
+            inner = command._subparsers
+            found[name] = [choice for a in inner._group_actions for choice in a.choices] if inner else []
+    return found
