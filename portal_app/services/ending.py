@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, case, delete, select, update
+from sqlalchemy import ColumnElement, case, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from portal_app import portal
 from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
-from portal_app.models import AddressUse, Connection, User
+from portal_app.models import AddressUse, Authorization, Connection, User
 from portal_app.services import leases, nodes
 from vpn_core.messages import Authority, Cut
 
@@ -84,7 +84,7 @@ def _cut(agents: "Agents", item: Ended, seconds: float) -> Callable[[], None]:
 
 def rows() -> Any:
     """Select what ``end_rows`` needs of a connection; the caller adds which ones."""
-    return select(
+    columns = select(
         Connection.id,
         Connection.user_id,
         Connection.authorization_id,
@@ -96,7 +96,10 @@ def rows() -> Any:
         Connection.created_at,
         Connection.expires_at,
         User.name.label("user_name"),
-    ).join(User, User.id == Connection.user_id)
+        Authorization.client_id,
+    )
+    users = columns.join(User, User.id == Connection.user_id)
+    return users.outerjoin(Authorization, Authorization.id == Connection.authorization_id)
 
 
 def end_rows(
@@ -147,13 +150,32 @@ def end_rows(
 
 
 def _close_uses(db: Session, deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> None:
-    """Close who had which address. The use of an OpenVPN address ends with its session, which the journal
-    tells.
+    """Close who had which address.
+
+    The use of an OpenVPN address ends with its session, which the journal tells, perhaps after this end:
+    a use without address remembers whose the connection was.
     """
     by_reason: dict[str, list[str]] = defaultdict(list)
+    without_address = []
     for row in deleted:
         if row.position is not None:
             by_reason[reason(row)].append(row.id)
+            continue
+        without_address.append(
+            {
+                "connection_id": row.id,
+                "user_name": row.user_name,
+                "client_id": row.client_id,
+                "profile_id": row.profile_id,
+                "node_number": row.node_number,
+                "protocol": row.protocol,
+                "started_at": row.created_at,
+                "ended_at": max(now, row.created_at),
+                "end_reason": reason(row),
+            }
+        )
+    if without_address:
+        db.execute(insert(AddressUse), without_address)
     for because, ids in by_reason.items():
         db.execute(
             update(AddressUse)

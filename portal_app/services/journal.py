@@ -86,7 +86,9 @@ def store(
     fresh = sorted(
         {e.sequence: e for e in events.events if e.sequence > after}.values(), key=lambda e: e.sequence
     )
-    moved = Position(events.journal_id, fresh[-1].sequence if fresh else after)
+    # Without entries there is nothing before ``first`` any more, perhaps because the node forgot it.
+    end = fresh[-1].sequence if fresh else max(after, min(events.first - 1, events.head))
+    moved = Position(events.journal_id, end)
     if moved == before:
         return moved
     with transaction() as db:
@@ -94,8 +96,8 @@ def store(
             return None
         if before.journal_id is not None and not same:
             _close_lost(db, node, now)
-        missed = (fresh[0].sequence if fresh else events.head + 1) - after - 1
-        if same and missed > 0:
+        missed = (fresh[0].sequence if fresh else end + 1) - after - 1
+        if before.journal_id is not None and missed > 0:
             _report_gap(db, node, missed, now)
         _Batch(db, node, fresh, log_origins=log_origins, now=now).store()
     return moved
