@@ -13,15 +13,17 @@ from typing import Any
 
 from node_agent.clock import Clock
 from node_agent.errors import AgentError, InterfaceMissing
-from node_agent.journal import Journal
+from node_agent.journal import Journal, OpenSession
 from node_agent.notify import notify, watchdog_seconds
+from node_agent.openvpn import Decision, Process
 from node_agent.reconcile import Change, Remove, Set
 from node_agent.serving import Serving
 from node_agent.sessions import QUIET_SECONDS, WireGuardSessions
-from node_agent.settings import Settings
+from node_agent.settings import OpenVpnProcess, Settings
 from node_agent.store import Changed, Store
 from node_agent.wireguard import Counters, WireGuard, peer_of
 from vpn_core.messages import (
+    OPENVPN,
     WIREGUARD,
     Authority,
     Connection,
@@ -56,6 +58,17 @@ class Agent:
         self._serving = Serving(settings, lambda: self.wireguard.seen.public_key if self.wireguard else None)
         self.store = Store(settings.state_directory / "wanted", self._serving.refusal)
         self.journal = Journal(settings.state_directory / "journal", settings.journal_days)
+        self.processes = [
+            Process(
+                process,
+                self.journal,
+                decide=self._decide,
+                find=lambda common_name: self.store.entries.get(common_name),
+                now=self.clock.now,
+                origins=settings.log_origins,
+            )
+            for process in settings.openvpn
+        ]
         self.certificate_problem: Callable[[], str] = lambda: ""
         self._version = importlib.metadata.version("causeway")
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
@@ -89,7 +102,7 @@ class Agent:
         # Also when nothing is new: the caller may repeat what an interface that was away did not get.
         present = self.store.entries.get(connection.connection_id)
         changed.added = [present] if present is not None else []
-        await self._both(self._enforce(changed), self._save())
+        await self._all(self._enforce(changed), self._save())
 
     async def cut(self, authority: Authority, connection_id: str, generation: int) -> Usage:
         """Cut one connection, and return what it has used."""
@@ -98,15 +111,19 @@ class Agent:
             await self._save()
             return Usage(connection_id, WIREGUARD, False, 0, 0)
         connection = changed.removed[0]
-        usage = await self._last_usage(connection)
-        await self._both(self._enforce(changed), self._save())
-        return usage
+        sessions = self._sessions_of(connection)
+        if self.wireguard is not None and connection.protocol == WIREGUARD:
+            await self.wireguard.refresh_if_cheap()
+        usage = self._usage(connection, self.clock.now(), sessions)
+        await self._all(self._enforce(changed), self._save())
+        # OpenVPN says its last counters when the client is gone.
+        return self._usage(connection, self.clock.now(), sessions) if sessions else usage
 
     async def replace(self, wanted: WantedSet) -> dict[str, int]:
         """Apply a full set."""
         observed = self.wireguard.seen.peers.keys() if self.wireguard else ()
         changed = self.store.replace(wanted, self.clock.now(), observed)
-        await self._both(self._enforce(changed), self._save())
+        await self._all(self._enforce(changed), self._save())
         self._wake.set()
         return {
             "removed": len(changed.removed),
@@ -120,7 +137,7 @@ class Agent:
         changed = self.store.accept(self.clock.now())
         if changed is None:
             return "nothing is held"
-        await self._both(self._enforce(changed), self._save())
+        await self._all(self._enforce(changed), self._save())
         self._wake.set()
         return f"accepted: {reason}; removed {len(changed.removed)}, added {len(changed.added)}"
 
@@ -153,7 +170,7 @@ class Agent:
             profiles=self.settings.profiles,
             wireguard_public_key=self.wireguard.seen.public_key if self.wireguard else None,
             w_peer_count=self._active_peers,
-            o_client_count=0,
+            o_client_count=sum(len(process.clients) for process in self.processes),
             connection_count=len(store.entries),
             deployment_id=store.authority.deployment_id if store.authority else None,
             epoch=store.authority.epoch if store.authority else 0,
@@ -167,6 +184,7 @@ class Agent:
     def problems(self) -> list[str]:
         """Return what this agent could not do, and what it had to repair."""
         found = self.store.problems + self.journal.problems
+        found += [process.problem for process in self.processes if process.problem]
         if self._problem:
             found.append(self._problem)
         if text := self.certificate_problem():
@@ -180,23 +198,41 @@ class Agent:
     async def usage(self) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield what every connection has used, in portions: others are served in between."""
         connections = list(self.store.entries.values())
+        attached: dict[str, list[OpenSession]] = {}
+        for process in self.processes:
+            for client in process.clients.values():
+                attached.setdefault(client.common_name, []).append(client.session)
         for start in range(0, len(connections), 250):
             now = self.clock.now()
-            yield [self._usage(c, now).to_dict() for c in connections[start : start + 250]]
+            yield [
+                vars(self._usage(c, now, attached.get(c.connection_id, [])))
+                for c in connections[start : start + 250]
+            ]
             await asyncio.sleep(0)
 
-    def _usage(self, connection: Connection, now: float) -> Usage:
+    def _sessions_of(self, connection: Connection) -> list[OpenSession]:
+        """Return the sessions of an OpenVPN connection's attached clients."""
+        return [
+            client.session
+            for process in self.processes
+            for client in process.clients.values()
+            if client.common_name == connection.common_name
+        ]
+
+    def _usage(self, connection: Connection, now: float, sessions: list[OpenSession]) -> Usage:
+        if connection.protocol != WIREGUARD:
+            last = sessions[-1] if sessions else None
+            return Usage(
+                connection_id=connection.connection_id,
+                protocol=connection.protocol,
+                active=last is not None,
+                received_bytes=sum(s.received_bytes for s in sessions),
+                sent_bytes=sum(s.sent_bytes for s in sessions),
+                ipv4=last.ipv4 if last else None,
+                ipv6=last.ipv6 if last else None,
+                origin=last.origin if last else None,
+            )
         counters = self.wireguard.seen.counters.get(connection.public_key or "") if self.wireguard else None
-        return self._wireguard_usage(connection, counters, now)
-
-    async def _last_usage(self, connection: Connection) -> Usage:
-        now = self.clock.now()
-        if connection.protocol == WIREGUARD and self.wireguard is not None:
-            counters = await self.wireguard.counters(str(connection.public_key))
-            return self._wireguard_usage(connection, counters, now)
-        return self._usage(connection, now)
-
-    def _wireguard_usage(self, connection: Connection, counters: Counters | None, now: float) -> Usage:
         seen = counters or Counters(0, 0, 0, None)
         return Usage(
             connection_id=connection.connection_id,
@@ -213,10 +249,9 @@ class Agent:
     # --- making it so
 
     @staticmethod
-    async def _both(enforcing: Coroutine[Any, Any, None], saving: Coroutine[Any, Any, None]) -> None:
-        """Wait for the network and for the disk; an error of the first is the caller's."""
-        done = await asyncio.gather(enforcing, saving, return_exceptions=True)
-        for result in done:
+    async def _all(*work: Coroutine[Any, Any, object]) -> None:
+        """Wait for all of it, whatever fails; then raise what failed first."""
+        for result in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
 
@@ -231,7 +266,14 @@ class Agent:
             if connection.protocol == WIREGUARD:
                 self.sessions.admitted(connection)
                 batch.append(Set(str(connection.public_key), peer_of(connection)))
+        cuts = [
+            process.cut(c.connection_id)
+            for c in changed.removed
+            if c.protocol == OPENVPN
+            for process in self.processes
+        ]
         if self.wireguard is None:
+            await self._all(*cuts)
             return
         now = self.clock.now()
         for connection in changed.removed:
@@ -240,10 +282,20 @@ class Agent:
                     connection, self.wireguard.seen.counters.get(str(connection.public_key)), now
                 )
         try:
-            await self.wireguard.apply(batch)
+            await self._all(self.wireguard.apply(batch), *cuts)
         except AgentError:
             self._wake.set()
             raise
+
+    def _decide(self, common_name: str, organizational_unit: str, process: OpenVpnProcess) -> Decision:
+        """Decide about an OpenVPN client whose certificate is good: it must be wanted, here, and still."""
+        connection = self.store.entries.get(common_name)
+        if organizational_unit != process.profile_id:
+            return Decision.REFUSE
+        if connection is None or common_name in self.store.unsure:
+            return Decision.REFUSE if self.store.known else Decision.LATER
+        fits = connection.protocol == OPENVPN and connection.profile_id == process.profile_id
+        return Decision.LET_IN if fits and connection.expires_at > self.clock.now() else Decision.REFUSE
 
     async def _round(self) -> None:
         """Compare the interface with the wanted set, repair it, and follow the sessions."""
@@ -305,6 +357,8 @@ class Agent:
             group.create_task(self._expire_in_time())
             group.create_task(self._save_regularly())
             group.create_task(self._ping_watchdog())
+            for process in self.processes:
+                group.create_task(process.run())
             if self.wireguard is not None:
                 group.create_task(self._reconcile_regularly(self.wireguard))
                 group.create_task(self._watch(self.wireguard))

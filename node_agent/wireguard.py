@@ -184,14 +184,13 @@ class WireGuard:
         self.present = True
         return self.seen
 
-    async def counters(self, public_key: str) -> Counters | None:
-        """Return a peer's counters: fresh ones when looking is cheap, else those of the last round."""
+    async def refresh_if_cheap(self) -> None:
+        """Look again unless that is slow: then the counters of the last round have to do."""
         if self.look_seconds < FRESH_COUNTERS_SECONDS:
             try:
                 await self.look()
             except AgentError as error:
                 log.debug("event=look_failed reason=%r", str(error))
-        return self.seen.counters.get(public_key)
 
     async def reconcile(
         self, wanted: Sequence[Connection], *, keep: frozenset[str] | None, recreated: bool
