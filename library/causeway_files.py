@@ -1,0 +1,229 @@
+#!/usr/bin/python
+"""Lay down the files of one purpose in one call."""
+
+DOCUMENTATION = r"""
+module: causeway_files
+short_description: Lay down directories, files and links of one purpose in one call
+description:
+  - Each file is written beside and renamed, so a killed run leaves the old or the new one, never half of it.
+  - One call for all files of a role, because a task costs more time than writing a file.
+  - In check mode nothing is needed on the host, no user and no directory; it works before the first deployment.
+options:
+  directories:
+    type: list
+    elements: dict
+    default: []
+    description: Made in order.
+    suboptions:
+      path: {type: path, required: true, description: Its absolute path.}
+      owner: {type: str, default: root, description: User.}
+      group: {type: str, default: root, description: Group.}
+      mode: {type: str, default: "0755", description: Octal mode.}
+      only:
+        type: list
+        elements: str
+        description: Names that belong here; every other file and link in it is removed. Absent means keep all.
+      pattern: {type: str, default: "*", description: What C(only) speaks of, a shell pattern.}
+  files:
+    type: list
+    elements: dict
+    default: []
+    description: Written in order.
+    suboptions:
+      path: {type: path, required: true, description: Its absolute path.}
+      content: {type: str, description: The whole text.}
+      link: {type: str, description: Make a symbolic link to this instead.}
+      owner: {type: str, default: root, description: User.}
+      group: {type: str, default: root, description: Group.}
+      mode: {type: str, default: "0644", description: Octal mode.}
+      validate: {type: str, description: A command that must accept the file before it is used; C(%s) is its name.}
+  absent:
+    type: list
+    elements: path
+    default: []
+    description: Files and links that must not exist.
+  secret:
+    type: bool
+    default: false
+    description: Show no content in a difference. Set C(no_log) on the task too.
+author: Causeway
+"""
+
+EXAMPLES = r"""
+- name: Lay down the settings
+  causeway_files:
+    directories:
+      - {path: /etc/causeway, mode: "0755"}
+    files:
+      - {path: /etc/causeway/a.conf, content: "{{ lookup('ansible.builtin.template', 'a.conf.j2') }}"}
+"""
+
+RETURN = r"""
+paths:
+  description: What was changed, or would be.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import fnmatch
+import grp
+import os
+import pwd
+import shlex
+import stat
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+class Layer:
+    """Brings paths to their wanted state and remembers what differed."""
+
+    def __init__(self, module):
+        self.module = module
+        self.paths = []
+        self.diff = []
+
+    def note(self, path, before, after):
+        if path not in self.paths:
+            self.paths.append(path)
+        if self.module.params["secret"]:
+            before, after = (text and "(not shown)\n" for text in (before, after))
+            after = after and after + "(changed)\n"
+        self.diff.append({"before_header": path, "after_header": path, "before": before, "after": after})
+
+    def identity(self, item):
+        """Return the numbers of owner and group; None when they do not exist yet, which is fine in check mode."""
+        try:
+            return pwd.getpwnam(item["owner"]).pw_uid, grp.getgrnam(item["group"]).gr_gid
+        except KeyError as error:
+            if self.module.check_mode:
+                return None
+            self.module.fail_json(msg=f"{item['path']}: {error.args[0]}")
+
+    def permissions(self, path, item, known):
+        """Set owner and mode of an existing path if they differ."""
+        wanted = self.identity(item)
+        mode = int(item["mode"], 8)
+        if wanted == known[:2] and mode == known[2]:
+            return
+        text = "owner {} group {} mode {:04o}\n"
+        self.note(path, text.format(*known), text.format(*(wanted or (item["owner"], item["group"])), mode))
+        if not self.module.check_mode:
+            os.chown(path, *wanted)
+            os.chmod(path, mode)
+
+    def directory(self, item):
+        path = item["path"]
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            self.note(path, "", "directory\n")
+            if not self.module.check_mode:
+                # Closed until it has its owner.
+                os.makedirs(path, mode=0o700)
+                os.chown(path, *self.identity(item))
+                os.chmod(path, int(item["mode"], 8))
+            return
+        if not stat.S_ISDIR(found.st_mode):
+            self.module.fail_json(msg=f"{path} is no directory; move it away")
+        self.permissions(path, item, (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)))
+        if item["only"] is not None:
+            for name in sorted(os.listdir(path)):
+                if fnmatch.fnmatch(name, item["pattern"]) and name not in item["only"]:
+                    self.remove(os.path.join(path, name))
+
+    def file(self, item):
+        path, link = item["path"], item["link"]
+        if (link is None) == (item["content"] is None):
+            self.module.fail_json(msg=f"{path}: needs either content or link")
+        try:
+            found = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if link is not None:
+            before = os.readlink(path) if found and stat.S_ISLNK(found.st_mode) else None
+            if before != link:
+                self.note(path, f"link to {before}\n" if before else "", f"link to {link}\n")
+                if not self.module.check_mode:
+                    self.replace(path, lambda beside: os.symlink(link, beside))
+            return
+        wanted = item["content"].encode()
+        before = None
+        if found and stat.S_ISREG(found.st_mode):
+            with open(path, "rb") as file:
+                before = file.read()
+        if before == wanted:
+            self.permissions(path, item, (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)))
+            return
+        self.note(path, (before or b"").decode(errors="replace"), item["content"])
+        if not self.module.check_mode:
+            self.replace(path, lambda beside: self.write(beside, wanted, item))
+
+    def write(self, beside, content, item):
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchown(file.fileno(), *self.identity(item))
+            os.fchmod(file.fileno(), int(item["mode"], 8))
+            os.fsync(file.fileno())
+        if item["validate"]:
+            command = [word.replace("%s", beside) for word in shlex.split(item["validate"])]
+            status, output, error = self.module.run_command(command)
+            if status:
+                shown = "" if self.module.params["secret"] else ": " + (error or output).strip()
+                self.module.fail_json(msg=f"{item['path']} was refused by {command[0]}{shown}", paths=self.paths)
+
+    def replace(self, path, make):
+        with tempfile.TemporaryDirectory(prefix=".causeway-", dir=os.path.dirname(path)) as directory:
+            beside = os.path.join(directory, os.path.basename(path))
+            make(beside)
+            os.replace(beside, path)
+
+    def remove(self, path):
+        if os.path.lexists(path):
+            self.note(path, "present\n", "")
+            if not self.module.check_mode:
+                os.unlink(path)
+
+
+def main():
+    common = {
+        "path": {"type": "path", "required": True},
+        "owner": {"type": "str", "default": "root"},
+        "group": {"type": "str", "default": "root"},
+    }
+    directory = common | {
+        "mode": {"type": "str", "default": "0755"},
+        "only": {"type": "list", "elements": "str"},
+        "pattern": {"type": "str", "default": "*"},
+    }
+    file = common | {
+        "mode": {"type": "str", "default": "0644"},
+        "content": {"type": "str"},
+        "link": {"type": "str"},
+        "validate": {"type": "str"},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "directories": {"type": "list", "elements": "dict", "default": [], "options": directory},
+            "files": {"type": "list", "elements": "dict", "default": [], "options": file},
+            "absent": {"type": "list", "elements": "path", "default": []},
+            "secret": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    layer = Layer(module)
+    for item in module.params["directories"]:
+        layer.directory(item)
+    for item in module.params["files"]:
+        layer.file(item)
+    for path in module.params["absent"]:
+        layer.remove(path)
+    module.exit_json(changed=bool(layer.paths), paths=layer.paths, diff=layer.diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+#!/usr/bin/python
+"""Bring systemd units to what is on disk."""
+
+DOCUMENTATION = r"""
+module: causeway_services
+short_description: Enable and start units, and restart those that run with older files than those on disk
+description:
+  - A handler that was notified in a run that was killed is lost. So what a unit runs with is compared with what is on disk, in
+    each run, by the times that systemd and the file system keep.
+  - A unit is restarted when its own files or anything in C(restart_on) changed after it was started, and reloaded when
+    anything in C(reload_on) changed after its last change of state.
+options:
+  units:
+    type: list
+    elements: dict
+    required: true
+    description: Started in order of dependencies by systemd.
+    suboptions:
+      name: {type: str, required: true, description: With its suffix.}
+      restart_on: {type: list, elements: path, default: [], description: Files and directories that it reads at its start.}
+      reload_on: {type: list, elements: path, default: [], description: Files and directories that a reload makes it read again.}
+      started: {type: bool, default: true, description: False leaves it to systemd whether the unit runs.}
+      enabled: {type: bool, default: true, description: Start it at boot.}
+  absent:
+    type: str
+    description: Shell pattern of units that are stopped and disabled unless they are in C(units), such as C(openvpn-server@*.service).
+  wait_seconds:
+    type: int
+    default: 60
+    description: How long units may take to become active.
+author: Causeway
+"""
+
+EXAMPLES = r"""
+- name: Run the portal
+  causeway_services:
+    units:
+      - name: vpn-portal.service
+        restart_on: [/etc/causeway/portal/settings.toml]
+"""
+
+RETURN = r"""
+done:
+  description: What was done, or would be, such as C(restart vpn-portal.service).
+  returned: always
+  type: list
+  elements: str
+"""
+
+import datetime
+import os
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+PROPERTIES = (
+    "Id,LoadState,ActiveState,SubState,Result,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths,"
+    "ActiveEnterTimestamp,StateChangeTimestamp,ConditionResult,ConditionTimestamp,Type"
+)
+
+
+class Systemd:
+    """The manager, asked and told through systemctl."""
+
+    def __init__(self, module):
+        self.module = module
+        self.done = []
+
+    def run(self, *words, check=True):
+        status, output, error = self.module.run_command(["systemctl", "--no-ask-password", *words])
+        if check and status:
+            self.module.fail_json(msg=f"systemctl {' '.join(words)}: {error.strip() or output.strip()}", done=self.done)
+        return output
+
+    def do(self, verb, names):
+        if names:
+            self.done += [f"{verb} {name}" for name in names]
+            if not self.module.check_mode:
+                self.run(verb, *names, check=False)
+
+    def show(self, names):
+        blocks = self.run("show", f"--property={PROPERTIES}", "--timestamp=us+utc", "--", *names).strip("\n").split("\n\n")
+        return [dict(line.split("=", 1) for line in block.splitlines()) for block in blocks]
+
+
+def seconds(timestamp):
+    """Return what systemd prints, such as ``Sun 2026-11-22 22:58:00.123456 UTC``, in seconds since 1970."""
+    try:
+        moment = datetime.datetime.strptime(timestamp, "%a %Y-%m-%d %H:%M:%S.%f UTC")
+    except ValueError:
+        return 0.0
+    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
+def newest(paths):
+    """Return when the newest of these files, or of what is in these directories, changed: seconds since 1970."""
+    found = 0.0
+    for path in paths:
+        entries = [path]
+        for top, directories, files in os.walk(path):
+            entries += [os.path.join(top, name) for name in directories + files]
+        for entry in entries:
+            try:
+                found = max(found, os.lstat(entry).st_ctime, os.stat(entry).st_ctime)
+            except OSError:
+                continue
+    return found
+
+
+def verb_for(unit, shown):
+    """Return start, restart, reload or nothing."""
+    if shown["ActiveState"] not in ("active", "reloading"):
+        # Started before and refused by a condition of its own, such as a clock in a container: nothing to do until it changes.
+        return None if shown["ConditionResult"] == "no" and shown["ConditionTimestamp"] else "start"
+    own_files = [shown["FragmentPath"], *shown["DropInPaths"].split()]
+    if newest([path for path in own_files if path] + unit["restart_on"]) > seconds(shown["ActiveEnterTimestamp"]):
+        return "restart"
+    if newest(unit["reload_on"]) > seconds(shown["StateChangeTimestamp"]):
+        return "reload"
+    return None
+
+
+def wait(systemd, names, wait_seconds):
+    """Wait until every unit is active; fail with the first that is not. Oneshot units without a process end inactive."""
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        shown = systemd.show(names)
+        pending = [s for s in shown if s["ActiveState"] in ("activating", "reloading", "deactivating")]
+        failed = [s for s in shown if s["ActiveState"] == "failed" or (s["ActiveState"] == "inactive" and s["Type"] != "oneshot"
+                  and s["ConditionResult"] != "no")]  # fmt: skip
+        # A unit that systemd restarts on failure passes through "activating (auto-restart)" again and again.
+        crashed = [s for s in pending if s["SubState"].startswith("auto-restart")]
+        if failed or crashed or time.monotonic() > deadline:
+            bad = (failed or crashed or pending)[0]
+            systemd.module.fail_json(
+                msg=f"{bad['Id']} is {bad['ActiveState']} ({bad['SubState']}, result {bad['Result']});"
+                f" see: journalctl -u {bad['Id']}",
+                done=systemd.done,
+            )
+        if not pending:
+            return
+        time.sleep(0.1)
+
+
+def superfluous(systemd, pattern, wanted):
+    """Return the units of a pattern that run or are enabled and are not wanted."""
+    listed = systemd.run("list-units", "--all", "--plain", "--no-legend", "--full", pattern)
+    files = systemd.run("list-unit-files", "--plain", "--no-legend", "--full", "--state=enabled", pattern, check=False)
+    names = {line.split()[0] for line in (listed + files).splitlines() if line.split()}
+    return sorted(name for name in names - set(wanted) if "@." not in name)
+
+
+def main():
+    unit = {
+        "name": {"type": "str", "required": True},
+        "restart_on": {"type": "list", "elements": "path", "default": []},
+        "reload_on": {"type": "list", "elements": "path", "default": []},
+        "started": {"type": "bool", "default": True},
+        "enabled": {"type": "bool", "default": True},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "units": {"type": "list", "elements": "dict", "required": True, "options": unit},
+            "absent": {"type": "str"},
+            "wait_seconds": {"type": "int", "default": 60},
+        },
+        supports_check_mode=True,
+    )
+    systemd = Systemd(module)
+    units = {item["name"]: item for item in module.params["units"]}
+    if module.params["absent"]:
+        systemd.do("disable", gone := superfluous(systemd, module.params["absent"], units))
+        systemd.do("stop", gone)
+    if units:
+        bring_up(systemd, units, module.params["wait_seconds"])
+    module.exit_json(changed=bool(systemd.done), done=systemd.done)
+
+
+def bring_up(systemd, units, wait_seconds):
+    names = list(units)
+    shown = dict(zip(names, systemd.show(names), strict=True))
+    missing = [name for name in names if shown[name]["LoadState"] == "not-found"]
+    if not systemd.module.check_mode and (missing or any(s["NeedDaemonReload"] == "yes" for s in shown.values())):
+        systemd.run("daemon-reload")
+        shown = dict(zip(names, systemd.show(names), strict=True))
+        missing = [name for name in names if shown[name]["LoadState"] == "not-found"]
+        if missing:
+            systemd.module.fail_json(msg=f"{missing[0]}: there is no such unit")
+    verbs = {}
+    for name in names:
+        verbs[name] = "start" if name in missing else verb_for(units[name], shown[name])
+        if verbs[name] == "start" and not units[name]["started"]:
+            verbs[name] = None
+    systemd.do(
+        "enable", [n for n in names if units[n]["enabled"] and shown[n]["UnitFileState"] in ("disabled", "indirect", "")
+                   and n not in missing]  # fmt: skip
+    )
+    for verb in ("start", "restart", "reload"):
+        systemd.do(verb, [name for name in names if verbs.get(name) == verb])
+    acted = [name for name in names if verbs.get(name)]
+    if acted and not systemd.module.check_mode:
+        wait(systemd, acted, wait_seconds)
+
+
+if __name__ == "__main__":
+    main()
