@@ -39,7 +39,6 @@ def up(options: argparse.Namespace) -> None:
     say(f"{instance.name}: bridge {instance.bridge}, {instance.ipv4}, {instance.ipv6}")
     if not all(host.root(instance, one).exists() for one in hosts):
         with image.base_image(instance.release) as base:
-            # One after the other: two copies at once were measured to take five times as long.
             created = [host.create(instance, one, base) for one in hosts]
             say(f"created {_names(hosts, created)} from the base image of {instance.release}")
     started = _each(hosts, lambda one: host.power_on(instance, one))

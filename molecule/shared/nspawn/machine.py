@@ -27,7 +27,7 @@ _COMMANDS = {  # command: Debian package
 _FILES = {"/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring"}
 
 ENDS_WITH_US = ("setpriv", "--pdeathsig=KILL")
-"""Before a command that writes for long: it is killed when the lab is, and the next run finds nobody writing."""
+"""Before a command that writes for long: killed with the lab, so that the next run finds nobody writing."""
 
 _begun = time.monotonic()
 
@@ -171,7 +171,7 @@ def enter_own_cgroup(name: str) -> None:
     remove groups of the other.
     """
     for directory in _cgroups(name):
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(exist_ok=True)
         (directory / "cgroup.procs").write_text(str(os.getpid()))
 
 
@@ -180,8 +180,6 @@ def remove_cgroup(name: str) -> None:
     for directory in _cgroups(name):
         for path, _, _ in os.walk(directory, topdown=False):
             _rmdir_soon(Path(path))
-        with contextlib.suppress(OSError):
-            directory.parent.rmdir()  # the last one
 
 
 def _cgroups(name: str) -> list[Path]:
@@ -190,7 +188,7 @@ def _cgroups(name: str) -> list[Path]:
     trees = [
         mount for _, mount, kind, how, *_ in mounts if kind == "cgroup2" or "name=systemd" in how.split(",")
     ]
-    return [Path(tree) / "causeway-lab" / name for tree in trees]
+    return [Path(tree) / f"causeway-{name}" for tree in trees]
 
 
 def _rmdir_soon(path: Path, timeout_seconds: float = 2) -> None:
