@@ -177,8 +177,7 @@ def make_nodes(app: Flask, deployment: Deployment) -> Iterator[Callable[..., lis
     started: list[AgentServer] = []
 
     def make(count: int = 1, profiles: dict[str, Any] = PROFILES) -> list[AgentServer]:
-        for number in range(count):
-            started.append(AgentServer(deployment, number, loopback_address()))
+        started.extend(AgentServer(deployment, number, loopback_address()) for number in range(count))
         apply_plan({agent.number: agent.address for agent in started}, profiles)
         for agent in started:
             seen_up(agent.number)
@@ -220,9 +219,11 @@ def make_agents(
 
     def make(count: int = 1) -> list[RealAgent]:
         shares = apply_plan({number: loopback_address() for number in range(count)})["nodes"]
-        for name, share in shares.items():
-            agent = RealAgent(deployment, tmp_path / name, share, share["agent_address"])
-            started.append(agent)
+        started.extend(
+            RealAgent(deployment, tmp_path / name, share, share["agent_address"])
+            for name, share in shares.items()
+        )
+        for agent in started:
             agent.start(agents)
         return list(started)
 

@@ -317,6 +317,7 @@ def upgrade() -> None:
         sa.Column("node_number", sa.Integer(), nullable=False),
         sa.Column("profile_id", sa.String(length=60), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("freed_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["node_number", "profile_id"],
             ["offers.node_number", "offers.profile_id"],
@@ -349,10 +350,18 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
         sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_refresh_tokens")),
-        sa.UniqueConstraint("parent_hash", name=op.f("uq_refresh_tokens_parent_hash")),
     )
     op.create_index(
         op.f("ix_refresh_tokens_authorization_id"), "refresh_tokens", ["authorization_id"], unique=False
+    )
+    op.create_index(op.f("ix_refresh_tokens_parent_hash"), "refresh_tokens", ["parent_hash"], unique=False)
+    op.create_index(
+        "uq_refresh_tokens_living",
+        "refresh_tokens",
+        ["authorization_id"],
+        unique=True,
+        postgresql_where=sa.text("used_at IS NULL"),
+        sqlite_where=sa.text("used_at IS NULL"),
     )
 
 
