@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vpn_core.plan import make_plan
+
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("roles/*/README.md")],
@@ -75,3 +77,51 @@ def _words(parser):
             inner = command._subparsers
             found[name] = [choice for a in inner._group_actions for choice in a.choices] if inner else []
     return found
+
+
+def _yaml_blocks(path):
+    """Return what all YAML examples of a document say together."""
+    found = {}
+    for block in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL):
+        found |= yaml.safe_load(block)
+    return found
+
+
+def test_inventory_of_the_install_guide_makes_a_plan_without_warnings():
+    written = _yaml_blocks(PROJECT / "docs/install.md")
+    (host,) = written["nodes"]["hosts"]
+
+    made = make_plan(written["vpn_profiles"], {host: written["vpn_node"] | {"is_portal": True}})
+
+    assert made.warnings == ()
+    assert written["nodes"]["hosts"].keys() == written["portals"]["hosts"].keys()
+    assert written["vpn_node"]["hostname"] == written["vpn_portal_hostname"]
+
+
+def test_install_guide_names_every_port_that_its_inventory_opens():
+    written = _yaml_blocks(PROJECT / "docs/install.md")
+    (host,) = written["nodes"]["hosts"]
+    data = make_plan(written["vpn_profiles"], {host: written["vpn_node"]}).to_dict()
+    opened = {("tcp", 22), ("tcp", 80), ("tcp", 443), ("udp", data["wireguard"]["port"])}
+    opened |= {(p["protocol"], p["port"]) for p in data["nodes"][host]["openvpn"]}
+
+    table = (PROJECT / "docs/install.md").read_text().split("### Ports")[1].split("##")[0]
+    named = {
+        (protocol.lower(), int(port))
+        for row in re.findall(r"^\| ([^|]+)\|", table, re.MULTILINE)
+        for protocol, port in re.findall(r"(TCP|UDP) (\d+)", row)
+    }
+
+    assert named == opened
+
+
+def test_example_inventory_makes_a_plan():
+    directory = PROJECT / "inventory/single_host"
+    variables = yaml.safe_load((directory / "group_vars/all/vpn.yml").read_text())
+    nodes = {
+        path.stem: yaml.safe_load(path.read_text())["vpn_node"] for path in directory.glob("host_vars/*.yml")
+    }
+
+    made = make_plan(variables["vpn_profiles"], nodes)
+
+    assert made.warnings == ()
