@@ -1,4 +1,7 @@
-"""Write docs/variables.md from what roles and deployment declare: ``python -m vpn_control.variables``."""
+"""Write what roles and deployment declare into docs/variables.md and each role's README.md.
+
+``python -m vpn_control.variables``, or ``make docs``. Of a README only the last section is written.
+"""
 
 import re
 import sys
@@ -27,6 +30,8 @@ _ROLES = """## Roles
 The playbooks set what is required, from the plan and the vault. The rest can be set in the inventory.
 """
 
+_VARIABLES = "## Variables\n"
+
 #: Ansible's markup: C() and V() hold text, O() an option, M() and P() a plugin.
 _MARKUP = re.compile(r"\b[CVOMP]\(([^()]*(?:\([^()]*\))?[^()]*)\)")
 
@@ -41,6 +46,20 @@ def render(project: Path = PROJECT) -> str:
     return "\n".join(sections)
 
 
+def render_readme(path: Path) -> str:
+    """Return a role's README with its variables as they are declared now; what stands above them stays."""
+    purpose, _, _ = path.read_text().partition(_VARIABLES)
+    sections = [
+        _table(specs) if entry_point == "main" else f"Entry point `{entry_point}`:\n\n{_table(specs)}"
+        for entry_point, specs in _specs(path.parent / "meta" / "argument_specs.yml").items()
+    ]
+    return purpose + _VARIABLES + "\n" + "\n".join(sections)
+
+
+def readmes(project: Path = PROJECT) -> list[Path]:
+    return sorted(project.glob("roles/*/README.md"))
+
+
 def _role_title(role: str, specs: Mapping[str, Any]) -> str:
     return f"{role}: {specs['short_description']}"
 
@@ -51,12 +70,15 @@ def _specs(path: Path) -> dict[str, Any]:
 
 
 def _section(specs: Mapping[str, Any], heading: str) -> str:
-    lines = [f"{heading} {_text(specs['short_description'])}", ""]
+    return f"{heading} {_text(specs['short_description'])}\n\n{_table(specs)}"
+
+
+def _table(specs: Mapping[str, Any]) -> str:
     options = specs.get("options") or {}
     if not options:
-        return "\n".join([*lines, "No variables.", ""])
-    lines += ["| variable | type | default | meaning |", "| --- | --- | --- | --- |"]
-    return "\n".join([*lines, *_rows(options), ""])
+        return "No variables.\n"
+    head = ["| variable | type | default | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *_rows(options), ""])
 
 
 def _rows(options: Mapping[str, Any], inside: str = "") -> Iterator[str]:
@@ -96,8 +118,11 @@ def _text(described: Any) -> str:
 
 def main() -> int:
     DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(render())
-    print(f"wrote {DOCUMENT.relative_to(PROJECT)}")
+    written = {DOCUMENT: render()} | {path: render_readme(path) for path in readmes()}
+    for path, text in written.items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            print(f"wrote {path.relative_to(PROJECT)}")
     return 0
 
 

@@ -18,6 +18,18 @@ def test_committed_document_is_current():
     assert variables.DOCUMENT.read_text() == variables.render(), "run `make docs`"
 
 
+@pytest.mark.parametrize("path", variables.readmes(), ids=lambda path: path.parent.name)
+def test_variables_in_a_roles_readme_are_current(path):
+    assert path.read_text() == variables.render_readme(path), "run `make docs`"
+
+
+def test_every_role_has_a_readme_with_purpose_and_example():
+    for specs in PROJECT.glob("roles/*/meta/argument_specs.yml"):
+        readme = (specs.parents[1] / "README.md").read_text()
+        assert readme.startswith(f"# {specs.parts[-3]}\n")
+        assert "```yaml" in readme.partition("## Variables")[0]
+
+
 @pytest.mark.parametrize(
     ("section", "kind", "inner"),
     [
