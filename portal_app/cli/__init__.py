@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         settings = Settings.load(arguments.settings)
-        if os.geteuid() == 0 and not getattr(arguments, "as_root", False):
+        if not getattr(arguments, "as_root", False):
             become_portal(settings)
         db.connect_to(settings.database_url)
         status: int = arguments.run(arguments, settings)
@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def become_portal(settings: Settings) -> None:
-    """Become the owner of the state directory, so that no file of the portal ends up as root's."""
+    """Root becomes the owner of the state directory, so that no file of the portal ends up as root's."""
     owner = settings.state_directory.stat()
-    if owner.st_uid == 0:
+    if os.geteuid() != 0 or owner.st_uid == 0:
         return
     name = pwd.getpwuid(owner.st_uid).pw_name
     os.initgroups(name, owner.st_gid)

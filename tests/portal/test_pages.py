@@ -1,0 +1,494 @@
+"""What people see and do on the portal's pages."""
+
+import re
+from datetime import timedelta
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import func, inspect, select, text, update
+
+from portal_app import db as database_module
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.models import (
+    AuditEvent,
+    Authorization,
+    Connection,
+    NodeStatus,
+    Profile,
+    User,
+    VpnSession,
+)
+from portal_app.services import users
+from tests.portal.agent_server import AgentServer
+from tests.portal.app_user import VpnApp, add_user, browser, csrf_token
+from tests.portal.conftest import seen_up
+from tests.portal.pages import elements, problem, send
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}&"
+USER_PAGES = ["/", "/apps", "/configurations", "/connections", "/password"]
+ADMIN_PAGES = ["/admin/nodes", "/admin/connections"]
+
+
+def signed_in(app: Flask, name: str = "alice", permissions: list[str] | None = None) -> FlaskClient:
+    return browser(app, add_user(name, permissions))
+
+
+def make(client: FlaskClient, choice: str = "employees+wireguard+udp", name: str = "Router") -> Any:
+    """Open the configurations page and send its form."""
+    page = client.get("/configurations").text
+    return client.post("/configurations", data=form_of(page) | {"choice": choice, "display_name": name})
+
+
+def form_of(page: str) -> dict[str, str]:
+    keys = re.findall(r'name="form_key" value="([^"]+)"', page)
+    return {"csrf_token": csrf_token(page), "form_key": keys[0] if keys else "none"}
+
+
+def live_connections() -> list[Connection]:
+    with transaction(read_only=True) as db:
+        return list(db.scalars(select(Connection)))
+
+
+def begin_use(connection: Connection, user_name: str, number: int = 1, **changes: Any) -> None:
+    values = {
+        "node_number": connection.node_number,
+        "session_id": f"{number:032x}",
+        "connection_id": connection.id,
+        "user_name": user_name,
+        "profile_id": connection.profile_id,
+        "protocol": connection.protocol,
+        "ipv4": connection.ipv4,
+        "ipv6": connection.ipv6,
+        "started_at": utc_now() - timedelta(minutes=5),
+    }
+    with transaction() as db:
+        db.add(VpnSession(**values | changes))
+
+
+@pytest.mark.parametrize("url", [*USER_PAGES, *ADMIN_PAGES, "/sign-in", "/nothing-here"])
+def test_every_page_is_locked_down(app: Flask, node: AgentServer, url: str) -> None:
+    """W4, W5."""
+    page = signed_in(app, permissions=["admin"]).get(url, follow_redirects=False)
+
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "form-action 'self';" in policy
+    assert "unsafe" not in policy
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+    assert page.headers["Referrer-Policy"] == "same-origin"
+    assert page.headers["Cache-Control"] == "no-store"
+    assert "camera=()" in page.headers["Permissions-Policy"]
+    assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert not list(elements(page.text, "script"))
+    assert not any(
+        "style" in e or "onclick" in e for e in elements(page.text, "p", "div", "a", "button", "svg")
+    )
+    own = [e.get("href") or e.get("src") or "" for e in elements(page.text, "link", "img", "script")]
+    assert all(address.startswith("/static/") for address in own)
+
+
+@pytest.mark.parametrize("url", [*USER_PAGES, *ADMIN_PAGES, "/nothing-here"])
+def test_every_page_can_be_read_by_a_screen_reader(app: Flask, node: AgentServer, url: str) -> None:
+    client = signed_in(app, permissions=["admin"])
+    make(client)
+    page = client.get(url).text
+
+    assert [e["lang"] for e in elements(page, "html")] == ["en"]
+    assert len(list(elements(page, "h1"))) == 1
+    assert len(list(elements(page, "main"))) == 1
+    assert len(re.findall(r"<title>[^<]+ · [^<]+</title>", page)) == 1
+    labels = {e.get("for") for e in elements(page, "label")}
+    for field in elements(page, "input", "select", "textarea"):
+        if field.get("type") != "hidden" and "hidden" not in field:
+            assert field.get("id") in labels, field
+    assert all("scope" in e for e in elements(page, "th"))
+    identifiers = [e["id"] for e in elements(page, "h2", "input", "select", "main", "span") if "id" in e]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_static_files_are_cached_by_their_content(client: FlaskClient) -> None:
+    address = re.search(r'href="(/static/style.css\?v=\w+)"', client.get("/sign-in").text)
+    assert address
+    with client.get(address[1]) as style:
+        assert style.status_code == 200
+        assert "immutable" in style.headers["Cache-Control"]
+        assert "http" not in style.text, "no third-party host"
+
+
+def test_hostile_names_are_only_text(app: Flask, node: AgentServer) -> None:
+    """W6."""
+    client = signed_in(app, HOSTILE, ["admin"])
+    assert make(client, name=HOSTILE[:60]).status_code == 200
+    issued = make(client, "legacy+openvpn+udp", name=HOSTILE[:60])
+    with transaction() as db:
+        db.execute(update(Profile).values(display_name=HOSTILE[:60]))
+        db.execute(update(NodeStatus).values(error=HOSTILE))
+    seen_up(0, info={"held": HOSTILE, "problems": [HOSTILE], "v": HOSTILE, "rel_load_average": []})
+    for number, connection in enumerate(live_connections()):
+        begin_use(connection, HOSTILE, number, origin="<b>origin</b>")
+
+    pages = [client.get(url) for url in [*USER_PAGES, *ADMIN_PAGES]] + [issued]
+    pages.append(client.get("/admin/connections", query_string={"search": HOSTILE}))
+    pages.append(client.get(f"/sign-in/{HOSTILE}"))
+    for page in pages:
+        assert not list(elements(page.text, "script", "img", "b")), page.request.path
+        assert "49" not in re.findall(r"alert\(1\).*?(49)&", page.text)
+    assert "&lt;script&gt;" in pages[0].text
+
+
+def test_a_wireguard_configuration_is_shown_once_with_text_file_and_code(
+    app: Flask, node: AgentServer
+) -> None:
+    """W22, S9."""
+    client = signed_in(app)
+    page = make(client)
+
+    assert page.status_code == 200
+    assert page.headers["Cache-Control"] == "no-store"
+    config = re.search(r"<textarea[^>]*>([^<]*)</textarea>", page.text)
+    assert config
+    private_key = re.search(r"PrivateKey = (\S+)", config[1].replace("&#43;", "+"))
+    assert private_key
+    link = next(e for e in elements(page.text, "a") if "download" in e)
+    assert unquote(str(link["href"])).split(",", 1)[1].strip() == config[1].replace("&#43;", "+").strip()
+    assert str(link["download"]).endswith(".conf")
+    assert list(elements(page.text, "svg", "path"))
+    assert node.peers == {c.id for c in live_connections()}
+    for url in USER_PAGES:
+        assert private_key[1] not in client.get(url).text
+    assert private_key[1] not in everything_stored()
+
+
+def everything_stored() -> str:
+    found = []
+    with database_module.engine().connect() as connection:
+        for table in inspect(connection).get_table_names():
+            found += [str(row) for row in connection.execute(text(f"SELECT * FROM {table}"))]  # noqa: S608
+    return "\n".join(found)
+
+
+def test_an_openvpn_configuration_can_be_saved_as_a_file(app: Flask, node: AgentServer) -> None:
+    """W22."""
+    page = make(signed_in(app), "legacy+openvpn+tcp", "Laptop")
+
+    assert page.status_code == 200
+    link = next(e for e in elements(page.text, "a") if "download" in e)
+    config = unquote(str(link["href"]))
+    assert config.startswith("data:application/x-openvpn-profile")
+    assert "<tls-crypt>" in config
+    assert str(link["download"]).endswith(".ovpn")
+    assert config.index("1195 tcp") < config.index("1195 udp")
+    assert not list(elements(page.text, "path"))[2:], "no code: it would be too dense"
+
+
+def test_sending_the_form_again_makes_nothing_twice(app: Flask, node: AgentServer) -> None:
+    client = signed_in(app)
+    form = form_of(client.get("/configurations").text)
+    form |= {"choice": "employees+wireguard+udp", "display_name": "Router"}
+    first, reloaded = client.post("/configurations", data=form), client.post("/configurations", data=form)
+
+    assert (first.status_code, reloaded.status_code) == (200, 409)
+    assert "was sent before" in problem(reloaded.text)
+    assert len(live_connections()) == 1
+
+
+def test_a_wrong_choice_is_said_at_the_form(app: Flask, node: AgentServer) -> None:
+    client = signed_in(app)
+    for choice, name in (
+        ("nothing", "Router"),
+        ("lab+openvpn+udp", "Router"),
+        ("employees+wireguard+udp", " "),
+        ("employees+wireguard+udp", "x" * 65),
+        ("employees+wireguard+udp", "a\u0007b"),
+    ):
+        page = make(client, choice, name)
+        assert (page.status_code, bool(problem(page.text))) == (400, True), choice
+
+    assert live_connections() == []
+
+
+@pytest.mark.parametrize("settings_changes", [{"max_portal_connections": 2}])
+def test_a_user_makes_as_many_configurations_as_allowed(app: Flask, node: AgentServer) -> None:
+    client = signed_in(app)
+    form = form_of(client.get("/configurations").text)
+    assert [make(client).status_code for _ in range(2)] == [200, 200]
+    page = client.get("/configurations").text
+    assert "You have 2 of 2" in page
+    assert "form_key" not in page
+
+    late = client.post(
+        "/configurations", data=form | {"choice": "employees+wireguard+udp", "display_name": "x"}
+    )
+    assert late.status_code == 403
+    assert len(live_connections()) == 2
+
+
+@pytest.mark.parametrize("settings_changes", [{"max_portal_connections": 0}])
+def test_downloads_can_be_switched_off(app: Flask, node: AgentServer) -> None:
+    client = signed_in(app)
+    assert "form_key" not in client.get("/configurations").text
+    assert "switched off" in client.get("/").text
+
+    assert make(client).status_code == 403
+    assert live_connections() == []
+
+
+def test_no_capacity_is_said_at_the_form(app: Flask, node: AgentServer) -> None:
+    seen_up(0, answered_at=utc_now() - timedelta(minutes=1))
+    page = make(signed_in(app))
+
+    assert page.status_code == 503
+    assert page.headers["Retry-After"]
+    assert "no capacity" in problem(page.text)
+
+
+def test_a_user_ends_an_own_configuration_and_the_node_hears_it(app: Flask, node: AgentServer) -> None:
+    client = signed_in(app)
+    make(client)
+    connection = live_connections()[0]
+
+    assert send(client, f"/connections/{connection.id}/end").location == "/configurations"
+    assert live_connections() == []
+    assert node.peers == set()
+    assert send(client, f"/connections/{connection.id}/end").status_code == 404
+
+
+def test_a_user_ends_a_connection_of_an_app_where_it_is_listed(app: Flask, node: AgentServer) -> None:
+    phone = VpnApp(app, add_user("alice")).authorize()
+    assert phone.connect().status_code == 200
+    connection = live_connections()[0]
+    begin_use(connection, "alice")
+    page = phone.browser.get("/connections").text
+    assert str(connection.ipv4) in page
+
+    ended = send(phone.browser, f"/connections/{connection.id}/end", next="/connections")
+    assert ended.location == "/connections"
+    assert live_connections() == []
+
+
+def test_revoking_an_app_ends_its_connection_and_its_tokens(app: Flask, node: AgentServer) -> None:
+    phone = VpnApp(app, add_user("alice")).authorize()
+    phone.connect()
+    page = phone.browser.get("/apps").text
+    assert "eduVPN for Linux" in page
+    with transaction(read_only=True) as db:
+        authorization_id = db.scalar(select(Authorization.id))
+
+    assert send(phone.browser, f"/apps/{authorization_id}/revoke").location == "/apps"
+    assert phone.info().status_code == 401
+    assert node.peers == set()
+    assert "No app yet" in phone.browser.get("/apps").text
+    with transaction(read_only=True) as db:
+        event = db.scalars(select(AuditEvent).where(AuditEvent.action == "app revoked")).one()
+    assert (event.actor, event.object) == ("alice", "org.eduvpn.app.linux")
+
+
+def test_nobody_sees_or_ends_what_is_anothers(app: Flask, node: AgentServer) -> None:
+    """W7."""
+    phone = VpnApp(app, add_user("alice")).authorize()
+    phone.connect()
+    make(phone.browser, name="Alice's router")
+    for number, connection in enumerate(live_connections()):
+        begin_use(connection, "alice", number)
+    mallory = signed_in(app, "mallory", ["staff"])
+    with transaction(read_only=True) as db:
+        authorization_id = db.scalar(select(Authorization.id))
+
+    assert send(mallory, f"/apps/{authorization_id}/revoke").status_code == 404
+    for connection in live_connections():
+        assert send(mallory, f"/connections/{connection.id}/end").status_code == 404
+    assert len(live_connections()) == 2
+    assert len(node.peers) == 2
+    for url in USER_PAGES:
+        page = mallory.get(url).text
+        assert "Alice" not in page
+        assert "eduVPN for Linux" not in page
+        assert not any(str(c.ipv4) in page for c in live_connections())
+
+
+def test_what_was_used_earlier_is_listed_with_its_amount(app: Flask, node: AgentServer) -> None:
+    client = signed_in(app)
+    make(client)
+    begin_use(live_connections()[0], "alice", ended_at=utc_now(), received_bytes=1536, sent_bytes=3 * 2**20)
+    page = client.get("/connections").text
+
+    assert "Nothing is connected" in page
+    assert "1.5 KiB" in page
+    assert "3.0 MiB" in page
+
+
+def test_profiles_without_the_permission_are_not_there(app: Flask, node: AgentServer) -> None:
+    with transaction() as db:
+        db.execute(update(Profile).where(Profile.profile_id == "lab").values(permissions=["research"]))
+    client, researcher = signed_in(app), signed_in(app, "rosa", ["research"])
+
+    assert "Laboratory" not in client.get("/").text + client.get("/configurations").text
+    assert make(client, "lab+wireguard+udp").status_code == 400
+    assert "Laboratory" in researcher.get("/").text
+    assert make(researcher, "lab+wireguard+udp").status_code == 200
+
+
+@pytest.mark.parametrize("url", ADMIN_PAGES)
+def test_pages_of_administrators_need_the_right_at_each_request(
+    app: Flask, node: AgentServer, url: str
+) -> None:
+    """W8."""
+    assert app.test_client().get(url).status_code == 303
+    assert signed_in(app, "bob", ["staff"]).get(url).status_code == 403
+    admin = signed_in(app, permissions=["staff", "admin"])
+    assert admin.get(url).status_code == 200
+    assert "/admin/nodes" not in signed_in(app, "carol").get("/").text
+    with transaction() as db:
+        db.execute(update(User).where(User.name == "alice").values(permissions=["staff"]))
+
+    assert admin.get(url).status_code == 403
+
+
+def test_an_administrator_sees_how_the_nodes_are(app: Flask, make_nodes: Any) -> None:
+    make_nodes(3)
+    seen_up(0, info={"rel_load_average": [80, 1, 1], "cpu_count": 4, "v": "0.1.0", "w_peer_count": 5})
+    seen_up(1, failing_since=utc_now(), error="certificate?")
+    seen_up(2, maintenance_mode=True)
+    page = signed_in(app, permissions=["admin"]).get("/admin/nodes").text
+
+    states = re.findall(r"<h2>(\w+) <span class=\"tag \w+\">([^<]+)</span>", page)
+    assert states == [("node0", "Up, busy"), ("node1", "Does not answer"), ("node2", "Maintenance")]
+    assert "certificate?" in page
+    assert "80 % of 4 CPU" in page
+
+
+def test_an_administrator_finds_a_connection_by_user_and_by_address(app: Flask, node: AgentServer) -> None:
+    for name in ("alice", "bob_1", "bob%2"):
+        make(signed_in(app, name), name="Router")
+    admin = signed_in(app, "root", ["admin"])
+    by_name = {c.user_id: c for c in live_connections()}
+
+    def users_at(search: str) -> list[str]:
+        page = admin.get("/admin/connections", query_string={"search": search}).text
+        return sorted(re.findall(r'data-label="User">([^<]+?)[ <]', page))
+
+    assert users_at("") == ["alice", "bob%2", "bob_1"]
+    assert users_at("BOB") == ["bob%2", "bob_1"]
+    assert users_at("bob%") == ["bob%2"]
+    assert users_at("b_1") == ["bob_1"]
+    assert users_at(str(by_name[1].ipv4)) == ["alice"]
+    assert users_at(str(by_name[1].ipv6).upper()) == ["alice"]
+    assert users_at("198.51.100.200") == []
+    assert users_at("\0") == ["alice", "bob%2", "bob_1"]
+    begin_use(by_name[2], "bob_1", ipv4="10.64.0.77", origin="203.0.113.200")
+    assert users_at("10.64.0.77") == users_at("203.0.113.200") == ["bob_1"]
+
+
+def test_long_lists_of_connections_have_pages(
+    app: Flask, node: AgentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portal_app.views.admin.PAGE_SIZE", 2)
+    for name in ("alice", "bob", "carol"):
+        make(signed_in(app, name))
+    admin = signed_in(app, "root", ["admin"])
+
+    assert "Page 1 of 2" in admin.get("/admin/connections").text
+    second = admin.get("/admin/connections?page=2").text
+    assert second.count('data-label="User"') == 1
+    for page in ("99", "0", "-1", "x", "٣", "1" * 30):
+        assert admin.get("/admin/connections", query_string={"page": page}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "status"), [("GET", "/nothing", 404), ("DELETE", "/", 405), ("POST", "/apps", 405)]
+)
+def test_errors_are_readable_pages_that_tell_nothing(
+    client: FlaskClient, method: str, url: str, status: int
+) -> None:
+    """W20."""
+    page = client.open(url, method=method)
+
+    assert page.status_code == status
+    assert page.mimetype == "text/html"
+    assert page.headers["Content-Security-Policy"]
+    assert len(list(elements(page.text, "h1"))) == 1
+    assert "Traceback" not in page.text
+
+
+def test_a_bug_is_a_page_that_tells_nothing(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W20."""
+    client = signed_in(app)
+
+    def fail(*_args: object) -> None:
+        raise RuntimeError("/etc/causeway SELECT secret")
+
+    monkeypatch.setattr("portal_app.services.profiles.offered", fail)
+    page = client.get("/")
+    assert page.status_code == 500
+    assert "SELECT" not in page.text
+    assert "/etc" not in page.text
+
+
+def test_a_silent_database_is_a_readable_page(app: Flask, tmp_path: Any) -> None:
+    """R21."""
+    client = signed_in(app)
+    database_module.connect_to(f"sqlite:///{tmp_path}/nowhere/portal.sqlite")
+    page = client.get("/")
+
+    assert page.status_code == 503
+    assert page.headers["Retry-After"]
+    assert page.mimetype == "text/html"
+    assert "Connections that are up stay up" in page.text
+    with client.get("/static/style.css") as style:
+        assert style.status_code == 200
+
+
+@pytest.mark.parametrize("field", ["display_name", "choice", "form_key"])
+def test_a_field_that_comes_twice_or_is_huge_is_refused(app: Flask, node: AgentServer, field: str) -> None:
+    client = signed_in(app)
+    form: dict[str, Any] = form_of(client.get("/configurations").text)
+    form |= {"choice": "employees+wireguard+udp", "display_name": "Router"}
+    assert client.post("/configurations", data=form | {field: ["a", "b"]}).status_code == 400
+    assert client.post("/configurations", data=form | {field: "x" * 70_000}).status_code == 413
+
+    assert live_connections() == []
+
+
+def test_disabling_a_user_cuts_what_was_made_by_hand_and_by_apps(app: Flask, node: AgentServer) -> None:
+    phone = VpnApp(app, add_user("alice")).authorize()
+    phone.connect()
+    make(phone.browser)
+    assert len(node.peers) == 2
+
+    assert users.disable("alice", actor="root", now=utc_now()) == 2
+    assert node.peers == set()
+    assert phone.info().status_code == 401
+    assert phone.refresh().status_code == 400
+
+
+def test_a_lost_permission_cuts_only_what_it_allowed(app: Flask, node: AgentServer) -> None:
+    with transaction() as db:
+        db.execute(update(Profile).where(Profile.profile_id == "lab").values(permissions=["research"]))
+    client = signed_in(app, permissions=["research"])
+    make(client, "lab+wireguard+udp")
+    make(client, "employees+wireguard+udp")
+    cut = users.set_permissions("alice", [], access_permissions=None, actor="root", now=utc_now())
+
+    assert cut == 1
+    assert [c.profile_id for c in live_connections()] == ["employees"]
+    assert len(node.peers) == 1
+
+
+def test_a_user_is_deleted_with_everything_but_the_log(app: Flask, node: AgentServer) -> None:
+    phone = VpnApp(app, add_user("alice")).authorize()
+    phone.connect()
+    make(phone.browser)
+    assert users.delete("alice", actor="root", now=utc_now()) == 2
+
+    with transaction(read_only=True) as db:
+        assert db.scalar(select(func.count()).select_from(User)) == 0
+        assert db.scalar(select(func.count()).select_from(Authorization)) == 0
+        assert "alice" in list(db.scalars(select(AuditEvent.object)))
+    assert node.peers == set()
+    assert phone.browser.get("/").status_code == 303
