@@ -53,8 +53,9 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
+UNITS = "/etc/systemd/system"
 PROPERTIES = (
-    "Id,LoadState,ActiveState,SubState,Result,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths,"
+    "Id,LoadState,ActiveState,SubState,Result,UnitFileState,FragmentPath,DropInPaths,"
     "ActiveEnterTimestamp,StateChangeTimestamp,ConditionResult,ConditionTimestamp,Type"
 )
 
@@ -77,6 +78,11 @@ class Systemd:
             self.done += [f"{verb} {name}" for name in names]
             if not self.module.check_mode:
                 self.run(verb, *names, check=False)
+
+    def is_outdated(self):
+        """Tell whether a unit file changed since they were read. NeedDaemonReload does not see a unit's first drop-in."""
+        output = self.run("show", "--property=UnitsLoadTimestamp", "--timestamp=us+utc")
+        return newest([UNITS]) > seconds(output.strip().partition("=")[2])
 
     def show(self, names):
         blocks = self.run("show", f"--property={PROPERTIES}", "--timestamp=us+utc", "--", *names).strip("\n").split("\n\n")
@@ -180,7 +186,7 @@ def bring_up(systemd, units, wait_seconds):
     names = list(units)
     shown = dict(zip(names, systemd.show(names), strict=True))
     missing = [name for name in names if shown[name]["LoadState"] == "not-found"]
-    if not systemd.module.check_mode and (missing or any(s["NeedDaemonReload"] == "yes" for s in shown.values())):
+    if not systemd.module.check_mode and systemd.is_outdated():
         systemd.run("daemon-reload")
         shown = dict(zip(names, systemd.show(names), strict=True))
         missing = [name for name in names if shown[name]["LoadState"] == "not-found"]
