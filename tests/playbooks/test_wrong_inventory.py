@@ -1,0 +1,129 @@
+"""R94: a wrong inventory stops ``site.yml`` before any host is touched; the message names variable and fix.
+
+The one host of these inventories is an address that nobody answers at (RFC 5737): had Ansible tried to reach
+it, the run would have ended with "unreachable" and not with the message.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[2]
+PROFILE: dict[str, Any] = {
+    "display_name": "Employees",
+    "dns_servers": ["@GW4@"],
+    "wireguard": {"ipv4": "10.64.0.0/16", "ipv6": "fd00:64::/96"},
+}
+VARIABLES: dict[str, Any] = {
+    "ansible_host": "192.0.2.7",
+    "vpn_portal_hostname": "vpn.example.org",
+    "vpn_portal_tls": "selfsigned",
+    "vpn_node": {"number": 1, "hostname": "vpn.example.org"},
+    "vpn_profiles": {"employees": PROFILE},
+}
+
+
+@pytest.fixture(scope="module")
+def vault(tmp_path_factory) -> str:
+    """Return the secrets of an environment, as the playbook makes them."""
+    directory = tmp_path_factory.mktemp("secrets")
+    write(directory, VARIABLES)
+    done = play(directory, "init_secrets.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (directory / "group_vars/all/vault.yml").read_text()
+
+
+def write(directory: Path, variables: dict[str, Any], hosts: dict[str, Any] | None = None) -> None:
+    (directory / "group_vars/all").mkdir(parents=True, exist_ok=True)
+    (directory / "group_vars/all/vpn.yml").write_text(yaml.safe_dump(variables))
+    inventory = hosts or {"portals": {"hosts": {"vpn1": None}}, "nodes": {"hosts": {"vpn1": None}}}
+    (directory / "hosts.yml").write_text(yaml.safe_dump(inventory))
+
+
+def play(directory: Path, playbook: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", directory, f"playbooks/{playbook}"],
+        cwd=PROJECT,
+        env=os.environ
+        | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "overlap": (
+        {"vpn_profiles": {"employees": PROFILE, "lab": PROFILE}},
+        "vpn_profiles.lab.wireguard.ipv4: 10.64.0.0/16 overlaps vpn_profiles.employees.wireguard.ipv4",
+    ),
+    "range too small": (
+        {
+            "vpn_profiles": {
+                "employees": PROFILE | {"wireguard": {"ipv4": "10.64.0.0/28", "ipv6": "fd00::/96"}}
+            }
+        },
+        "vpn_profiles.employees.wireguard.ipv4: 10.64.0.0/28 is too small for vpn_max_nodes=16; use a /25",
+    ),
+    "unknown key of a profile": (
+        {"vpn_profiles": {"employees": PROFILE | {"dns_server": "192.0.2.53"}}},
+        "vpn_profiles.employees: unknown key 'dns_server'; did you mean 'dns_servers'?",
+    ),
+    "unknown variable": ({"vpn_profile": {}}, "unknown variable vpn_profile"),
+    "bad host name": (
+        {"vpn_node": {"number": 1, "hostname": "vpn_1.example.org"}},
+        "vpn_node of vpn1.hostname: 'vpn_1.example.org' is no DNS name",
+    ),
+    "no portal name": ({"vpn_portal_hostname": "vpn"}, "vpn_portal_hostname"),
+    "unknown certificate": ({"vpn_portal_tls": "letsencrypt"}, "use selfsigned, provided or acme"),
+    "certificate that is not in the vault": ({"vpn_portal_tls": "provided"}, "vault_portal_tls_certificate"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_inventory_is_refused_before_any_host_is_reached(tmp_path, vault, changes, message):
+    write(tmp_path, VARIABLES | changes)
+    (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+
+    done = play(tmp_path, "site.yml")
+
+    printed = re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert message in printed
+    assert "unreachable=0" in printed
+    assert done.returncode != 0
+    assert "PRIVATE KEY" not in printed
+
+
+@pytest.mark.slow
+def test_inventory_without_secrets_is_refused_with_the_playbook_that_makes_them(tmp_path):
+    write(tmp_path, VARIABLES)
+
+    done = play(tmp_path, "site.yml")
+
+    printed = re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert "playbooks/init_secrets.yml" in printed
+    assert "unreachable=0" in printed
+
+
+@pytest.mark.slow
+def test_secrets_are_written_once_and_for_their_owner_only(tmp_path):
+    write(tmp_path, VARIABLES)
+    vault_file = tmp_path / "group_vars/all/vault.yml"
+
+    first = play(tmp_path, "init_secrets.yml")
+    before = vault_file.read_bytes()
+    second = play(tmp_path, "init_secrets.yml")
+
+    assert vault_file.stat().st_mode & 0o777 == 0o600
+    assert "changed=1" in first.stdout
+    assert "changed=0" in second.stdout
+    assert vault_file.read_bytes() == before
+    assert "PRIVATE KEY" not in first.stdout + first.stderr + second.stdout + second.stderr
