@@ -117,7 +117,10 @@ def _query(request: web.Request, *known: str) -> dict[str, str]:
 
 
 def _hear_time(request: web.Request) -> None:
-    """Take the portal's time from a change that was understood; expiry follows it (R61)."""
+    """Take the portal's time, which expiry follows (R61).
+
+    Only with a full set, so only from the leader: a portal with a wrong clock must not end what lives.
+    """
     if (date := request.headers.get("Date")) is not None:
         try:
             request.app[agent_key].clock.hear(email.utils.parsedate_to_datetime(date).timestamp())
@@ -143,7 +146,6 @@ async def _admit(request: web.Request) -> web.Response:
     message = Admit.parse(_parse_json(await _read(request, MOST_BYTES)))
     if message.connection.connection_id != connection_id:
         raise MessageError("connection_id: not that of the path")
-    _hear_time(request)
     await request.app[agent_key].admit(message.authority, message.connection)
     return web.Response(status=204)
 
@@ -152,7 +154,6 @@ async def _cut(request: web.Request) -> web.Response:
     _query(request)
     connection_id = _id(request)
     message = Cut.parse(_parse_json(await _read(request, MOST_BYTES)))
-    _hear_time(request)
     usage = await request.app[agent_key].cut(message.authority, connection_id, message.generation)
     return web.json_response(usage.to_dict())
 

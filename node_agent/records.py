@@ -31,7 +31,7 @@ MISSING, GOOD, DAMAGED = "missing", "good", "damaged"
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a file held; ``records`` of a damaged one are those before the damage."""
+    """What a file held; ``records`` of a damaged one are those that can be read."""
 
     state: str
     records: list[Record]
@@ -66,17 +66,20 @@ def load(path: Path) -> Loaded:
     lines = data.split(b"\n")
     lines.pop()
     records: list[Record] = []
+    damaged: list[int] = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(decode(line))
         except ValueError:
-            return Loaded(DAMAGED, records[1:], f"{path}: line {number} is damaged")
-    if not records or records[0].get("format") != FORMAT:
+            damaged.append(number)
+    header = records.pop(0) if records and "format" in records[0] else {}
+    if damaged:
+        return Loaded(DAMAGED, records, f"{path}: line {damaged[0]} is damaged")
+    if header.get("format") != FORMAT:
         return Loaded(DAMAGED, [], f"{path}: empty or of an unknown format")
-    whole = records[0].get("lines")
-    if not isinstance(whole, int) or len(records) - 1 < whole:
-        return Loaded(DAMAGED, records[1:], f"{path}: cut short")
-    return Loaded(GOOD, records[1:])
+    if not isinstance(header.get("lines"), int) or len(records) < header["lines"]:
+        return Loaded(DAMAGED, records, f"{path}: cut short")
+    return Loaded(GOOD, records)
 
 
 class RecordFile:
