@@ -53,7 +53,7 @@ test-packages:
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${missing[@]}" >/dev/null; }
 
 .PHONY: lock
-lock: setup ## pin the newest versions that requirements*.in allow
+lock: setup ## pin the newest versions that requirements*.in and pyproject.toml allow
 	@compile="$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate"; \
 	$$compile requirements.in --output-file .venv/requirements.txt; \
 	$$compile --extra portal --extra node --constraint .venv/requirements.txt \
@@ -61,7 +61,8 @@ lock: setup ## pin the newest versions that requirements*.in allow
 	{ echo "# Written by \`make lock\` from requirements.in. No hashes: pip takes none beside an editable package."; \
 	  cat .venv/requirements.txt; echo "--editable ."; } > requirements.txt; \
 	{ echo "# Written by \`make lock\` from requirements-dev.in and the extras of pyproject.toml."; \
-	  cat .venv/requirements-dev.txt; } > requirements-dev.txt
+	  cat .venv/requirements-dev.txt; } > requirements-dev.txt; \
+	$(BIN)/python -m vpn_control.wheels --refresh-locks
 
 ##@ The lab
 .PHONY: demo
@@ -71,7 +72,6 @@ demo: ## one real host with everything on it, and how to log in there
 
 .PHONY: lab
 lab: .venv/deploy.stamp lab-hosts ## hosts of TOPOLOGY up and converged; safe to repeat
-	@if [ -f vpn_control/wheels.py ]; then $(MAKE) wheel; fi
 	$(call say,Writing the secrets of this inventory unless they exist)
 	@$(PLAYBOOK) playbooks/init_secrets.yml
 	$(call say,Deploying $(TOPOLOGY) with playbooks/site.yml)
@@ -132,7 +132,7 @@ bench: setup ## measure; benchmarks/ says what and how
 
 ##@ Building
 .PHONY: wheel
-wheel: .venv/deploy.stamp ## our wheel into dist/, the locked ones of the deployment into .wheels/
+wheel: .venv/deploy.stamp ## our wheel and the locked ones into .wheels/, as deploying does by itself
 	@$(BIN)/python -m vpn_control.wheels
 
 .PHONY: docs
