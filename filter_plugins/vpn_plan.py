@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible.utils.display import Display
 
 from vpn_core.errors import PlanError
 from vpn_core.openvpn import tls_crypt_key
@@ -15,9 +16,13 @@ def vpn_plan(
 ) -> dict[str, Any]:
     """Resolve ``vpn_profiles`` and every host's ``vpn_node`` (keyed by inventory name) into one plan."""
     try:
-        return make_plan(profiles, nodes, settings).to_dict()
+        plan = make_plan(profiles, nodes, settings)
     except PlanError as error:
         raise AnsibleFilterError(f"vpn_plan: {error}") from error
+    for warning in plan.warnings:
+        # Variables are resolved again and again; Ansible shows the same warning once.
+        Display().warning(warning)
+    return plan.to_dict()
 
 
 def vpn_tls_crypt_key(master_secret: str, profile_id: str) -> str:

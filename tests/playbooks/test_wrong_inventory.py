@@ -103,6 +103,19 @@ def test_wrong_inventory_is_refused_before_any_host_is_reached(tmp_path, vault, 
 
 
 @pytest.mark.slow
+def test_what_is_hardly_meant_is_a_warning(tmp_path, vault):
+    write(
+        tmp_path,
+        VARIABLES | {"vpn_profiles": {"employees": PROFILE | {"dns_servers": []}}, "vpn_portal_tls": "x"},
+    )
+    (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+
+    printed = re.sub(r"\s+", " ", play(tmp_path, "site.yml").stderr)
+
+    assert printed.count("[WARNING]: vpn_profiles.employees: default_gateway without dns_servers") == 1
+
+
+@pytest.mark.slow
 def test_inventory_without_secrets_is_refused_with_the_playbook_that_makes_them(tmp_path):
     write(tmp_path, VARIABLES)
 
