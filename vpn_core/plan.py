@@ -285,8 +285,6 @@ def _warnings(profiles: list[Profile]) -> Iterator[str]:
         where = f"vpn_profiles.{profile.profile_id}"
         if profile.default_gateway and not profile.dns_servers:
             yield f"{where}: default_gateway without dns_servers; clients keep asking their own resolver"
-        if not profile.default_gateway and not profile.routes:
-            yield f"{where}: default_gateway: false without routes; clients reach nothing but the gateway"
         for server in profile.dns_servers:
             if server not in GATEWAY_DNS and contains(profile.excluded_routes, server):
                 yield f"{where}: DNS server {server} lies in excluded_routes; clients ask it past the tunnel"

@@ -219,6 +219,10 @@ def _check_routes(where: str, profile: Profile) -> None:
                 " set that to false or remove the routes"
             )
         return
+    if not profile.routes:
+        raise PlanError(
+            f"{where}.routes: [] with default_gateway: false leads nowhere; name what it leads to"
+        )
     for route in profile.routes:
         if route.prefixlen == 0:
             raise PlanError(f"{where}.routes: {route} is everything; set default_gateway: true instead")

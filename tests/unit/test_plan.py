@@ -205,10 +205,6 @@ def test_empty_permissions_let_nobody_in_and_absent_ones_everybody():
             "default_gateway without dns_servers; clients keep asking their own resolver",
         ),
         (
-            split_tunnel(routes=[], dns_servers=[]),
-            "default_gateway: false without routes; clients reach nothing but the gateway",
-        ),
-        (
             profile(dns_servers=["198.51.100.53"], excluded_routes=["198.51.100.0/24"]),
             "DNS server 198.51.100.53 lies in excluded_routes; clients ask it past the tunnel",
         ),

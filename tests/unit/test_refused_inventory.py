@@ -298,6 +298,12 @@ PROFILES: dict[str, tuple[Any, str, str, str]] = {
         "198.51.100.0/24",
         "set that to false or remove the routes",
     ),
+    "split tunnel without routes": (
+        {"a": split_tunnel(routes=[])},
+        "vpn_profiles.a.routes",
+        "[] with default_gateway: false",
+        "name what it leads to",
+    ),
     "route that is everything": (
         {"a": split_tunnel(routes=["0.0.0.0/0"])},
         "vpn_profiles.a.routes",
