@@ -199,6 +199,9 @@ def banner(instance: Instance) -> str:
     """What a person needs to know once the portal is deployed."""
     about = info(instance, dict.fromkeys((host.name for host in instance.topology.hosts), None))
     shell = f"ssh -F .lab/{instance.name}/ssh_config {instance.topology.hosts[0].name}"
+    which = f"TOPOLOGY={instance.topology.name}"
+    if instance.name != instance.topology.name:
+        which += f" NAME={instance.name}"
     return f"""
 The portal is up.
 
@@ -211,8 +214,8 @@ The portal is up.
 Next:
   curl --cacert {about["ca_file"]} {about["portal_url"]}.well-known/vpn-user-portal
   {shell}
-  make lab-info TOPOLOGY={instance.topology.name}
-  make lab-down TOPOLOGY={instance.topology.name}
+  make lab-info {which}
+  make lab-down {which}
 """
 
 
