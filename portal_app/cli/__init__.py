@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.run(arguments, settings)
         sys.stdout.flush()
     except (PortalError, SettingsError) as error:
+        if "no such table" in str(error.__cause__):
+            return _fail("the database has no tables yet; run vpn-portal migrate")
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))

@@ -248,7 +248,7 @@ def test_a_database_without_tables_says_what_to_do(command: Command, settings: S
     status, _out, err = command("user", "list")
 
     assert (status, len(err.splitlines())) == (1, 1)
-    assert "Traceback" not in err
+    assert "run vpn-portal migrate" in err
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
