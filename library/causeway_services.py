@@ -66,27 +66,30 @@ class Systemd:
     def __init__(self, module):
         self.module = module
         self.done = []
+        self.refusals = []
 
     def run(self, *words, check=True):
         status, output, error = self.module.run_command(["systemctl", "--no-ask-password", *words])
-        if check and status:
+        if status and check:
             self.module.fail_json(msg=f"systemctl {' '.join(words)}: {error.strip() or output.strip()}", done=self.done)
-        return output
+        return status, output, error
 
     def do(self, verb, names):
         if names:
             self.done += [f"{verb} {name}" for name in names]
             if not self.module.check_mode:
-                self.run(verb, *names, check=False)
+                status, _, error = self.run(verb, *names, check=False)
+                if status:
+                    self.refusals.append(error.strip())
 
     def is_outdated(self):
         """Tell whether a unit file changed since they were read. NeedDaemonReload does not see a unit's first drop-in."""
-        output = self.run("show", "--property=UnitsLoadTimestamp", "--timestamp=us+utc")
+        _, output, _ = self.run("show", "--property=UnitsLoadTimestamp", "--timestamp=us+utc")
         return newest([UNITS]) > seconds(output.strip().partition("=")[2])
 
     def show(self, names):
-        blocks = self.run("show", f"--property={PROPERTIES}", "--timestamp=us+utc", "--", *names).strip("\n").split("\n\n")
-        return [dict(line.split("=", 1) for line in block.splitlines()) for block in blocks]
+        _, output, _ = self.run("show", f"--property={PROPERTIES}", "--timestamp=us+utc", "--", *names)
+        return [dict(line.split("=", 1) for line in block.splitlines()) for block in output.strip("\n").split("\n\n")]
 
 
 def seconds(timestamp):
@@ -150,8 +153,10 @@ def wait(systemd, names, wait_seconds):
 
 def superfluous(systemd, pattern, wanted):
     """Return the units of a pattern that run or are enabled and are not wanted."""
-    listed = systemd.run("list-units", "--all", "--plain", "--no-legend", "--full", pattern)
-    files = systemd.run("list-unit-files", "--plain", "--no-legend", "--full", "--state=enabled", pattern, check=False)
+    _, listed, _ = systemd.run("list-units", "--all", "--plain", "--no-legend", "--full", pattern)
+    _, files, _ = systemd.run(
+        "list-unit-files", "--plain", "--no-legend", "--full", "--state=enabled", pattern, check=False
+    )
     names = {line.split()[0] for line in (listed + files).splitlines() if line.split()}
     return sorted(name for name in names - set(wanted) if "@." not in name)
 
@@ -206,6 +211,9 @@ def bring_up(systemd, units, wait_seconds):
     acted = [name for name in names if verbs.get(name)]
     if acted and not systemd.module.check_mode:
         wait(systemd, acted, wait_seconds)
+        # All of them run, and yet something was not done, such as a unit that refuses to be restarted by hand.
+        if systemd.refusals:
+            systemd.module.fail_json(msg="; ".join(systemd.refusals), done=systemd.done)
 
 
 if __name__ == "__main__":
