@@ -51,6 +51,8 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
     """Secrets are for the portal's user alone; certificates are not secret but have to be there."""
     for path in (settings.secret_key_file, settings.client_ca_key_file, settings.management_key_file):
         yield _file(path, secret=True)
+    for path in sorted(settings.tls_crypt_directory.glob("*.key")):
+        yield _file(path, secret=True)
     if settings.database_url_file is not None:
         yield _file(settings.database_url_file, secret=True)
     for path in (

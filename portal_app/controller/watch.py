@@ -285,4 +285,4 @@ def _expected(db: Session) -> list[Expected]:
             NodeStatus.suspect_until,
         ).join(NodeStatus, NodeStatus.node_number == Node.number)
     )
-    return [Expected(*row, deployment.deployment_id, deployment.epoch) for row in rows]
+    return [Expected(**row._mapping, **deployment._mapping) for row in rows]

@@ -1,6 +1,6 @@
 """How the service is used: nodes, profiles, active sessions. Reads only."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -61,19 +61,14 @@ class ProfileReport:
 
 def nodes(db: Session, *, now: datetime) -> list[NodeReport]:
     """Return every node in the order of the numbers."""
-    connections = Counter(
-        dict(
-            db.execute(select(Connection.node_number, func.count()).group_by(Connection.node_number))
-            .tuples()
-            .all()
-        )
-    )
+    counted = select(Connection.node_number, func.count()).group_by(Connection.node_number)
+    connections: dict[int, int] = dict(db.execute(counted).all())
     rows = db.execute(
         select(Node, NodeStatus)
         .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
         .order_by(Node.number)
     ).all()
-    return [_node(node, status, connections[node.number], now) for node, status in rows]
+    return [_node(node, status, connections.get(node.number, 0), now) for node, status in rows]
 
 
 def _node(node: Node, status: NodeStatus | None, connections: int, now: datetime) -> NodeReport:
