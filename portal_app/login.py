@@ -77,13 +77,14 @@ def init_app(app: Flask) -> None:
     app.after_request(_set_visitor_cookie)
     app.jinja_env.globals["csrf_field"] = csrf_field
     app.jinja_env.globals["signed_in_admin"] = _is_known_admin
-    app.context_processor(lambda: {"signed_in": _known_login()})
+    app.context_processor(_of_every_page)
 
 
 def _forget_last_request() -> None:
     # Where an application context outlives a request, as in a shell or a test, ``g`` does too.
     g.pop("login", None)
     g.pop("new_visitor", None)
+    g.pop("refused", None)
 
 
 def _check_form() -> None:
@@ -152,10 +153,12 @@ def admin_required(view: Callable[P, R]) -> Callable[P, R | AnyResponse]:
 
 def check_access(user: User) -> None:
     """Raise AccountDisabled or NoAccess; asked at each request, not remembered from the sign-in."""
+    g.refused = True
     if user.is_disabled:
         raise AccountDisabled
     if not profiles.meets(portal().settings.access_permissions, user.permissions):
         raise NoAccess
+    g.refused = False
 
 
 def begin(response: AnyResponse, signed_in: SignedIn) -> AnyResponse:
@@ -238,6 +241,10 @@ def _known_login() -> Login | None:
     """Return the login if this request looked it up already: an error page must not ask the database."""
     login: Login | None = g.get("login")
     return login
+
+
+def _of_every_page() -> dict[str, object]:
+    return {"signed_in": _known_login(), "refused": g.get("refused", False)}
 
 
 def _is_known_admin() -> bool:

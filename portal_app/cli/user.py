@@ -90,7 +90,7 @@ def _text(value: str) -> str:
     """Refuse what the terminal sent in another encoding: argparse hands it over as lone surrogates."""
     if not value.isprintable():
         raise argparse.ArgumentTypeError("has characters that cannot be printed")
-    return value
+    return users.normalized(value)
 
 
 def _read_password(path: str) -> str:

@@ -67,6 +67,7 @@ def sign_in(
 
     Raises WrongPassword, TooManyRequests, and Forbidden for a disabled account or one without access.
     """
+    name = users.normalized(name)
     with transaction(read_only=True) as db:
         found = users.find_account(db, name)
         known = known_browser if found is not None and _is_known(known_browser, *found) else None
@@ -93,12 +94,14 @@ def sign_in(
         user.id, account.password_hash or "", fresh, buckets,
         old_token=old_token, longest=timedelta(seconds=settings.browser_session_longest_seconds), now=now,
     )  # fmt: skip
-    events.log("sign_in", user=name, source=source)
+    events.log("sign_in", user=name, source=source if settings.log_origins else None)
     browser_id = known.browser_id if known is not None else new_browser_id
     return SignedIn(token, KnownBrowser(user.id, _whole_seconds(account.changed_at), browser_id))
 
 
-def begin(name: str, *, browser_id: str, settings: Settings, now: datetime) -> SignedIn:
+def begin(
+    name: str, *, browser_id: str, old_token: str | None, settings: Settings, now: datetime
+) -> SignedIn:
     """Begin a browser session for somebody who just set the password: the one-time link was the proof."""
     with transaction() as db:
         found = users.find_account(db, name)
@@ -106,6 +109,8 @@ def begin(name: str, *, browser_id: str, settings: Settings, now: datetime) -> S
             raise WrongPassword("User name or password is wrong.")
         user, account = found
         _check_access(user, settings)
+        if old_token is not None:
+            browser_sessions.end(db, old_token)
         longest = timedelta(seconds=settings.browser_session_longest_seconds)
         token = browser_sessions.begin(db, user, longest=longest, now=now)
     return SignedIn(token, KnownBrowser(user.id, _whole_seconds(account.changed_at), browser_id))
@@ -134,7 +139,7 @@ def change_password(
         raise WrongPassword("The current password is wrong.")
     users.set_password(user.name, new, actor=user.name, source=source, now=now)
     _give_back(buckets, now=now)
-    return begin(user.name, browser_id=browser_id, settings=settings, now=now)
+    return begin(user.name, browser_id=browser_id, old_token=None, settings=settings, now=now)
 
 
 def _check_access(user: User, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import unicodedata
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -26,8 +27,14 @@ LONGEST_NAME = 255
 LONGEST_PERMISSION = 255
 
 
+def normalized(name: str) -> str:
+    """Return a typed name as it is stored: NFC, so that two ways to write an accented letter are one name."""
+    return unicodedata.normalize("NFC", name)
+
+
 def check_name(name: str) -> str:
-    """Return ``name`` if a user can have it; raises BadRequest saying what is wrong."""
+    """Return the name as it is stored; raises BadRequest saying why nobody can have it."""
+    name = normalized(name)
     if not 1 <= len(name) <= LONGEST_NAME:
         raise BadRequest(f"a user name has 1 to {LONGEST_NAME} characters")
     if not name.isprintable() or name != name.strip():
@@ -71,7 +78,7 @@ def add(
     Returns False and changes nothing when the user exists and ``exists_ok``, else raises Conflict.
     """
     permissions = check_permissions(permissions)
-    check_name(name)
+    name = check_name(name)
     if password is not None:
         passwords.check_new(password, name)
     with transaction(read_only=True) as db:

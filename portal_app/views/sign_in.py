@@ -82,7 +82,13 @@ def set_password(token: str) -> AnyResponse:
         name = users.redeem_link(token, _new_password(), source=request.remote_addr, now=now)
     except (WeakPassword, TooManyRequests) as error:
         return _link_form(user.name, error)
-    signed_in = sign_in.begin(name, browser_id=_browser_id(), settings=portal().settings, now=utc_now())
+    signed_in = sign_in.begin(
+        name,
+        browser_id=_browser_id(),
+        old_token=login.session_token(),
+        settings=portal().settings,
+        now=utc_now(),
+    )
     return login.begin(redirect(url_for("account.home"), 303), signed_in)
 
 

@@ -444,6 +444,41 @@ def test_a_silent_database_is_a_readable_page(app: Flask, tmp_path: Any) -> None
         assert style.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("client_id", "redirect_uri", "source"),
+    [
+        ("org.eduvpn.app.linux", "http://127.0.0.1:53211/callback", "http://127.0.0.1:53211"),
+        ("org.eduvpn.app.linux", "http://[::1]:53211/callback", "http:"),
+        ("org.eduvpn.app.ios", "org.eduvpn.app.ios:/api/callback", "org.eduvpn.app.ios:"),
+    ],
+)
+def test_the_approval_form_may_lead_to_its_app_and_nowhere_else(
+    app: Flask, client_id: str, redirect_uri: str, source: str
+) -> None:
+    """W4, O13; an IPv6 literal is no host-source of the CSP grammar, so its scheme stands for it."""
+    phone = VpnApp(app, add_user("alice"), client_id=client_id, redirect_uri=redirect_uri)
+    policy = phone.ask().headers["Content-Security-Policy"]
+
+    assert f"form-action 'self' {source};" in policy
+    assert "script-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "form-action 'self';" in phone.browser.get("/").headers["Content-Security-Policy"]
+
+
+def test_who_is_refused_can_sign_out_and_who_is_not_finds_the_way_back(app: Flask) -> None:
+    client = signed_in(app)
+    forbidden = client.get("/admin/nodes").text
+    assert "Go to the start page" in forbidden
+    assert "/configurations" in forbidden
+    with transaction() as db:
+        db.execute(update(User).values(is_disabled=True))
+    disabled = client.get("/apps").text
+
+    assert "Go to the start page" not in disabled
+    assert "/configurations" not in disabled
+    assert "Sign out" in disabled
+
+
 @pytest.mark.parametrize("field", ["display_name", "choice", "form_key"])
 def test_a_field_that_comes_twice_or_is_huge_is_refused(app: Flask, node: AgentServer, field: str) -> None:
     client = signed_in(app)

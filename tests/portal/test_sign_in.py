@@ -128,6 +128,12 @@ def test_hostile_user_names_are_only_wrong(client: FlaskClient, name: str) -> No
     assert sign_in(client, name, PASSWORD).status_code in (400, 403)
 
 
+def test_a_name_is_the_same_however_its_accents_are_typed(client: FlaskClient) -> None:
+    add_account("zoe\u0308")
+
+    assert sign_in(client, "zo\u00eb").status_code == 303
+
+
 def test_a_sign_in_takes_no_session_id_from_the_browser(app: Flask, client: FlaskClient) -> None:
     """W1: session fixation."""
     add_account()
