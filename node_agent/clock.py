@@ -1,8 +1,8 @@
 """What time it is, when the host's own clock may be wrong or be set (reliability R52, R61).
 
 The portal that leads says its time with each full set (the ``Date`` header). From then on time is the
-portal's, carried on by the kernel's boot-time counter. Before that it is the host's clock, which may jump ahead
-but not back.
+portal's, carried on by the kernel's boot-time counter. Before that it is the host's clock, which may jump
+ahead but not back.
 """
 
 import time

@@ -14,6 +14,16 @@ class Serving:
         self._networks = {
             n.profile_id: n for n in (settings.wireguard.networks if settings.wireguard else ())
         }
+        self._own_addresses = {
+            n.profile_id: {
+                n.gateway_ipv4,
+                n.gateway_ipv6,
+                n.ipv4.network_address,
+                n.ipv4.broadcast_address,
+                n.ipv6.network_address,
+            }
+            for n in self._networks.values()
+        }
         self._openvpn = {process.profile_id for process in settings.openvpn}
         self._own_key = own_key
 
@@ -28,14 +38,7 @@ class Serving:
         ipv4, ipv6 = IPv4Address(connection.ipv4 or ""), IPv6Address(connection.ipv6 or "")
         if ipv4 not in network.ipv4 or ipv6 not in network.ipv6:
             return f"{ipv4} or {ipv6} is outside of {network.ipv4} and {network.ipv6}"
-        taken = {
-            network.gateway_ipv4,
-            network.gateway_ipv6,
-            network.ipv4.network_address,
-            network.ipv4.broadcast_address,
-            network.ipv6.network_address,
-        }
-        if ipv4 in taken or ipv6 in taken:
+        if not self._own_addresses[profile_id].isdisjoint((ipv4, ipv6)):
             return f"{ipv4} or {ipv6} is the node's own address"
         if connection.public_key == self._own_key():
             return "the public key is the node's own"

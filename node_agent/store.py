@@ -87,6 +87,10 @@ class Store:
             self.problem = (
                 "the set on disk is not certain; nothing is removed until a portal sends the whole set"
             )
+        # The settings may have changed since.
+        for connection in [c for c in self.entries.values() if self._serves(c)]:
+            log.warning("event=not_served_any_more connection=%s", connection.connection_id)
+            self._drop(connection.connection_id)
         self._file.replace()
 
     def _keep_damaged(self) -> None:
@@ -231,6 +235,16 @@ class Store:
         if not new_authority and wanted.generation < self._full_generation:
             self._stale_until = time.monotonic() + 60
             return Changed()
+        if (
+            not new_authority
+            and self.known
+            and self.entries == {c.connection_id: c for c in wanted.connections}
+        ):
+            # The usual case, every few seconds and perhaps with 10,000 connections.
+            if wanted.generation != self._full_generation:
+                self._commit({"op": "full", "generation": wanted.generation})
+            self._holds.pop(wanted.authority, None)
+            return Changed()
         incoming, skipped = self._incoming(wanted, new_authority, now)
         removed = [
             c
@@ -266,14 +280,15 @@ class Store:
         for c in sorted(wanted.connections, key=lambda c: -c.generation):
             if c.expires_at <= now:
                 continue
-            if self._serves(c):
+            present = None if new_authority else self.entries.get(c.connection_id)
+            # What is here already was checked when it came.
+            if c != present and self._serves(c):
                 skipped += 1
                 continue
             if not new_authority:
                 cut_at = self._tombstones.get(c.connection_id, -1)
                 if cut_at > wanted.generation and c.generation <= cut_at:
                     continue
-                present = self.entries.get(c.connection_id)
                 if present is not None and present.generation > c.generation:
                     found[c.connection_id] = present
                     continue
