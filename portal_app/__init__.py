@@ -50,6 +50,8 @@ def create_app(settings: Settings) -> Flask:
         MAX_CONTENT_LENGTH=LONGEST_BODY,
         TRUSTED_HOSTS=[settings.host_name],
         PREFERRED_URL_SCHEME="https",
+        # Allow of a 405 names what a view does, and nothing answers the preflight of another site's script.
+        PROVIDE_AUTOMATIC_OPTIONS=False,
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     db.connect_to(settings.database_url)

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any, Protocol, TypeVar
 
 import urllib3
@@ -121,10 +122,11 @@ _names = _Names()
 class _Connection(HTTPSConnection):
     def _new_conn(self) -> socket.socket:
         last: OSError | None = None
-        for family, kind, protocol, _name, address in _names.addresses(self.host, self.port):
+        found = _names.addresses(self.host, self.port)
+        for tried, (family, kind, protocol, _name, address) in enumerate(found):
             connection = socket.socket(family, kind, protocol)
             try:
-                connection.settimeout(_remaining())
+                connection.settimeout(_remaining() / (len(found) - tried))
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.connect(address)
             except OSError as error:
@@ -278,7 +280,12 @@ class Agents:
             method,
             path,
             body=sent,
-            headers={"Content-Type": "application/json", "Accept": "application/json"},
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "application/json",
+                # A node whose clock is wrong lets connections expire by the portal's (R61).
+                "Date": formatdate(usegmt=True),
+            },
             retries=False,
             redirect=False,
             preload_content=False,

@@ -54,18 +54,21 @@ def answer_invalid_token(error: InvalidToken) -> Response:
 def _token_of_request() -> str:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not _TOKEN.fullmatch(token.strip()):
-        raise InvalidToken("an access token is needed: Authorization: Bearer …")
+        raise InvalidToken("an access token is needed")
     return token.strip()
 
 
 def _answer(status: int, error: str, description: str) -> Response:
     response = jsonify({"error": error, "error_description": description})
     response.status_code = status
-    ascii_description = description.encode("ascii", "replace").decode().replace('"', "'")
-    response.headers["WWW-Authenticate"] = (
-        f'Bearer realm="OAuth",error="{error}",error_description="{ascii_description}"'
-        if "Authorization" in request.headers
-        else 'Bearer realm="OAuth"'
-    )
+    response.headers["WWW-Authenticate"] = _challenge(status, error, description)
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _challenge(status: int, error: str, description: str) -> str:
+    """Return the header of RFC 6750, section 3; without credentials no error is named."""
+    if "Authorization" not in request.headers:
+        return 'Bearer realm="OAuth"'
+    challenge = f'Bearer realm="OAuth",error="{error}"'
+    return challenge if status == 401 else f'{challenge},error_description="{description}"'

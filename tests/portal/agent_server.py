@@ -16,7 +16,9 @@ WIREGUARD_KEY = "3kQ0tq0mNqT3o7WcYf1YkYc0bK6q0oVQm8H6r7mX0Es="
 
 
 class AgentServer:
-    """Answers like an agent. ``mode``: ok, silent, drip, half_open, refuse, garbage, huge, redirect."""
+    """Answers like an agent. ``mode``: ok, silent, drip, drip_body, half_open, refuse, garbage, huge,
+    redirect.
+    """
 
     def __init__(
         self, deployment: Deployment, number: int, address: str, *, certificate: Pair | None = None
@@ -25,6 +27,7 @@ class AgentServer:
         self.connections: dict[str, Connection] = {}
         self.cuts: dict[str, int] = {}
         self.calls: list[tuple[str, str]] = []
+        self.accepted = 0
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -86,6 +89,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def finish_request(self, request: Any, client_address: Any) -> None:
+        self.agent.accepted += 1
         try:
             request.settimeout(10)
             with self.context.wrap_socket(request, server_side=True) as secured:
@@ -150,17 +154,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        if agent.mode == "drip_body":
+            self.wfile.flush()
+            self._drip(data)
+            return
         self.wfile.write(data)
         self.wfile.flush()
 
-    def _drip(self) -> None:
+    def _drip(self, data: bytes = b"HTTP/1.1 204 No Content\r\nX-Slow: " + b"x" * 1000) -> None:
         self.close_connection = True
-        for byte in b"HTTP/1.1 204 No Content\r\nX-Slow: " + b"x" * 1000:
-            if agent_stops(self.server.agent):
+        for byte in data:
+            if self.server.agent.stopping.wait(0.1):
                 return
             self.wfile.write(bytes([byte]))
             self.wfile.flush()
-
-
-def agent_stops(agent: AgentServer) -> bool:
-    return agent.stopping.wait(0.1)

@@ -50,7 +50,8 @@ class Authority:
             )
             .sign(self._key, None)
         )
-        return _write(self.directory, f"{self.name}-{name}", certificate, key)
+        side = "server" if server else "client"
+        return _write(self.directory, f"{self.name}-{name}-{side}", certificate, key)
 
     def _builder(self, subject: x509.Name, key: Ed25519PrivateKey) -> x509.CertificateBuilder:
         now = datetime.now(UTC)

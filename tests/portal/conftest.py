@@ -129,7 +129,16 @@ def settings(
 
 
 @pytest.fixture
-def app(settings: Settings) -> Iterator[Flask]:
+def agent_servers() -> Iterator[list[AgentServer]]:
+    """The agents of a test; they outlive the portal, whose last calls in the background still go to them."""
+    started: list[AgentServer] = []
+    yield started
+    for agent in started:
+        agent.stop()
+
+
+@pytest.fixture
+def app(settings: Settings, agent_servers: list[AgentServer]) -> Iterator[Flask]:
     app = create_app(settings)
     app.test_client_class = HttpsClient
     with app.app_context():
@@ -172,20 +181,23 @@ def seen_up(number: int, now: datetime | None = None, **changes: Any) -> None:
 
 
 @pytest.fixture
-def make_nodes(app: Flask, deployment: Deployment) -> Iterator[Callable[..., list[AgentServer]]]:
+def make_nodes(
+    app: Flask, agent_servers: list[AgentServer], deployment: Deployment
+) -> Callable[..., list[AgentServer]]:
     """Start agents and put them into the plan: ``make_nodes(2)`` gives numbers 0 and 1, both Up."""
-    started: list[AgentServer] = []
 
     def make(count: int = 1, profiles: dict[str, Any] = PROFILES) -> list[AgentServer]:
-        started.extend(AgentServer(deployment, number, loopback_address()) for number in range(count))
-        apply_plan({agent.number: agent.address for agent in started}, profiles)
-        for agent in started:
+        agent_servers.extend(start_agent(deployment, number) for number in range(count))
+        apply_plan({agent.number: agent.address for agent in agent_servers}, profiles)
+        for agent in agent_servers:
             seen_up(agent.number)
-        return list(started)
+        return list(agent_servers)
 
-    yield make
-    for agent in started:
-        agent.stop()
+    return make
+
+
+def start_agent(deployment: Deployment, number: int, **details: Any) -> AgentServer:
+    return AgentServer(deployment, number, loopback_address(), **details)
 
 
 @pytest.fixture

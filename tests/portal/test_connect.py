@@ -1,17 +1,487 @@
-"""POST /api/v3/connect (spec api-v3.md, section 7)."""
+"""POST /api/v3/connect and /disconnect (spec api-v3.md, sections 7 and 8)."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from sqlalchemy import select, update
+
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.models import AddressUse, Authorization, Connection, NodeStatus, Offer, User
+from portal_app.services import authorizations, connections
+from tests.portal.agent_server import WIREGUARD_KEY
+from tests.portal.app_user import VpnApp, public_key
+from tests.portal.conftest import PROFILES, seen_up
+
+OPENVPN = "application/x-openvpn-profile"
+WIREGUARD = "application/x-wireguard-profile"
+
+
+def rows() -> list[Connection]:
+    with transaction(read_only=True) as db:
+        return list(db.scalars(select(Connection).order_by(Connection.created_at)))
 
 
 def test_app_gets_a_wireguard_configuration_and_its_node_knows_the_peer(node, make_app_user):
     app = make_app_user()
-    assert [p["profile_id"] for p in app.info().json["info"]["profile_list"]] == [
-        "employees",
-        "lab",
-        "legacy",
-    ]
 
     response = app.connect("employees")
 
     assert response.status_code == 200, response.text
-    assert response.headers["Content-Type"] == "application/x-wireguard-profile"
-    assert "Address = 10.61.0.2/22,fd43:61::2/110" in response.text
+    assert response.text == (
+        "[Interface]\n"
+        "MTU = 1392\n"
+        "Address = 10.61.0.2/22,fd43:61::2/110\n"
+        "DNS = 198.51.100.53,fd43:61::1\n"
+        "\n"
+        "[Peer]\n"
+        f"PublicKey = {WIREGUARD_KEY}\n"
+        "AllowedIPs = 0.0.0.0/0,::/0\n"
+        "Endpoint = node0.example.org:51820\n"
+    )
     assert len(node.peers) == 1
+
+
+def test_headers_are_what_apps_accept(node, make_app_user):
+    app = make_app_user()
+    with transaction(read_only=True) as db:
+        expires_at = db.scalars(select(Authorization.expires_at)).one()
+
+    headers = app.connect("employees").headers
+
+    assert headers["Content-Type"] == WIREGUARD
+    assert headers["Expires"].endswith(" GMT")
+    assert headers["Expires"] == expires_at.strftime("%a, %d %b %Y %H:%M:%S GMT")
+    assert headers["Cache-Control"] == "no-store"
+    assert app.connect("employees", accept=OPENVPN).headers["Content-Type"] == OPENVPN
+
+
+def test_split_tunnel_gets_its_routes_and_keepalive(node, make_app_user):
+    text = make_app_user().connect("lab").text
+
+    assert "DNS" not in text
+    assert "PersistentKeepalive = 25\n" in text
+    assert (
+        "AllowedIPs = 10.0.0.0/16,10.2.0.0/15,10.4.0.0/14,10.8.0.0/13,10.16.0.0/12,10.32.0.0/11,"
+        "10.64.0.0/10,10.128.0.0/9,fd43:63::/110\n"
+    ) in text
+
+
+def test_openvpn_configuration_holds_a_certificate_of_this_connection_only(node, make_app_user):
+    response = make_app_user().connect("legacy")
+
+    lines = response.text.splitlines()
+    assert lines[:9] == [
+        "dev tun",
+        "client",
+        "nobind",
+        "remote-cert-tls server",
+        "verb 3",
+        "server-poll-timeout 10",
+        "tls-version-min 1.3",
+        "data-ciphers AES-256-GCM:CHACHA20-POLY1305",
+        "reneg-sec 0",
+    ]
+    assert lines[-2:] == ["remote node0.example.org 1195 udp", "remote node0.example.org 1195 tcp"]
+    certificate = x509.load_pem_x509_certificate(
+        response.text.split("<cert>\n")[1].split("\n</cert>")[0].encode()
+    )
+    (row,) = rows()
+    names = {attribute.oid: attribute.value for attribute in certificate.subject}
+    assert names == {NameOID.COMMON_NAME: row.id, NameOID.ORGANIZATIONAL_UNIT_NAME: "legacy"}
+    usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert certificate.not_valid_after_utc == row.expires_at.replace(microsecond=0)
+    assert certificate.not_valid_before_utc <= datetime.now(UTC) - timedelta(minutes=4)
+    assert node.connections[row.id].common_name == row.id
+
+
+def test_tcp_remotes_come_first_for_an_app_that_prefers_tcp(node, make_app_user):
+    lines = make_app_user().connect("legacy", prefer_tcp="yes").text.splitlines()
+
+    assert lines[-2:] == ["remote node0.example.org 1195 tcp", "remote node0.example.org 1195 udp"]
+
+
+def test_old_name_of_prefer_tcp_counts(node, make_app_user):
+    lines = make_app_user().connect("legacy", prefer_tcp=None, tcp_only="on").text.splitlines()
+
+    assert lines[-2].endswith("tcp")
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "message"),
+    [
+        ({"profile_id": None}, 400, 'missing post parameter "profile_id"'),
+        ({"profile_id": "no/such"}, 400, 'invalid value for "profile_id"'),
+        ({"profile_id": ""}, 400, 'invalid value for "profile_id"'),
+        ({"public_key": "AAAA"}, 400, 'invalid value for "public_key"'),
+        ({"public_key": "A" * 43 + "="}, 200, ""),
+        ({"public_key": "A" * 42 + "B="}, 400, 'invalid value for "public_key"'),
+        ({"public_key": "A" * 43 + "=\n"}, 400, 'invalid value for "public_key"'),
+        ({"prefer_tcp": "maybe"}, 400, 'invalid value for "prefer_tcp"'),
+        ({"tcp_only": "yes"}, 400, 'invalid value for "tcp_only"'),
+        ({"profile_id": "unknown"}, 404, 'no such "profile_id"'),
+        ({"profile_id": "hidden"}, 404, 'no such "profile_id"'),
+        ({"profile_id": "staff-only"}, 404, 'no such "profile_id"'),
+        ({"profile_id": "nobody"}, 404, 'no such "profile_id"'),
+        ({"profile_id": "lab", "public_key": None}, 406, ""),
+    ],
+)
+def test_wrong_request_is_answered_with_its_row_of_the_table(
+    make_nodes, make_app_user, form, status, message
+):
+    make_nodes(1, PROFILES | more_profiles())
+    app = make_app_user()
+
+    response = app.connect(**({"profile_id": "employees"} | form))
+
+    assert response.status_code == status
+    if status != 200:
+        assert response.headers["Content-Type"] == "application/json"
+        assert message in response.json["error"]
+
+
+def more_profiles():
+    def profile(number, **changes):
+        ranges = {"ipv4": f"10.7{number}.0.0/20", "ipv6": f"fd43:7{number}::/108"}
+        return {"display_name": f"Number {number}", "wireguard": ranges} | changes
+
+    return {
+        "hidden": profile(0, hidden=True),
+        "staff-only": profile(1, permissions=["staff"]),
+        "nobody": profile(2, permissions=[]),
+    }
+
+
+def test_profile_with_permissions_is_for_who_has_one_of_them(make_nodes, make_app_user):
+    make_nodes(1, PROFILES | more_profiles())
+    app = make_app_user(permissions=["staff", "other"])
+
+    assert "staff-only" in app.info().text
+    assert app.connect("staff-only").status_code == 200
+
+
+def test_refused_request_does_not_end_the_connection_that_is_there(node, make_app_user):
+    app = make_app_user()
+    app.connect()
+    before = node.peers
+
+    assert app.connect("unknown").status_code == 404
+    assert app.connect("lab", accept=OPENVPN).status_code == 406
+
+    assert node.peers == before
+    assert [row.id for row in rows()] == list(before)
+
+
+def test_second_connect_replaces_the_first_at_database_and_node(node, make_app_user):
+    """I5"""
+    app = make_app_user()
+    app.connect("employees")
+    (first,) = node.peers
+
+    app.connect("lab")
+
+    (row,) = rows()
+    assert row.profile_id == "lab"
+    wait_for(lambda: node.peers == {row.id})
+    assert first != row.id
+
+
+def test_same_public_key_again_moves_to_the_new_connection(node, make_app_user):
+    key = public_key()
+    phone, laptop = make_app_user("alice"), None
+    phone.connect(public_key=key)
+    laptop = VpnApp(phone.app, phone.user, client_id="org.eduvpn.app.windows").authorize()
+
+    assert laptop.connect(public_key=key).status_code == 200
+
+    (row,) = rows()
+    assert row.public_key == key
+    assert node.peers == {row.id}
+
+
+def test_public_key_of_another_user_is_a_conflict(node, make_app_user):
+    key = public_key()
+    make_app_user("alice").connect(public_key=key)
+
+    response = make_app_user("bob").connect(public_key=key)
+
+    assert response.status_code == 409
+    assert len(rows()) == 1
+
+
+def test_fourth_device_ends_the_oldest(node, make_app_user):
+    alice = make_app_user("alice")
+    devices = [alice] + [VpnApp(alice.app, alice.user).authorize() for _ in range(3)]
+    bob = make_app_user("bob")
+    bob.connect()
+    for device in devices[:3]:
+        assert device.connect().status_code == 200
+    oldest = next(row for row in rows() if row.user_id == alice.user.id)
+
+    assert devices[3].connect().status_code == 200
+
+    living = rows()
+    assert oldest.id not in {row.id for row in living}
+    assert sum(row.user_id == alice.user.id for row in living) == 3
+    wait_for(lambda: node.peers == {row.id for row in living})
+
+
+@pytest.mark.parametrize("settings_changes", [{"max_app_connections": 0}])
+def test_no_app_connections_when_switched_off(node, make_app_user):
+    response = make_app_user().connect()
+
+    assert response.status_code == 403
+    assert response.json["error"] == "no API configuration downloads allowed"
+
+
+def test_configurations_made_on_the_portal_do_not_count_as_devices(node, make_app_user):
+    app = make_app_user()
+    issued = connections.create_for_portal(app.user, "employees", "wireguard", "my laptop", now=utc_now())
+    devices = [app] + [VpnApp(app.app, app.user).authorize() for _ in range(2)]
+
+    for device in devices:
+        device.connect()
+
+    assert len(rows()) == 4
+    assert issued.connection_id in {row.id for row in rows()}
+
+
+def test_configuration_made_on_the_portal_has_its_key_and_says_what_it_is(node, make_app_user):
+    user = make_app_user().user
+
+    issued = connections.create_for_portal(user, "employees", "wireguard", "My <laptop>/1", now=utc_now())
+
+    assert issued.config.startswith("# Portal: https://vpn.example.org\n# Profile: Employees (employees)\n")
+    assert "\n\n[Interface]\nMTU = 1392\nPrivateKey = " in issued.config
+    assert issued.file_name == f"vpn.example.org_employees_{utc_now():%Y%m%d}_My-laptop-1.conf"
+    assert node.peers == {issued.connection_id}
+
+
+def test_only_so_many_configurations_can_be_made_on_the_portal(node, make_app_user):
+    user = make_app_user().user
+    for number in range(3):
+        connections.create_for_portal(user, "legacy", "openvpn", f"number {number}", now=utc_now())
+
+    with pytest.raises(connections.Forbidden):
+        connections.create_for_portal(user, "legacy", "openvpn", "one more", now=utc_now())
+
+
+def test_disconnect_ends_the_connection_and_can_be_repeated(node, make_app_user):
+    app = make_app_user()
+    app.connect()
+
+    for _ in range(2):
+        response = app.disconnect()
+        assert (response.status_code, response.data) == (204, b"")
+
+    assert node.peers == set()
+    assert rows() == []
+    assert app.info().status_code == 200
+
+
+@pytest.mark.parametrize("settings_changes", [{"delete_authorization_on_disconnect": True}])
+def test_disconnect_ends_the_authorization_if_so_configured(node, make_app_user):
+    app = make_app_user()
+    app.connect()
+
+    assert app.disconnect().status_code == 204
+
+    assert app.info().status_code == 401
+    assert app.refresh().json["error"] == "invalid_grant"
+
+
+def test_who_had_which_address_when_is_a_row(node, make_app_user):
+    """I7: intervals of one address do not overlap, also when the next owner's clock is behind."""
+    alice, bob = make_app_user("alice"), make_app_user("bob")
+    fill(capacity=1)
+    alice.connect()
+    alice.disconnect()
+
+    bob.connect()
+
+    with transaction(read_only=True) as db:
+        first, second = db.scalars(select(AddressUse).order_by(AddressUse.id))
+    assert (first.user_name, second.user_name) == ("alice", "bob")
+    assert first.ipv4 == second.ipv4 == "10.61.0.2"
+    assert first.started_at < first.ended_at <= second.started_at
+    assert (first.end_reason, second.ended_at) == ("disconnect", None)
+    assert first.client_id == "org.eduvpn.app.linux"
+
+
+def fill(capacity: int, profile_id: str = "employees") -> None:
+    with transaction() as db:
+        db.execute(update(Offer).where(Offer.profile_id == profile_id).values(capacity=capacity))
+
+
+def test_full_range_is_a_clear_refusal_and_keeps_what_the_app_had(node, make_app_user):
+    """R34"""
+    alice, bob = make_app_user("alice"), make_app_user("bob")
+    fill(capacity=1)
+    alice.connect(accept=WIREGUARD)
+
+    refused = bob.connect(accept=WIREGUARD)
+    again = alice.connect(accept=WIREGUARD)
+
+    assert refused.status_code == 503
+    assert refused.json["error"].startswith("no capacity")
+    assert int(refused.headers["Retry-After"]) > 0
+    # Its own address is given back first, so a full range is none for who is in it.
+    assert "Address = 10.61.0.2/22" in again.text
+
+
+def test_full_node_is_left_for_another(make_nodes, make_app_user):
+    make_nodes(2)
+    with transaction() as db:
+        db.execute(update(Offer).where(Offer.node_number == 0).values(capacity=0))
+
+    assert "Endpoint = node1.example.org" in make_app_user().connect().text
+
+
+def test_protocol_without_a_node_gives_way_to_the_next(node, make_app_user):
+    fill(capacity=0)
+
+    assert make_app_user().connect().headers["Content-Type"] == OPENVPN
+
+
+def test_node_without_a_known_key_serves_openvpn_only(node, make_app_user):
+    seen_up(0, wireguard_public_key=None)
+
+    assert make_app_user().connect().headers["Content-Type"] == OPENVPN
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"answered_at": None},
+        {"answered_at": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"failing_since": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"suspect_until": datetime(2100, 1, 1, tzinfo=UTC)},
+        {"maintenance_mode": True},
+        {"info": {"o_client_count": 10**6}, "wireguard_public_key": None},
+    ],
+    ids=lambda state: next(iter(state)),
+)
+def test_node_that_is_not_usable_is_not_chosen(node, make_app_user, state):
+    """R42, R63"""
+    seen_up(0, **state)
+
+    response = make_app_user().connect()
+
+    assert response.status_code == 503
+    assert response.headers["Content-Type"] == "application/json"
+    assert node.peers == set()
+
+
+@pytest.mark.parametrize("mode", ["silent", "drip", "half_open", "refuse", "garbage", "huge"])
+def test_node_that_does_not_admit_gives_way_to_another_within_the_budget(
+    make_nodes, make_app_user, monkeypatch, mode
+):
+    """R42, R54, R96"""
+    monkeypatch.setattr(connections, "ADMIT_SECONDS", 0.3)
+    bad, good = make_nodes(2)
+    bad.mode = mode
+    seen_up(1, info={"rel_load_average": [99, 99, 99], "o_client_count": 0})
+    with transaction() as db:
+        db.execute(update(Offer).where(Offer.node_number == 1).values(capacity=1))
+    app = make_app_user()
+
+    response = app.connect()
+
+    assert "Endpoint = node1.example.org" in response.text
+    (row,) = rows()
+    assert good.peers == {row.id}
+    with transaction(read_only=True) as db:
+        assert db.get_one(NodeStatus, 0).suspect_until > utc_now()
+        allocated = dict(
+            db.execute(
+                select(Offer.node_number, Offer.allocated).where(Offer.profile_id == "employees")
+            ).all()
+        )
+        assert allocated == {0: 0, 1: 1}
+
+
+def test_no_node_that_answers_is_a_503_and_nothing_stays_taken(make_nodes, make_app_user, monkeypatch):
+    monkeypatch.setattr(connections, "ADMIT_SECONDS", 0.2)
+    for agent in make_nodes(2):
+        agent.mode = "silent"
+
+    response = make_app_user().connect()
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"]
+    assert rows() == []
+
+
+def test_refused_admission_of_what_a_later_request_ended_is_a_conflict(node, make_app_user, monkeypatch):
+    """R35: the loser of two connects at once learns that the other one holds."""
+    app = make_app_user()
+    admit = node.admit
+
+    def overtaken(connection_id, body):
+        with transaction() as db:
+            ended = connections.end(db, Connection.id == connection_id, reason="replaced", now=utc_now())
+        connections.tell(ended, agents=app.app.extensions["causeway"].agents)
+        return admit(connection_id, body)
+
+    monkeypatch.setattr(node, "admit", overtaken)
+
+    assert app.connect().status_code == 409
+    assert node.peers == set()
+
+
+def test_connect_after_the_authorization_ended_meanwhile_is_unauthorized(node, make_app_user):
+    """R38: what was true when the token was looked up is looked at again under the lock."""
+    app = make_app_user()
+    with transaction(read_only=True) as db:
+        bearer = authorizations.find_bearer(db, app.tokens["access_token"], utc_now())
+    with transaction() as db:
+        authorizations.end(db, Authorization.user_id == app.user.id, reason="revoked", now=utc_now())
+
+    wanted = connections.Wanted("employees", public_key(), frozenset({"wireguard+udp"}))
+    with pytest.raises(connections.InvalidToken):
+        connections.connect(bearer.holder, wanted, now=utc_now())
+
+    assert rows() == []
+
+
+def test_disabled_account_cannot_connect(node, make_app_user):
+    app = make_app_user()
+    with transaction() as db:
+        db.execute(update(User).values(is_disabled=True))
+
+    assert app.connect().status_code == 401
+
+
+def test_no_answer_before_a_plan_was_applied_but_503(app, make_app_user):
+    user = make_app_user()
+
+    assert user.info().json == {"info": {"profile_list": []}}
+    assert user.connect().status_code == 404
+
+
+def test_wrong_method_names_the_right_one(client):
+    for path in ("/api/v3/connect", "/api/v3/disconnect", "/oauth/token", "/oauth/revoke"):
+        response = client.get(path)
+        assert (response.status_code, response.headers["Allow"]) == (405, "POST")
+
+
+def test_expiry_of_the_session_is_the_expiry_of_the_connection(node, make_app_user):
+    app = make_app_user()
+    expires = parsedate_to_datetime(app.connect().headers["Expires"])
+
+    (row,) = rows()
+    (told,) = node.connections.values()
+    assert int(row.expires_at.timestamp()) == told.expires_at == int(expires.timestamp())
+
+
+def wait_for(condition, seconds: float = 5.0) -> None:
+    """Wait for what happens after an answer: the nodes are told of the end of others in the background."""
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends_at, "did not happen in time"
+        time.sleep(0.01)
