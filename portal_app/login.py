@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 from flask import Flask, Response, current_app, g, redirect, request, url_for
 from itsdangerous import BadSignature, URLSafeSerializer, URLSafeTimedSerializer
 from markupsafe import Markup
+from sqlalchemy.exc import DBAPIError
 from werkzeug.wrappers import Response as AnyResponse
 
 from portal_app import portal
@@ -231,7 +232,7 @@ def _look_up() -> Login | None:
         try:
             with transaction() as db:
                 browser_sessions.touch(db, session, now=now)
-        except Unavailable:
+        except (Unavailable, DBAPIError):
             # A database that only reads still shows pages (R28); the session just ends a little earlier.
             logger.warning("browser session not touched: the database does not take it")
     return Login(user, token, session.signed_in_at or session.created_at)

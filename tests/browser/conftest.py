@@ -20,13 +20,8 @@ from flask import Flask
 from playwright.sync_api import Browser, Page, sync_playwright
 from werkzeug.serving import make_server
 
-from tests.portal import conftest as portal
 from tests.portal.app_user import HOST
-
-# The portal's fixtures serve here too.
-app, settings, settings_changes = portal.app, portal.settings, portal.settings_changes
-database_url, sqlite_template, deployment = portal.database_url, portal.sqlite_template, portal.deployment
-make_nodes, node = portal.make_nodes, portal.node
+from tests.portal.conftest import *  # noqa: F403 - the portal's fixtures serve here too; ours below replace them
 
 #: Debian's browser; playwright would have to download its own.
 CHROMIUM = "/usr/bin/chromium"

@@ -1,6 +1,8 @@
 """What people see and do on the portal's pages."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote
@@ -8,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, inspect, select, text, update
+from sqlalchemy import event, func, inspect, select, text, update
 
 from portal_app import db as database_module
 from portal_app.clock import utc_now
@@ -16,6 +18,7 @@ from portal_app.db import transaction
 from portal_app.models import (
     AuditEvent,
     Authorization,
+    BrowserSession,
     Connection,
     NodeStatus,
     Profile,
@@ -442,6 +445,47 @@ def test_a_silent_database_is_a_readable_page(app: Flask, tmp_path: Any) -> None
     assert "Connections that are up stay up" in page.text
     with client.get("/static/style.css") as style:
         assert style.status_code == 200
+
+
+def test_a_database_that_only_reads_still_shows_pages(app: Flask, node: AgentServer) -> None:
+    """R28: reads work, writes are 503, no node is told anything new."""
+    client = signed_in(app)
+    form = form_of(client.get("/configurations").text)
+    with transaction() as db:
+        for session in db.scalars(select(BrowserSession)):
+            session.last_seen_at -= timedelta(minutes=5)
+    before = len(node.calls)
+    with reading_only():
+        pages = [client.get(url).status_code for url in USER_PAGES]
+        form |= {"choice": "employees+wireguard+udp", "display_name": "Router"}
+        written = client.post("/configurations", data=form)
+
+    assert pages == [200] * len(USER_PAGES)
+    assert written.status_code == 503
+    assert len(node.calls) == before
+    assert client.post("/configurations", data=form).status_code == 200
+
+
+@contextmanager
+def reading_only() -> Iterator[None]:
+    engine = database_module.engine()
+    engine.dispose()
+    statement = {
+        "sqlite": "PRAGMA query_only = ON",
+        "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    }[engine.dialect.name]
+
+    def close_for_writing(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+        if engine.dialect.name == "postgresql":
+            connection.commit()
+
+    event.listen(engine, "connect", close_for_writing)
+    yield
+    event.remove(engine, "connect", close_for_writing)
+    engine.dispose()
 
 
 @pytest.mark.parametrize(
