@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from portal_app import events
 from portal_app.db import retried, transaction
@@ -172,10 +172,13 @@ def _buckets(name: str, source: str | None, known: KnownBrowser | None) -> list[
 
 def _network(source: str | None) -> str:
     """Return the address, or the /64 of an IPv6 address: one customer has all of its addresses."""
-    if not source:
+    try:
+        address = ip_address(source or "")
+    except ValueError:
         return "unknown"
-    address = ip_address(source)
-    return str(address) if address.version == 4 else str(ip_network((address, 64), strict=False))
+    if isinstance(address, IPv6Address):
+        return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
+    return str(address)
 
 
 def _refuse(name: str | None, source: str | None, wait: float) -> None:

@@ -93,10 +93,16 @@ def chromium(portal_port: int) -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(params=[True, False], ids=["with scripts", "without scripts"])
-def page(request: pytest.FixtureRequest, chromium: Browser) -> Iterator[Page]:
-    """A fresh window. Every page must work without scripts too; none may break its own policy."""
-    context = chromium.new_context(ignore_https_errors=True, java_script_enabled=request.param)
+@pytest.fixture
+def scripts() -> bool:
+    """Every page must work without scripts; a test may parametrize this."""
+    return False
+
+
+@pytest.fixture
+def page(chromium: Browser, scripts: bool) -> Iterator[Page]:
+    """A fresh window; no page may break its own policy in it."""
+    context = chromium.new_context(ignore_https_errors=True, java_script_enabled=scripts)
     page = context.new_page()
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))

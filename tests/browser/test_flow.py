@@ -32,21 +32,17 @@ def phone(app: object) -> VpnApp:
     return VpnApp(app, add_user("somebody else"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without scripts"])
 @pytest.mark.parametrize(("mode", "method"), [("query", "GET"), ("form_post", "POST")])
 def test_a_user_signs_in_and_approves_and_the_app_gets_its_code(
-    page: Page,
-    phone: VpnApp,
-    app_listener: AppListener,
-    mode: str,
-    method: str,
-    request: pytest.FixtureRequest,
+    page: Page, phone: VpnApp, app_listener: AppListener, mode: str, method: str, scripts: bool
 ) -> None:
     page.goto(authorization_url(phone, app_listener, response_mode=mode))
     sign_in(page)
     assert page.get_by_role("heading").inner_text() == "Approve this app?"
     assert "eduVPN for Linux" in page.inner_text("main")
     page.get_by_role("button", name="Approve").click()
-    if method == "POST" and "without scripts" in request.node.name:
+    if mode == "form_post" and not scripts:
         page.get_by_role("button", name="Continue in the app").click()
 
     came, values = app_listener.wait()

@@ -153,6 +153,21 @@ def test_one_customer_with_many_ipv6_addresses_is_one_source(client: FlaskClient
     assert guess(client, 1, source="2001:db8:1:3::1") == [403]
 
 
+@pytest.mark.parametrize(
+    ("source", "network"),
+    [
+        ("198.51.100.7", "198.51.100.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("::ffff:198.51.100.7", "198.51.100.7"),
+        ("", "unknown"),
+        (None, "unknown"),
+        ("not an address", "unknown"),
+    ],
+)
+def test_a_source_is_an_address_or_a_customers_network(source: str | None, network: str) -> None:
+    assert sign_in._network(source) == network
+
+
 def test_many_names_from_one_address_are_bounded(client: FlaskClient) -> None:
     guess(client, 1, name="somebody")
     with transaction() as db:
