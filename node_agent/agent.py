@@ -326,7 +326,7 @@ class Agent:
         self._repairs += [(time.monotonic(), text) for text in said[:20]]
         now = self.clock.now()
         counters = self.wireguard.seen.counters
-        self.sessions.observe((c for c in store.entries.values() if c.protocol == WIREGUARD), counters, now)
+        self.sessions.observe([c for c in store.entries.values() if c.protocol == WIREGUARD], counters, now)
         self._active_peers = sum(now - c.last_handshake_at < QUIET_SECONDS for c in counters.values())
 
     def _report(self, problem: str) -> None:

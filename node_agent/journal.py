@@ -102,6 +102,13 @@ class Journal:
     def start(self, connection: Connection, session: OpenSession) -> None:
         """Write the start of a session."""
         self.open[session.session_id] = session
+        log.info(
+            "event=session_start connection=%s protocol=%s ipv4=%s ipv6=%s",
+            session.connection_id,
+            session.protocol,
+            session.ipv4,
+            session.ipv6,
+        )
         self._write(
             SessionEvent(
                 sequence=self._next,
@@ -122,6 +129,13 @@ class Journal:
         """Write the end of a session with its counters."""
         self.open.pop(session.session_id, None)
         self._marked.discard(session.session_id)
+        log.info(
+            "event=session_end connection=%s protocol=%s received=%d sent=%d",
+            session.connection_id,
+            session.protocol,
+            session.received_bytes,
+            session.sent_bytes,
+        )
         self._write(
             SessionEvent(
                 sequence=self._next,

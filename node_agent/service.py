@@ -52,7 +52,11 @@ class Service:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        self.agent.load()
+        with contextlib.closing(self.listener):
+            self.agent.load()
+            await self._serve()
+
+    async def _serve(self) -> None:
         runner = web.AppRunner(
             make_app(self.agent), access_log=None, keepalive_timeout=KEEPALIVE_SECONDS, shutdown_timeout=1.0
         )
@@ -69,7 +73,6 @@ class Service:
                 notify("READY=1")
                 log.info("event=ready node=%d port=%d", self._settings.node_number, self.port)
         finally:
-            self.listener.close()
             await runner.cleanup()
             await local.cleanup()
             await self.agent.close()

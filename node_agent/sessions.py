@@ -6,7 +6,7 @@ is removed.
 """
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from node_agent.journal import Journal, OpenSession
 from node_agent.wireguard import Counters
@@ -14,6 +14,7 @@ from vpn_core.messages import WIREGUARD, Connection
 
 #: REJECT_AFTER_TIME of the WireGuard protocol: without a new handshake nothing passes any more.
 QUIET_SECONDS = 180
+ZERO = Counters(0, 0, 0, None)
 
 
 class WireGuardSessions:
@@ -27,13 +28,15 @@ class WireGuardSessions:
 
     def admitted(self, connection: Connection) -> None:
         """Take a new peer's counters as starting at zero."""
-        self._before.setdefault(str(connection.public_key), Counters(0, 0, 0, None))
+        self._before.setdefault(str(connection.public_key), ZERO)
 
     def observe(
-        self, connections: Iterable[Connection], counters: Mapping[str, Counters], now: float
+        self, connections: Sequence[Connection], counters: Mapping[str, Counters], now: float
     ) -> None:
         """Compare one look at the interface with the one before."""
         gone = dict(self._open)
+        # What the interface does not have yet, or lost, starts at zero there.
+        before = dict.fromkeys((str(c.public_key) for c in connections), ZERO) | dict(counters)
         for connection in connections:
             session = gone.pop(connection.connection_id, None)
             seen = counters.get(str(connection.public_key))
@@ -43,7 +46,7 @@ class WireGuardSessions:
                 self._end_if_quiet(session, now)
         for session in gone.values():
             self._end(session, min(int(now), session.last_at + QUIET_SECONDS))
-        self._before = dict(counters)
+        self._before = before
 
     def _observe_peer(
         self, connection: Connection, session: OpenSession | None, seen: Counters, now: float

@@ -225,12 +225,15 @@ class WireGuard:
         said = {}
         for change in plan:
             key = change.public_key
-            if key not in observed.peers:
-                what = "was removed by hand, is back" if key in mine else ""
+            if isinstance(change, Remove):
+                # One of mine that nobody wants any more is no stranger's work.
+                what = "" if key in mine else "was added by hand, is removed"
             elif key not in mine:
-                what = "was added by hand, is removed"
-            else:
+                what = ""
+            elif key in observed.peers:
                 what = "was altered by hand, is as it was"
+            else:
+                what = "was removed by hand, is back"
             if what:
                 said[key] = f"peer {short(key)} {what}"
         return list(said.values())

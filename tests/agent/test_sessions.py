@@ -126,3 +126,11 @@ def test_a_handshake_from_the_future_counts_as_now(interface: Interface) -> None
     interface.look(AT, AT + 5000, 100, 50)
 
     assert interface.told() == [("start", AT, None, None)]
+
+
+def test_bytes_of_a_peer_that_the_last_look_did_not_see_count_from_zero(interface: Interface) -> None:
+    interface.sessions.observe([peer(1)], {}, AT)
+
+    interface.sessions.removed(peer(1), Counters(AT + 1, 300, 200, None), AT + 2)
+
+    assert interface.told()[-1] == ("end", AT + 2, 300, 200)

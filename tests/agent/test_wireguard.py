@@ -1,7 +1,10 @@
 """The agent with a real `wg` and a real interface, called over real mutual TLS."""
 
+import asyncio
 import subprocess
 from dataclasses import replace
+
+import pytest
 
 from node_agent.settings import Settings
 from tests.agent.conftest import Authorities, Interface, peer, public_key, running, until
@@ -163,7 +166,6 @@ async def test_an_admission_while_the_interface_is_away_fails_and_is_made_up_for
 async def test_many_admissions_at_once_all_arrive(
     settings: Settings, management: Authorities, interface: Interface
 ) -> None:
-    import asyncio
 
     async with running(settings, management) as node:
         answers = await asyncio.gather(*(node.admit(peer(n)) for n in range(1, 65)))
@@ -185,3 +187,110 @@ async def test_a_command_names_no_private_key(
         await until(lambda: node.agent.wireguard and node.agent.wireguard.seen.public_key)
 
         assert private not in repr(node.agent.wireguard.seen)
+
+
+async def test_peers_come_back_after_a_reboot_without_a_portal(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """R45."""
+    async with running(settings, management) as node:
+        await node.replace(9, *(peer(n) for n in range(1, 9)))
+    interface.down()
+    interface.up()
+    assert interface.peers() == {}
+
+    async with running(settings, management):
+        await until(lambda: len(interface.peers()) == 8, seconds=5)
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage\n", None])
+async def test_lost_state_removes_no_peer_from_a_running_interface(
+    settings: Settings, management: Authorities, interface: Interface, damage: bytes | None
+) -> None:
+    """R57: also not when the first thing that a portal says is an empty set (R58)."""
+    async with running(settings, management) as node:
+        await node.replace(9, *(peer(n) for n in range(1, 9)))
+    path = settings.state_directory / "wanted"
+    path.unlink() if damage is None else path.write_bytes(damage)
+
+    async with running(settings, management) as node:
+        await until(lambda: node.agent.wireguard and len(node.agent.wireguard.seen.peers) == 8)
+        assert await node.admit(peer(20)) == 204
+        assert (await node.replace(21))[0] == 409
+        assert len(interface.peers()) == 9
+        if damage is not None:
+            assert "nothing is removed" in (await node.info())["problems"][0]
+
+        assert (await node.replace(21, *(peer(n) for n in range(1, 8)), peer(20)))[0] == 200
+
+        await until(lambda: len(interface.peers()) == 8)
+        assert (await node.info())["problems"] == []
+
+
+async def test_what_a_damaged_file_tells_is_not_added_to_an_empty_interface(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """R57: it may have been cut since; what expires is removed all the same."""
+    async with running(settings, management) as node:
+        soon = int(node.agent.clock.now()) + 3
+        await node.replace(9, peer(1), replace(peer(2), expires_at=soon))
+    path = settings.state_directory / "wanted"
+    path.write_bytes(path.read_bytes() + b"garbage\n")
+    interface.wg("set", interface.name, "peer", str(peer(1).public_key), "remove")
+
+    async with running(settings, management) as node:
+        await node.info()
+        assert node.agent.store.unsure == {peer(1).connection_id, peer(2).connection_id}
+        await until(lambda: interface.peers() == {}, seconds=8)
+        await node.replace(9, peer(1))
+
+        assert set(interface.peers()) == {peer(1).public_key}
+
+
+@pytest.mark.slow
+async def test_a_real_handshake_is_a_session_with_its_bytes(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """I7, P2: from a client that connects, pings and is cut."""
+    client = Interface(interface.name[:-1] + "c")
+    try:
+        client.up()
+        link = interface.name[-6:]
+        for words in (
+            f"link add s{link} netns {interface.namespace} type veth"
+            f" peer name c{link} netns {client.namespace}",
+            f"-n {interface.namespace} address add 10.98.8.1/30 dev s{link}",
+            f"-n {client.namespace} address add 10.98.8.2/30 dev c{link}",
+            f"-n {interface.namespace} link set s{link} up",
+            f"-n {client.namespace} link set c{link} up",
+            f"-n {interface.namespace} address add 10.64.0.1/17 dev {interface.name}",
+            f"-n {client.namespace} address add 10.64.0.3/32 dev {client.name}",
+            f"-n {interface.namespace} link set {interface.name} up",
+            f"-n {client.namespace} link set {client.name} up",
+            f"-n {client.namespace} route add 10.64.0.0/17 dev {client.name}",
+        ):
+            subprocess.run(["ip", *words.split()], check=True)
+        port = interface.wg("show", interface.name, "listen-port").stdout.strip()
+        server_key = interface.wg("show", interface.name, "public-key").stdout.strip()
+        peer_words = ["allowed-ips", "10.64.0.0/17", "endpoint", f"10.98.8.1:{port}"]
+        client.wg("set", client.name, "peer", server_key, *peer_words)
+        connection = replace(peer(1), public_key=client.wg("show", client.name, "public-key").stdout.strip())
+        async with running(replace(settings, log_origins=True), management) as node:
+            await node.admit(connection)
+            ping = ["ip", "netns", "exec", client.namespace, "ping", "-c2", "-i0.2", "-W5", "10.64.0.1"]
+            process = await asyncio.create_subprocess_exec(*ping, stdout=subprocess.DEVNULL)
+            assert await process.wait() == 0
+
+            usage = await node.cut(connection.connection_id, 2)
+
+            assert usage["active"]
+            assert usage["received_bytes"] > 200
+            assert usage["origin"] == "10.98.8.2"
+            await until(lambda: node.agent.journal.head == 2)
+            _, answer = await node.call("GET", "/n/events")
+        start, end = answer["events"]
+        assert (start["kind"], start["ipv4"], start["ipv6"]) == ("start", connection.ipv4, connection.ipv6)
+        assert (end["kind"], end["session_id"]) == ("end", start["session_id"])
+        assert end["received_bytes"] == usage["received_bytes"]
+    finally:
+        client.close()
