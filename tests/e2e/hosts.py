@@ -137,7 +137,7 @@ class OfficialApp:
     """The process of ``official_app.py`` on the client host."""
 
     def __init__(self, client: Host) -> None:
-        command = client.ssh("cd /opt/e2e && exec python3 -u official_app.py")
+        command = client.ssh("cd /opt/e2e && exec python3 -u official_app.py 2>>/root/official-app.log")
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def attempt(self, do: str, **arguments: Any) -> dict[str, Any]:

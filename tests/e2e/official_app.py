@@ -5,6 +5,7 @@ The browser is ours; what the app does (discovery, PKCE, tokens, refresh, the AP
 """
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -30,7 +31,7 @@ class OfficialApp:
 
     def __init__(self) -> None:
         self._app: EduVPN | None = None
-        self._user = self._password = ""
+        self._user = self._password = self._client_id = ""
         self._profile = ""
         self._tokens: dict[str, str] = {}
         self._sign_ins = 0
@@ -44,10 +45,18 @@ class OfficialApp:
         """Install the app anew for a user."""
         if self._app is not None:
             self._app.deregister()
+            self._app = None
         shutil.rmtree(DIRECTORY, ignore_errors=True)
         DIRECTORY.mkdir()
         self._user, self._password, self._tokens, self._sign_ins = user, password, {}, 0
-        self._app = EduVPN(client_id, "4.7.2", str(DIRECTORY))
+        self._client_id = client_id
+        return self.restart()
+
+    def restart(self) -> dict[str, Any]:
+        """Quit the app and open it again: it knows its server from disk and its tokens from the keyring."""
+        if self._app is not None:
+            self._app.deregister()
+        self._app = EduVPN(self._client_id, "4.7.2", str(DIRECTORY))
         self._app.event_handler.add_event(State.OAUTH_STARTED, StateType.ENTER, self._open_browser)
         self._app.event_handler.add_event(State.ASK_PROFILE, StateType.ENTER, self._choose_profile)
         self._app.register()
@@ -62,8 +71,8 @@ class OfficialApp:
         """Ask for a configuration as the app does when its user clicks a profile."""
         self._profile = profile
         if self._lib.in_state(State.GOT_CONFIG):
-            self._lib.set_state(State.DISCONNECTED)
-            self._lib.set_state(State.MAIN)
+            for state in (State.CONNECTING, State.CONNECTED, State.DISCONNECTING, State.DISCONNECTED):
+                self._lib.set_state(state)
         with suppress(WrappedError):  # before the first profile is known the library asks instead
             self._lib.set_profile(profile)
         got = json.loads(self._lib.get_config(ServerType.CUSTOM, url, prefer_tcp))
@@ -152,6 +161,9 @@ class OfficialApp:
 
 
 def main() -> None:
+    # The library logs to standard output: answers keep it, everything else goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     app = OfficialApp()
     for line in sys.stdin:
         command = json.loads(line)
@@ -164,7 +176,7 @@ def main() -> None:
                 "error": f"{type(error).__name__}: {error}",
                 "trace": traceback.format_exc(),
             }
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
     app.down()
 
 

@@ -86,6 +86,7 @@ def test_the_app_refreshes_by_itself(alice: OfficialApp, deployment: Deployment)
     connect(alice, deployment.portal_url, "employees")
     before = alice.do("refresh_token")
     alice.do("spoil_access_token")
+    alice.do("restart")
 
     again = connect(alice, deployment.portal_url, "employees")
 
