@@ -123,13 +123,20 @@ class Agent:
         """Apply a full set."""
         observed = self.wireguard.seen.peers.keys() if self.wireguard else ()
         changed = self.store.replace(wanted, self.clock.now(), observed)
-        await self._all(self._enforce(changed), self._save())
-        self._wake.set()
+        await self._settle(changed)
         return {
             "removed": len(changed.removed),
             "added": len(changed.added),
             "generation": self.store.generation,
         }
+
+    async def _settle(self, changed: Changed) -> None:
+        """Make many changes: they are accepted, and what fails now is repaired and reported by the rounds."""
+        try:
+            await self._all(self._enforce(changed), self._save())
+        except AgentError as error:
+            log.warning("event=set_delayed reason=%r", str(error))
+        self._wake.set()
 
     async def accept(self) -> str:
         """Let through what is held; returns what happened, for the operator."""
@@ -137,8 +144,7 @@ class Agent:
         changed = self.store.accept(self.clock.now())
         if changed is None:
             return "nothing is held"
-        await self._all(self._enforce(changed), self._save())
-        self._wake.set()
+        await self._settle(changed)
         return f"accepted: {reason}; removed {len(changed.removed)}, added {len(changed.added)}"
 
     async def set_maintenance(self, on: bool) -> None:
@@ -261,31 +267,37 @@ class Agent:
         await asyncio.wait([flushing], timeout=SAVE_SECONDS)
 
     async def _enforce(self, changed: Changed) -> None:
-        batch: list[Change] = [Remove(str(c.public_key)) for c in changed.removed if c.protocol == WIREGUARD]
+        """Make the network like the store; raises AgentError when an added peer is not usable."""
+        now = self.clock.now()
+        batch: list[Change] = []
+        for connection in changed.removed:
+            if connection.protocol != WIREGUARD or self.wireguard is None:
+                continue
+            key = str(connection.public_key)
+            self.sessions.removed(connection, self.wireguard.seen.counters.get(key), now)
+            # The same key may have come back with a newer connection while this one was on its way.
+            if not self.store.owns(key):
+                batch.append(Remove(key))
         for connection in changed.added:
-            if connection.protocol == WIREGUARD:
+            present = self.store.entries.get(connection.connection_id)
+            if connection.protocol == WIREGUARD and connection == present:
                 self.sessions.admitted(connection)
                 batch.append(Set(str(connection.public_key), peer_of(connection)))
-        cuts = [
+        work: list[Coroutine[Any, Any, object]] = [
             process.cut(c.connection_id)
             for c in changed.removed
             if c.protocol == OPENVPN
             for process in self.processes
         ]
-        if self.wireguard is None:
-            await self._all(*cuts)
-            return
-        now = self.clock.now()
-        for connection in changed.removed:
-            if connection.protocol == WIREGUARD:
-                self.sessions.removed(
-                    connection, self.wireguard.seen.counters.get(str(connection.public_key)), now
-                )
+        if self.wireguard is not None and batch:
+            work.append(self.wireguard.apply(batch))
         try:
-            await self._all(self.wireguard.apply(batch), *cuts)
-        except AgentError:
+            await self._all(*work)
+        except AgentError as error:
+            # The next round repairs it. Where no interface is, nothing is left to remove.
             self._wake.set()
-            raise
+            if changed.added or not isinstance(error, InterfaceMissing):
+                raise
 
     def _decide(self, common_name: str, organizational_unit: str, process: OpenVpnProcess) -> Decision:
         """Decide about an OpenVPN client whose certificate is good: it must be wanted, here, and still."""

@@ -298,6 +298,10 @@ class Store:
             found[c.connection_id] = c
         return found, skipped
 
+    def owns(self, public_key: str | None) -> bool:
+        """Tell whether any connection has this key."""
+        return public_key in self._owners
+
     def _displaced(self, connection: Connection) -> list[Connection]:
         ids = {self._owners.get(name) for name in _owned(connection)} - {None, connection.connection_id}
         return [self.entries[i] for i in ids if i is not None]

@@ -116,8 +116,18 @@ class WireGuard:
     async def apply(self, batch: Sequence[Change]) -> None:
         """Return when the interface has these changes; callers at the same time share calls of ``wg``.
 
-        Raises InterfaceMissing when there is no interface, AgentError when ``wg`` fails otherwise.
+        Changes take effect in the order of the calls. Raises InterfaceMissing when there is no interface,
+        AgentError when ``wg`` fails otherwise.
         """
+        # Before and after: a look that overlaps with this in any way does not judge these keys.
+        keys = [change.public_key for change in batch]
+        self._touched.update(keys)
+        try:
+            await self._queued(batch)
+        finally:
+            self._touched.update(keys)
+
+    async def _queued(self, batch: Sequence[Change]) -> None:
         if not batch:
             return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -169,9 +179,7 @@ class WireGuard:
     async def _set(self, batch: Sequence[Change]) -> None:
         for start in range(0, len(batch), CHANGES_PER_CALL):
             part = batch[start : start + CHANGES_PER_CALL]
-            self._touched.update(change.public_key for change in part)
             await self._run("set", self.interface, *_words(part))
-            self._touched.update(change.public_key for change in part)
             self._mine -= {c.public_key for c in part if isinstance(c, Remove)}
             self._mine |= {c.public_key for c in part if isinstance(c, Set)}
 
@@ -217,7 +225,9 @@ class WireGuard:
                 sum(isinstance(c, Set) for c in plan),
             )
         for start in range(0, len(plan), CHANGES_PER_CALL):
-            await self.apply(plan[start : start + CHANGES_PER_CALL])
+            part = plan[start : start + CHANGES_PER_CALL]
+            # A cut that came meanwhile must not be undone by what was planned before it.
+            await self._queued([change for change in part if change.public_key not in self._touched])
         return said
 
     @staticmethod

@@ -57,6 +57,7 @@ async def test_a_set_removes_and_adds_what_differs(
         assert set(interface.peers()) == {peer(2).public_key, peer(3).public_key}
 
 
+@pytest.mark.slow
 async def test_peers_changed_by_hand_are_put_right_and_reported(
     settings: Settings, management: Authorities, interface: Interface
 ) -> None:
@@ -80,6 +81,7 @@ async def test_peers_changed_by_hand_are_put_right_and_reported(
         assert f"peer {str(peer(3).public_key)[:8]}… was altered by hand, is as it was" in problems
 
 
+@pytest.mark.slow
 async def test_a_restarted_agent_touches_no_unchanged_peer(
     settings: Settings, management: Authorities, interface: Interface
 ) -> None:
@@ -227,6 +229,7 @@ async def test_lost_state_removes_no_peer_from_a_running_interface(
         assert (await node.info())["problems"] == []
 
 
+@pytest.mark.slow
 async def test_what_a_damaged_file_tells_is_not_added_to_an_empty_interface(
     settings: Settings, management: Authorities, interface: Interface
 ) -> None:
@@ -252,7 +255,7 @@ async def test_a_real_handshake_is_a_session_with_its_bytes(
     settings: Settings, management: Authorities, interface: Interface
 ) -> None:
     """I7, P2: from a client that connects, pings and is cut."""
-    client = Interface(interface.name[:-1] + "c")
+    client = Interface(interface.name.replace("wgt", "wgc"))
     try:
         client.up()
         link = interface.name[-6:]
@@ -294,3 +297,51 @@ async def test_a_real_handshake_is_a_session_with_its_bytes(
         assert end["received_bytes"] == usage["received_bytes"]
     finally:
         client.close()
+
+
+async def test_a_key_that_comes_back_while_its_old_connection_is_cut_stays(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """I4: an app connects again with the same key; both calls are on their way at once."""
+    async with running(settings, management) as node:
+        for generation in range(1, 60, 3):
+            old = peer(1, generation)
+            new = replace(peer(2, generation + 2), public_key=old.public_key)
+            await node.admit(old)
+
+            await asyncio.gather(node.cut(old.connection_id, generation + 1), node.admit(new))
+
+            assert set(interface.peers()) == {old.public_key}
+            await node.cut(new.connection_id, generation + 2)
+            assert interface.peers() == {}
+
+
+async def test_a_set_is_taken_while_the_interface_is_away(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    interface.down()
+    async with running(settings, management) as node:
+        assert (await node.replace(2, peer(1)))[0] == 200
+        assert (await node.cut(peer(1).connection_id, 3))["connection_id"] == peer(1).connection_id
+        assert (await node.replace(4, peer(2)))[0] == 200
+        interface.up()
+
+        await until(lambda: set(interface.peers()) == {peer(2).public_key}, seconds=5)
+
+
+async def test_a_repair_planned_before_a_cut_does_not_undo_it(
+    settings: Settings, management: Authorities, interface: Interface
+) -> None:
+    """I3: 1,000 peers are being restored while some are cut."""
+    async with running(settings, management) as node:
+        await node.replace(2000, *(peer(n, 1) for n in range(1, 1001)))
+        interface.down()
+        interface.up()
+        await until(lambda: 0 < len(interface.peers()) < 1000, seconds=5)
+
+        await asyncio.gather(*(node.cut(peer(n).connection_id, 2000 + n) for n in range(1000, 900, -1)))
+
+        gone = {str(peer(n).public_key) for n in range(901, 1001)}
+        assert not gone & interface.peers().keys()
+        await until(lambda: len(interface.peers()) == 900)
+        assert not gone & interface.peers().keys()
