@@ -24,6 +24,10 @@ from tests.portal.app_user import VpnApp, add_user
 from tests.portal.conftest import seen_up
 from tests.portal.real_agent import loopback_address
 
+#: Whatever is the same on both databases is looked at on one.
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"])
+on_postgresql = pytest.mark.parametrize("database", ["postgresql"])
+
 QUICK = Timing(poll=0.2, moved=0.5, full=5.0)
 
 
@@ -141,6 +145,7 @@ def test_node_that_answers_is_up_and_usable(make_agents, agents, settings, make_
     assert status().instance_id == agent.info(agents).instance_id
 
 
+@on_sqlite
 def test_node_that_does_not_answer_leaves_the_selection_and_says_why(make_agents, agents, settings):
     """R42, R44."""
     (agent,) = make_agents()
@@ -168,6 +173,7 @@ def test_lost_admission_and_lost_cut_are_repaired(make_agents, agents, settings,
         eventually(lambda: status().reconciled_generation > 0)
 
 
+@on_postgresql
 def test_loss_is_repaired_though_later_calls_went_through(
     make_agents, agents, settings, make_app_user, monkeypatch
 ):
@@ -231,6 +237,7 @@ def test_empty_database_does_not_clear_a_node(make_agents, agents, settings):
         assert "node.held" in actions()
 
 
+@on_postgresql
 def test_set_that_lost_most_connections_needs_confirmation(make_agents, agents, settings, run_command):
     """R58: the same deployment, but most rows are gone."""
     (agent,) = make_agents()
@@ -248,6 +255,20 @@ def test_set_that_lost_most_connections_needs_confirmation(make_agents, agents, 
         assert done.out == "node0: 0 added, 6 removed\n"
         eventually(is_up)
     assert agent.connections(agents) == set()
+
+
+@on_sqlite
+def test_mass_removal_that_was_meant_needs_no_confirmation(make_agents, agents, settings):
+    """I3, R58: while the node was away most of its users left, and each end is on record."""
+    (agent,) = make_agents()
+    made = make_connections(add_user("alice"), 6)
+    with running(settings, agents):
+        eventually(lambda: agent.connections(agents) == made)
+        agent.stop()
+        end(Connection.id.in_(sorted(made)[1:]))
+        agent.start(agents)
+        eventually(lambda: agent.connections(agents) == {min(made)})
+        eventually(is_up)
 
 
 def test_database_of_yesterday_is_the_truth_once(make_agents, agents, settings, make_app_user):
@@ -271,6 +292,7 @@ def test_database_of_yesterday_is_the_truth_once(make_agents, agents, settings, 
         eventually(is_up)
 
 
+@on_postgresql
 def test_new_epoch_makes_a_restored_database_the_truth(make_agents, agents, settings, run_command):
     """R59: what restore does."""
     (agent,) = make_agents()
@@ -287,6 +309,7 @@ def test_new_epoch_makes_a_restored_database_the_truth(make_agents, agents, sett
         eventually(is_up)
 
 
+@on_sqlite
 def test_older_epoch_is_reported_with_the_way_out(make_agents, agents, settings, run_command):
     """R59: the restored database does not know the epoch of the last restore."""
     (agent,) = make_agents()
@@ -303,6 +326,7 @@ def test_older_epoch_is_reported_with_the_way_out(make_agents, agents, settings,
         eventually(lambda: agent.info(agents).epoch == 6)
 
 
+@on_postgresql
 def test_other_machine_at_a_nodes_address_is_not_used(
     make_agents, agents, settings, run_command, monkeypatch
 ):
@@ -332,6 +356,7 @@ def test_other_machine_at_a_nodes_address_is_not_used(
     assert agent.connections(agents) == made
 
 
+@on_sqlite
 def test_maintenance_keeps_new_connections_away(make_agents, agents, settings, run_command, make_app_user):
     """R63: none from the acknowledgement on."""
     (agent,) = make_agents()
@@ -346,6 +371,7 @@ def test_maintenance_keeps_new_connections_away(make_agents, agents, settings, r
         connect(user)
 
 
+@on_postgresql
 def test_silent_nodes_do_not_delay_the_others(make_agents, agents, settings, deployment, monkeypatch):
     """R98: while a silent node is asked once, the living one is asked again and again."""
     (agent,) = make_agents()
