@@ -4,7 +4,7 @@ import logging
 
 from flask import Flask, Response, jsonify, make_response, render_template, request
 from sqlalchemy.exc import IntegrityError, InterfaceError, InternalError, OperationalError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 
 from portal_app.errors import PortalError, Unavailable
 
@@ -28,6 +28,7 @@ _TITLES = {
 def init_app(app: Flask) -> None:
     app.register_error_handler(PortalError, answer_portal_error)
     app.register_error_handler(HTTPException, answer_http_error)
+    app.register_error_handler(SecurityError, answer_wrong_host)
     for kind in (OperationalError, InterfaceError, InternalError, IntegrityError):
         app.register_error_handler(kind, answer_database_error)
     app.register_error_handler(Exception, answer_bug)
@@ -63,6 +64,11 @@ def answer_http_error(error: HTTPException) -> Response:
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value  # Allow of a 405, Retry-After of a 429
     return response
+
+
+def answer_wrong_host(_error: SecurityError) -> Response:
+    """Answer a request for a host that is not ours: no page, whose links would lead there (W14)."""
+    return Response("this is another host\n", status=400, content_type="text/plain")
 
 
 def answer_database_error(error: Exception) -> Response:

@@ -356,13 +356,14 @@ def _admit(wish: _Order, made: _Made, ends_at: float) -> bool:
     except NodeRefused as error:
         if error.agent_status == 409 and not _exists(made.row.connection_id):
             raise Superseded("ended by a later request of the same app") from error
+        # Fast, and perhaps only about this profile: no reason to keep others away.
         logger.warning("admission refused: %s", error)
+        return False
     except NodeUnreachable as error:
         logger.warning("admission without answer: %s", error)
-    else:
-        return True
-    nodes.mark_suspect(made.candidate.node.number, wish.now)
-    return False
+        nodes.mark_suspect(made.candidate.node.number, wish.now)
+        return False
+    return True
 
 
 def _exists(connection_id: str) -> bool:

@@ -3,6 +3,7 @@ N6, N7).
 """
 
 import dataclasses
+import socket
 import threading
 import time
 
@@ -14,6 +15,7 @@ from portal_app.errors import NodeRefused, NodeUnreachable, SettingsError
 from portal_app.services.nodes import NodeRef
 from tests.portal.agent_server import AgentServer
 from tests.portal.conftest import start_agent
+from tests.portal.real_agent import loopback_address
 from vpn_core.messages import Admit, Authority, Connection, Cut
 
 AUTHORITY = Authority("d" * 32, 1)
@@ -82,15 +84,13 @@ def test_deadline_holds_while_the_body_drips(agents, start):
 
 
 def test_deadline_holds_in_the_handshake(agents, deployment):
-    import socket
-
-    from tests.portal.real_agent import loopback_address
-
     address = loopback_address()
-    with socket.create_server((address, agents_module.AGENT_PORT)):
-        # It accepts, and never says a word of TLS.
-        with pytest.raises(NodeUnreachable, match="no answer in time"):
-            agents.info(NodeRef(1, "node1", address), seconds=0.3)
+    # It accepts, and never says a word of TLS.
+    with (
+        socket.create_server((address, agents_module.AGENT_PORT)),
+        pytest.raises(NodeUnreachable, match="no answer in time"),
+    ):
+        agents.info(NodeRef(1, "node1", address), seconds=0.3)
 
 
 def test_nobody_there_is_unreachable(agents):
@@ -175,8 +175,6 @@ def test_agent_that_says_another_number_is_not_the_node(agents, start, monkeypat
 
 
 def test_restart_of_an_agent_costs_no_call(agents, deployment):
-    from tests.portal.real_agent import loopback_address
-
     address = loopback_address()
     node = NodeRef(1, "node1", address)
     for _ in range(2):
@@ -187,7 +185,7 @@ def test_restart_of_an_agent_costs_no_call(agents, deployment):
 
 def test_calls_together_end_with_their_deadline_and_the_living_are_heard(agents, start):
     """R98"""
-    good, good_node = start(number=1)
+    _good, good_node = start(number=1)
     bad, bad_node = start(number=2)
     bad.mode = "silent"
     calls = [lambda n=n: agents.info(n, seconds=1.0).node_number for n in (bad_node, good_node)]

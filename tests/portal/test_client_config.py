@@ -1,9 +1,12 @@
-"""Client configurations (spec api-v3.md 7.6 and 7.8): what does not show in the answers of test_connect.py."""
+"""Client configurations (spec api-v3.md 7.6 and 7.8): what test_connect.py does not show."""
 
+import base64
 import random
+from ipaddress import ip_network
 from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from portal_app.errors import Unavailable
 from portal_app.render import client_config
@@ -68,8 +71,6 @@ def test_profile_without_a_port_is_an_error():
     ],
 )
 def test_dns_line(default_gateway, servers, domains, expected):
-    from ipaddress import ip_network
-
     profile = SimpleNamespace(
         default_gateway=default_gateway, dns_servers=servers, dns_search_domains=domains
     )
@@ -83,10 +84,6 @@ def test_ipv6_address_of_a_node_is_put_in_brackets():
 
 
 def test_key_pair_is_a_pair():
-    import base64
-
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
     private, public = client_config.wireguard_key_pair()
 
     key = X25519PrivateKey.from_private_bytes(base64.b64decode(private))

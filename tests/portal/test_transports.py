@@ -1,4 +1,4 @@
-"""Which protocol a connect tries (spec api-v3.md 7.4): every row of the truth table, and how Accept is read."""
+"""Which protocol a connect tries (spec api-v3.md 7.4): every row of the truth table; how Accept is read."""
 
 import pytest
 
