@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 CHANGES_PER_CALL = 250
 CALL_SECONDS = 5.0
+#: How `wg` says that an interface is not there, in its kernel and its userspace form.
+_MISSING = ("No such device", "Protocol not supported", "No such file", "Connection refused")
 SOCKET_DIRECTORY = Path("/run/wireguard")
 #: What a request waits for fresh counters; a slower interface answers with those of the last round.
 FRESH_COUNTERS_SECONDS = 0.02
@@ -268,8 +270,7 @@ class WireGuard:
                 await process.wait()
         if process.returncode:
             text = err.decode(errors="replace").strip()[:200]
-            # `wg` says so for an interface that is not there, in its kernel and its userspace form.
-            if "No such device" in text or "Protocol not supported" in text or "No such file" in text:
+            if any(sign in text for sign in _MISSING):
                 self.present = False
                 raise InterfaceMissing(f"WireGuard interface {self.interface} is missing")
             raise AgentError(f"wg {words[0]} {self.interface}: {text}")

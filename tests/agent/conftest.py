@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import os
 import secrets
+import signal
 import ssl
 import subprocess
 import time
@@ -56,7 +57,21 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
         await asyncio.sleep(0.02)
 
 
-class Authorities:
+def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+class CertificateAuthority:
     """A certification authority and what it signs, as PEM files in a directory."""
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -67,6 +82,8 @@ class Authorities:
         self.certificate = (
             self._builder(subject, subject, self.key, 3650)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
+            .add_extension(key_usage(signs_certificates=True), critical=True)
             .sign(self.key, hashes.SHA256())
         )
         self.file = directory / f"{name}.crt"
@@ -95,6 +112,9 @@ class Authorities:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = self._builder(subject, self.certificate.subject, key, days, started_days_ago=20)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
+        )
         if usage is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         certificate = builder.sign(self.key, hashes.SHA256())
@@ -112,14 +132,16 @@ class Authorities:
 
 
 @pytest.fixture(scope="session")
-def management(tmp_path_factory: pytest.TempPathFactory) -> Authorities:
-    authority = Authorities(tmp_path_factory.mktemp("pki"), "management")
+def management(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    authority = CertificateAuthority(tmp_path_factory.mktemp("pki"), "management")
     authority.sign("node-1", SERVER)
     authority.sign("portal", CLIENT)
     return authority
 
 
-def portal_context(management: Authorities, certificate: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+def portal_context(
+    management: CertificateAuthority, certificate: tuple[Path, Path] | None = None
+) -> ssl.SSLContext:
     """Return what a portal dials with."""
     context = ssl.create_default_context(cafile=management.file)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -130,7 +152,7 @@ def portal_context(management: Authorities, certificate: tuple[Path, Path] | Non
 
 
 @pytest.fixture
-def settings(tmp_path: Path, management: Authorities) -> Settings:
+def settings(tmp_path: Path, management: CertificateAuthority) -> Settings:
     """Settings of node 1 with one WireGuard profile, on an interface that does not exist yet."""
     base = management.directory / "management-node-1"
     state, runtime = tmp_path / "state", tmp_path / "run"
@@ -214,6 +236,17 @@ class Interface:
             # Killed hard, wireguard-go leaves its socket behind; the unit's next start replaces it.
             Path(f"/run/wireguard/{self.name}.sock").unlink(missing_ok=True)
 
+    def _pid(self) -> int:
+        """Return wireguard-go itself: `ip netns exec` becomes it."""
+        assert self.process is not None
+        return self.process.pid
+
+    def pause(self) -> None:
+        os.kill(self._pid(), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._pid(), signal.SIGCONT)
+
     def wg(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["wg", *words], check=check, capture_output=True, text=True)
 
@@ -284,7 +317,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, management: Authorities, clock: Clock | None = None
+    settings: Settings, management: CertificateAuthority, clock: Clock | None = None
 ) -> AsyncIterator[Running]:
     """Run an agent in this event loop, with a portal beside it."""
     agent = Agent(settings, clock=clock)

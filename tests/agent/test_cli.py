@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from node_agent.cli import main
-from tests.agent.conftest import Authorities
+from tests.agent.conftest import CertificateAuthority
 
 CODE = "import sys; from node_agent.cli import main; sys.exit(main())"
 
@@ -32,7 +32,7 @@ class Node:
 
 
 @pytest.fixture
-def settings_file(tmp_path: Path, management: Authorities) -> Path:
+def settings_file(tmp_path: Path, management: CertificateAuthority) -> Path:
     for name in ("state", "run"):
         (tmp_path / name).mkdir()
     base = management.directory / "management-node-1"

@@ -22,7 +22,7 @@ from tests.agent.conftest import (
     AUTHORITY,
     CLIENT,
     SERVER,
-    Authorities,
+    CertificateAuthority,
     Running,
     peer,
     portal_context,
@@ -79,7 +79,7 @@ PATH = f"/n/connections/{1:032x}"
 
 
 async def test_info_says_who_it_is_and_is_the_same_at_both_paths(
-    openvpn_settings: Settings, management: Authorities
+    openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:
     async with running(openvpn_settings, management) as node:
         _, info = await node.call("GET", "/n/info")
@@ -92,7 +92,7 @@ async def test_info_says_who_it_is_and_is_the_same_at_both_paths(
 
 
 async def test_admit_cut_and_set_are_known_at_the_next_question(
-    openvpn_settings: Settings, management: Authorities
+    openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:
     async with running(openvpn_settings, management) as node:
         assert await node.admit(connection()) == 204
@@ -107,7 +107,7 @@ async def test_admit_cut_and_set_are_known_at_the_next_question(
 
 
 async def test_a_held_set_is_refused_with_its_reason_and_shown(
-    openvpn_settings: Settings, management: Authorities
+    openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:
     """R58."""
     foreign = Authority("b" * 32, 7)
@@ -126,7 +126,7 @@ async def test_a_held_set_is_refused_with_its_reason_and_shown(
 
 
 async def test_maintenance_survives_a_restart_and_so_does_the_instance(
-    openvpn_settings: Settings, management: Authorities
+    openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:
     async with running(openvpn_settings, management) as node:
         before = await node.info()
@@ -172,7 +172,7 @@ BAD: list[tuple[str, str, object]] = [
 
 
 async def test_wrong_shapes_are_400_and_change_nothing(
-    openvpn_settings: Settings, management: Authorities
+    openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:
     """N11, R56."""
     async with running(openvpn_settings, management) as node:
@@ -190,7 +190,9 @@ async def test_wrong_shapes_are_400_and_change_nothing(
         assert not info["maintenance_mode"]
 
 
-async def test_unknown_paths_and_wrong_methods(openvpn_settings: Settings, management: Authorities) -> None:
+async def test_unknown_paths_and_wrong_methods(
+    openvpn_settings: Settings, management: CertificateAuthority
+) -> None:
     """N11."""
     async with running(openvpn_settings, management) as node:
         for method, path, status in (
@@ -208,7 +210,7 @@ async def test_unknown_paths_and_wrong_methods(openvpn_settings: Settings, manag
             assert answer[0] == status, (method, path)
 
 
-async def test_a_large_body_is_413(openvpn_settings: Settings, management: Authorities) -> None:
+async def test_a_large_body_is_413(openvpn_settings: Settings, management: CertificateAuthority) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield b" " * 1024
@@ -218,7 +220,9 @@ async def test_a_large_body_is_413(openvpn_settings: Settings, management: Autho
         assert (await node.call("PUT", PATH, data=endless()))[0] == 413
 
 
-async def test_what_the_node_does_not_serve_is_422(settings: Settings, management: Authorities) -> None:
+async def test_what_the_node_does_not_serve_is_422(
+    settings: Settings, management: CertificateAuthority
+) -> None:
     """N8."""
     async with running(settings, management) as node:
         for c in (
@@ -238,7 +242,7 @@ async def test_what_the_node_does_not_serve_is_422(settings: Settings, managemen
 
 
 async def test_a_full_disk_stops_nobody_and_is_reported(
-    openvpn_settings: Settings, management: Authorities, monkeypatch: pytest.MonkeyPatch
+    openvpn_settings: Settings, management: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R72."""
 
@@ -264,7 +268,7 @@ async def test_a_full_disk_stops_nobody_and_is_reported(
 
 
 async def test_the_journal_is_acknowledged_only_under_its_own_id(
-    openvpn_settings: Settings, management: Authorities
+    openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:
     """R97."""
     async with running(openvpn_settings, management) as node:
@@ -287,7 +291,9 @@ async def test_the_journal_is_acknowledged_only_under_its_own_id(
         assert first["events"][0]["origin"] is None
 
 
-async def test_expiry_follows_the_portals_time(openvpn_settings: Settings, management: Authorities) -> None:
+async def test_expiry_follows_the_portals_time(
+    openvpn_settings: Settings, management: CertificateAuthority
+) -> None:
     """R61."""
     async with running(openvpn_settings, management) as node:
         date = email.utils.format_datetime(
@@ -312,12 +318,12 @@ async def _refused(node: Running, context: ssl.SSLContext) -> None:
 
 async def test_strangers_end_in_the_handshake(
     openvpn_settings: Settings,
-    management: Authorities,
+    management: CertificateAuthority,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """N1, R66: no certificate, or one of a foreign CA, of a node, expired, or not made for clients."""
-    foreign = Authorities(tmp_path, "foreign")
+    foreign = CertificateAuthority(tmp_path, "foreign")
     async with running(openvpn_settings, management) as node:
         without = ssl.create_default_context(cafile=management.file)
         await _refused(node, without)
@@ -343,7 +349,7 @@ async def test_strangers_end_in_the_handshake(
 
 
 async def test_a_stranger_gets_not_one_byte_of_http(
-    openvpn_settings: Settings, management: Authorities
+    openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:
     """R66: also one that writes without waiting for the end of the handshake."""
     files = management.sign("node-3", CLIENT)
@@ -365,7 +371,7 @@ async def test_a_stranger_gets_not_one_byte_of_http(
 
 
 async def test_a_withdrawn_certificate_is_refused(
-    openvpn_settings: Settings, management: Authorities
+    openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:
     """N5."""
     from cryptography import x509
@@ -378,7 +384,7 @@ async def test_a_withdrawn_certificate_is_refused(
 
 
 async def test_a_renewed_certificate_is_loaded_without_dropping_a_connection(
-    openvpn_settings: Settings, management: Authorities, tmp_path: Path
+    openvpn_settings: Settings, management: CertificateAuthority, tmp_path: Path
 ) -> None:
     """R68: and files that cannot be used leave the old ones in place."""
     certificate, key = tmp_path / "agent.crt", tmp_path / "agent.key"
@@ -410,7 +416,7 @@ async def test_a_renewed_certificate_is_loaded_without_dropping_a_connection(
 
 
 async def test_what_goes_wrong_inside_is_500_and_tells_nothing(
-    openvpn_settings: Settings, management: Authorities, monkeypatch: pytest.MonkeyPatch
+    openvpn_settings: Settings, management: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(openvpn_settings, management) as node:
         monkeypatch.setattr(node.agent, "info", lambda: 1 / 0)

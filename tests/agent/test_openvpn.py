@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from node_agent.settings import OpenVpnProcess, Settings
-from tests.agent.conftest import AUTHORITY, Authorities, Running, running, until
+from tests.agent.conftest import AUTHORITY, CertificateAuthority, Running, running, until
 from tests.agent.openvpn_world import World
 from vpn_core.messages import Connection
 
@@ -67,7 +67,7 @@ async def attached(node: Running) -> None:
 
 
 async def test_a_wanted_client_comes_in_and_a_cut_client_is_out_within_a_second(
-    node_settings: Settings, management: Authorities, world: World
+    node_settings: Settings, management: CertificateAuthority, world: World
 ) -> None:
     """I3: and the answer has the counters, the journal both ends of the session."""
     world.serve(NAME, "employees")
@@ -94,7 +94,7 @@ async def test_a_wanted_client_comes_in_and_a_cut_client_is_out_within_a_second(
 
 
 async def test_a_client_that_is_not_wanted_is_refused(
-    node_settings: Settings, management: Authorities, world: World
+    node_settings: Settings, management: CertificateAuthority, world: World
 ) -> None:
     world.serve(NAME, "employees")
     async with running(node_settings, management) as node:
@@ -108,7 +108,7 @@ async def test_a_client_that_is_not_wanted_is_refused(
 
 
 async def test_a_certificate_of_another_profile_is_refused(
-    node_settings: Settings, management: Authorities, world: World
+    node_settings: Settings, management: CertificateAuthority, world: World
 ) -> None:
     """V4: the organizational unit of the certificate is the profile it was made for."""
     world.serve(NAME, "employees")
@@ -121,7 +121,7 @@ async def test_a_certificate_of_another_profile_is_refused(
 
 
 async def test_a_client_waits_while_the_set_is_unknown(
-    node_settings: Settings, management: Authorities, world: World
+    node_settings: Settings, management: CertificateAuthority, world: World
 ) -> None:
     """R57: told to come again, it comes in as soon as a portal has spoken."""
     world.serve(NAME, "employees")
@@ -136,7 +136,7 @@ async def test_a_client_waits_while_the_set_is_unknown(
 
 
 async def test_clients_survive_a_restart_of_the_agent_with_one_session(
-    node_settings: Settings, management: Authorities, world: World
+    node_settings: Settings, management: CertificateAuthority, world: World
 ) -> None:
     """R43, R97: and a client that came while no agent was attached comes in afterwards."""
     other = "f" * 32
@@ -169,7 +169,7 @@ async def test_clients_survive_a_restart_of_the_agent_with_one_session(
 
 
 async def test_an_expired_connection_is_cut_without_a_portal(
-    node_settings: Settings, management: Authorities, world: World
+    node_settings: Settings, management: CertificateAuthority, world: World
 ) -> None:
     """R52."""
     world.serve(NAME, "employees")
@@ -184,7 +184,7 @@ async def test_an_expired_connection_is_cut_without_a_portal(
 
 
 async def test_a_crashed_process_is_attached_to_again_and_its_sessions_end(
-    node_settings: Settings, management: Authorities, world: World
+    node_settings: Settings, management: CertificateAuthority, world: World
 ) -> None:
     """R49."""
     server = world.serve(NAME, "employees")
@@ -205,7 +205,7 @@ async def test_a_crashed_process_is_attached_to_again_and_its_sessions_end(
 
 
 async def test_a_hung_process_disturbs_nobody_else(
-    node_settings: Settings, management: Authorities, world: World
+    node_settings: Settings, management: CertificateAuthority, world: World
 ) -> None:
     """R50."""
     server = world.serve(NAME, "employees")

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from node_agent.settings import Settings
-from tests.agent.conftest import Authorities, Interface, peer, public_key, running, until
+from tests.agent.conftest import CertificateAuthority, Interface, peer, public_key, running, until
 
 
 async def test_an_admitted_peer_is_usable_when_the_answer_comes(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     async with running(settings, management) as node:
         assert await node.admit(peer(1)) == 204
@@ -20,7 +20,7 @@ async def test_an_admitted_peer_is_usable_when_the_answer_comes(
 
 
 async def test_a_cut_peer_is_gone_when_the_answer_comes(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     async with running(settings, management) as node:
         await node.admit(peer(1))
@@ -33,7 +33,7 @@ async def test_a_cut_peer_is_gone_when_the_answer_comes(
 
 
 async def test_an_address_is_taken_from_an_older_connection_that_still_has_it(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     async with running(settings, management) as node:
         await node.admit(peer(1))
@@ -45,7 +45,7 @@ async def test_an_address_is_taken_from_an_older_connection_that_still_has_it(
 
 
 async def test_a_set_removes_and_adds_what_differs(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     async with running(settings, management) as node:
         await node.admit(peer(1))
@@ -59,7 +59,7 @@ async def test_a_set_removes_and_adds_what_differs(
 
 @pytest.mark.slow
 async def test_peers_changed_by_hand_are_put_right_and_reported(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """R48."""
     async with running(settings, management) as node:
@@ -83,7 +83,7 @@ async def test_peers_changed_by_hand_are_put_right_and_reported(
 
 @pytest.mark.slow
 async def test_a_restarted_agent_touches_no_unchanged_peer(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """R46."""
     async with running(settings, management) as node:
@@ -107,7 +107,7 @@ async def test_a_restarted_agent_touches_no_unchanged_peer(
 
 
 async def test_a_recreated_interface_gets_all_its_peers_back(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """R45, R47."""
     async with running(settings, management) as node:
@@ -125,7 +125,7 @@ async def test_a_recreated_interface_gets_all_its_peers_back(
 
 
 async def test_the_interface_keeps_its_own_key_and_port(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """N8."""
     before = [interface.wg("show", interface.name, what).stdout for what in ("public-key", "listen-port")]
@@ -141,7 +141,7 @@ async def test_the_interface_keeps_its_own_key_and_port(
 
 
 async def test_a_connection_ends_when_it_expires_without_a_portal(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """R52."""
     async with running(settings, management) as node:
@@ -155,7 +155,7 @@ async def test_a_connection_ends_when_it_expires_without_a_portal(
 
 
 async def test_an_admission_while_the_interface_is_away_fails_and_is_made_up_for(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     interface.down()
     async with running(settings, management) as node:
@@ -166,7 +166,7 @@ async def test_an_admission_while_the_interface_is_away_fails_and_is_made_up_for
 
 
 async def test_many_admissions_at_once_all_arrive(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
 
     async with running(settings, management) as node:
@@ -177,7 +177,7 @@ async def test_many_admissions_at_once_all_arrive(
 
 
 async def test_a_command_names_no_private_key(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """S2, S3: what the agent holds of the interface has no private key in it."""
     private = subprocess.run(
@@ -192,7 +192,7 @@ async def test_a_command_names_no_private_key(
 
 
 async def test_peers_come_back_after_a_reboot_without_a_portal(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """R45."""
     async with running(settings, management) as node:
@@ -207,7 +207,7 @@ async def test_peers_come_back_after_a_reboot_without_a_portal(
 
 @pytest.mark.parametrize("damage", [b"", b"garbage\n", None])
 async def test_lost_state_removes_no_peer_from_a_running_interface(
-    settings: Settings, management: Authorities, interface: Interface, damage: bytes | None
+    settings: Settings, management: CertificateAuthority, interface: Interface, damage: bytes | None
 ) -> None:
     """R57: also not when the first thing that a portal says is an empty set (R58)."""
     async with running(settings, management) as node:
@@ -231,7 +231,7 @@ async def test_lost_state_removes_no_peer_from_a_running_interface(
 
 @pytest.mark.slow
 async def test_what_a_damaged_file_tells_is_not_added_to_an_empty_interface(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """R57: it may have been cut since; what expires is removed all the same."""
     async with running(settings, management) as node:
@@ -252,7 +252,7 @@ async def test_what_a_damaged_file_tells_is_not_added_to_an_empty_interface(
 
 @pytest.mark.slow
 async def test_a_real_handshake_is_a_session_with_its_bytes(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """I7, P2: from a client that connects, pings and is cut."""
     client = Interface(interface.name.replace("wgt", "wgc"))
@@ -300,7 +300,7 @@ async def test_a_real_handshake_is_a_session_with_its_bytes(
 
 
 async def test_a_key_that_comes_back_while_its_old_connection_is_cut_stays(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """I4: an app connects again with the same key; both calls are on their way at once."""
     async with running(settings, management) as node:
@@ -317,7 +317,7 @@ async def test_a_key_that_comes_back_while_its_old_connection_is_cut_stays(
 
 
 async def test_a_set_is_taken_while_the_interface_is_away(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     interface.down()
     async with running(settings, management) as node:
@@ -330,7 +330,7 @@ async def test_a_set_is_taken_while_the_interface_is_away(
 
 
 async def test_a_repair_planned_before_a_cut_does_not_undo_it(
-    settings: Settings, management: Authorities, interface: Interface
+    settings: Settings, management: CertificateAuthority, interface: Interface
 ) -> None:
     """I3: 1,000 peers are being restored while some are cut."""
     async with running(settings, management) as node:
@@ -345,3 +345,24 @@ async def test_a_repair_planned_before_a_cut_does_not_undo_it(
         assert not gone & interface.peers().keys()
         await until(lambda: len(interface.peers()) == 900)
         assert not gone & interface.peers().keys()
+
+
+async def test_a_hung_interface_is_reported_and_does_not_stop_the_agent(
+    settings: Settings,
+    management: CertificateAuthority,
+    interface: Interface,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("node_agent.wireguard.CALL_SECONDS", 0.5)
+    async with running(settings, management) as node:
+        await node.replace(1, peer(1))
+        interface.pause()
+        try:
+            assert await node.admit(peer(2)) == 500
+            await until(lambda: f"{interface.name}: no answer" in str(node.agent.problems()))
+            await node.info()
+        finally:
+            interface.resume()
+
+        await until(lambda: len(interface.peers()) == 2, seconds=8)
+        await until(lambda: node.agent.problems() == [])
