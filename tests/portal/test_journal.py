@@ -170,14 +170,17 @@ def test_answer_that_comes_twice_counts_once():
     told = Told()
     connection = make_connection()
     told.end(told.start(connection, 1), connection, 5)
+    store(Events(JOURNAL, 1, 1, tuple(told.entries[:1])))
     before = position()
     store(told.answer(), before)
     store(told.answer())  # the same entries again: behind the position
 
     # A reader that began before the first one had stored: another leader was faster.
+    told.end(told.start(connection, 6), connection, 7)
     assert store(told.answer(), before) is None
 
     assert len(sessions()) == len(uses()) == 1
+    assert position().sequence == 2
 
 
 def test_lost_answers_and_crashes_lose_nothing_and_double_nothing(tmp_path: Path):
