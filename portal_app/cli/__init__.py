@@ -59,6 +59,8 @@ def become_portal(settings: Settings) -> None:
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
     name = pwd.getpwuid(owner.st_uid).pw_name
+    # What this process makes (the database above all) is nobody else's to read.
+    os.umask(0o077)
     os.initgroups(name, owner.st_gid)
     os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)

@@ -121,7 +121,7 @@ def test_well_known_is_served_by_the_web_server_alone(deployment: Deployment, se
     assert "cache-control: no-store" in head.lower()
     document = json.loads(body)
     assert document["api"]["http://eduvpn.org/api#3"]["api_endpoint"] == f"{deployment.portal_url}/api/v3"
-    assert isinstance(document["v"], str)
+    assert isinstance(document.get("v", ""), str)
 
 
 def test_no_secret_is_world_readable(server: Host) -> None:
@@ -137,14 +137,13 @@ def test_no_secret_in_output_or_logs(deployment: Deployment, server: Host, clien
     """S2, S3, S4: the vault's values, the accounts' passwords, the host's keys are nowhere to be read."""
     done = deployment.playbook("site", "--check", "--diff", "-vvv", log="verbose")
     assert done.returncode == 0
-    vault = subprocess.run(
-        [str(PROJECT / ".venv/bin/ansible"), "-i", str(deployment.directory / "inventory"), "localhost",
-         "-m", "ansible.builtin.debug", "-a", "var=hostvars[groups['portals'][0]]"],
-        cwd=PROJECT, capture_output=True, text=True, check=True, env=deployment.environment,
-    ).stdout  # fmt: skip
     secrets = set(deployment.passwords.values())
-    for value in re.findall(r'"vault_\w*(?:key|secret)": "(.*)"', vault):
-        secrets |= {line for line in value.split("\\n") if len(line) > 20 and "-----" not in line}
+    variables = {n: v for n, v in deployment.variables(server.name).items() if n.startswith("vault_")}
+    # The file of an elliptic curve key holds the public key too, which certificates show.
+    public = "".join(v.replace("\n", "") for n, v in variables.items() if n.endswith("_certificate"))
+    for name, value in variables.items():
+        if not name.endswith("_certificate"):
+            secrets |= {x for x in value.split("\n") if len(x) > 20 and "-----" not in x and x not in public}
     assert len(secrets) > 8, "the vault's secrets were not found, so the search would prove nothing"
     secrets |= set(
         server.output(
