@@ -253,13 +253,14 @@ def _check_ports(node: Node, profiles: list[Profile], plan: NodePlan, settings: 
         taken |= {("tcp", 80): "the portal", ("tcp", 443): "the portal"}
     if any(server in GATEWAY_DNS for profile in profiles for server in profile.dns_servers):
         taken |= {("udp", 53): "DNS on the gateway", ("tcp", 53): "DNS on the gateway"}
-    if plan.wireguard:
-        taken["udp", settings.wireguard_port] = "WireGuard (vpn_wireguard_port)"
+    wanted = [("WireGuard (vpn_wireguard_port)", "udp", settings.wireguard_port)] if plan.wireguard else []
     for process in plan.openvpn:
         where = f"vpn_profiles.{process.profile_id}.openvpn.{process.protocol}_ports"
-        holder = taken.setdefault((process.protocol, process.port), where)
+        wanted.append((where, process.protocol, process.port))
+    for where, protocol, port in wanted:
+        holder = taken.setdefault((protocol, port), where)
         if holder != where:
-            raise PlanError(f"{where}: {process.port} on {node.name} is taken by {holder}; use another port")
+            raise PlanError(f"{where}: {port} on {node.name} is taken by {holder}; use another port")
 
 
 def _check_exposed_ports(node: Node, profiles: list[Profile]) -> None:

@@ -577,6 +577,7 @@ def test_small_range_anywhere_inside_a_large_one_is_found(inner):
             "'wireguard_ports'",
             "did you mean 'wireguard_port'?",
         ),
+        ({"wireguard_port": 53}, "WireGuard (vpn_wireguard_port)", "53 on vpn1", "use another port"),
         (["max_nodes"], "settings of vpn_plan", "['max_nodes']", "write 'key: value' lines"),
     ],
 )
