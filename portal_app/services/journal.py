@@ -5,8 +5,9 @@ with a position acknowledges all up to it: what is lost is read again, what come
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -23,6 +24,8 @@ from vpn_core.messages import OPENVPN, Events, NodeInfo, SessionEvent
 #: So many batches of 1000 per visit; the next round goes on.
 _BATCHES = 10
 _CHUNK = 500
+#: So many entries per transaction: whoever waits for SQLite's one writer does not wait long (R53).
+_PER_TRANSACTION = 250
 #: A node's clock may be this far ahead of ours before its times are cut to ours.
 _AHEAD = timedelta(seconds=60)
 
@@ -66,14 +69,22 @@ def read(agents: Agents, node: NodeAddress, info: NodeInfo, *, log_origins: bool
         if events.journal_id != position.journal_id and position.sequence:
             # A new journal begins at its own start.
             events = agents.events(node, 0, None)
-        moved = store(node, events, position, log_origins=log_origins, now=now)
-        if moved is None:
-            return stored
+        before = position
+        for part in _parts(events):
+            moved = store(node, part, position, log_origins=log_origins, now=now)
+            if moved is None:
+                return stored
+            stored, position = stored + len(part.events), moved
         # The call after the last entry acknowledges it, and brings nothing.
-        if moved == position:
+        if position == before:
             return stored
-        stored, position = stored + len(events.events), moved
     return stored
+
+
+def _parts(events: Events) -> Iterator[Events]:
+    """Cut an answer into what one transaction stores; at least one part."""
+    for start in range(0, max(1, len(events.events)), _PER_TRANSACTION):
+        yield replace(events, events=events.events[start : start + _PER_TRANSACTION])
 
 
 @retried
@@ -178,7 +189,11 @@ class _Batch:
                 )
             )
         }
-        self.pools = _pools(db, node.number) if any(e.protocol == OPENVPN for e in events) else {}
+        self.pools: dict[str, list[IPv4Network | IPv6Network]] = {}
+        self.uses: defaultdict[str, list[AddressUse]] = defaultdict(list)
+        if any(e.protocol == OPENVPN for e in events):
+            self.pools = _pools(db, node.number)
+            self._load_uses()
 
     def store(self) -> None:
         for event in self.events:
@@ -219,7 +234,7 @@ class _Batch:
         self.db.add(session)
         if event.protocol == OPENVPN and holder is not None and (ipv4 or ipv6):
             self._clip(ipv4, ipv6, started_at)
-            self.db.add(
+            self._remember(
                 AddressUse(
                     connection_id=event.connection_id,
                     user_name=holder.user_name,
@@ -232,7 +247,6 @@ class _Batch:
                     started_at=started_at,
                 )
             )
-            self.db.flush()
         if event.kind == "end":
             self._end(session, event)
 
@@ -240,38 +254,45 @@ class _Batch:
         session.ended_at = max(self._time(event.at), session.started_at)
         session.received_bytes, session.sent_bytes = event.received_bytes, event.sent_bytes
         if session.protocol == OPENVPN:
-            self.db.flush()
-            self.db.execute(
-                update(AddressUse)
-                .where(
-                    AddressUse.node_number == self.node.number,
-                    AddressUse.connection_id == session.connection_id,
-                    AddressUse.started_at == session.started_at,
-                    AddressUse.ipv4.is_not_distinct_from(session.ipv4),
-                    AddressUse.ended_at.is_(None),
-                )
-                .values(ended_at=session.ended_at, end_reason="disconnected")
-            )
+            for use in self._uses_of(session.ipv4, session.ipv6):
+                if (
+                    use.ended_at is None
+                    and use.connection_id == session.connection_id
+                    and use.started_at == session.started_at
+                ):
+                    use.ended_at, use.end_reason = session.ended_at, "disconnected"
 
     def _clip(self, ipv4: str | None, ipv6: str | None, started_at: datetime) -> None:
         """End earlier uses of an address where the next begins, so that intervals never overlap (I7)."""
-        self.db.execute(
-            update(AddressUse)
-            .where(
-                AddressUse.node_number == self.node.number,
-                AddressUse.protocol == OPENVPN,
-                or_(
-                    *(
-                        column == address
-                        for column, address in ((AddressUse.ipv4, ipv4), (AddressUse.ipv6, ipv6))
-                        if address is not None
-                    )
-                ),
-                AddressUse.started_at <= started_at,
-                or_(AddressUse.ended_at.is_(None), AddressUse.ended_at > started_at),
-            )
-            .values(ended_at=started_at, end_reason="address_reused")
-        )
+        for use in self._uses_of(ipv4, ipv6):
+            if use.started_at <= started_at and (use.ended_at is None or use.ended_at > started_at):
+                use.ended_at, use.end_reason = started_at, "address_reused"
+
+    def _load_uses(self) -> None:
+        """Read every use of a pool's address that what is stored here may end, a few statements for all."""
+        earliest = min(self._time(e.at if e.started_at is None else e.started_at) for e in self.events)
+        for column, addresses in (
+            (AddressUse.ipv4, {e.ipv4 for e in self.events} | {r.ipv4 for r in self.sessions.values()}),
+            (AddressUse.ipv6, {e.ipv6 for e in self.events} | {r.ipv6 for r in self.sessions.values()}),
+        ):
+            for chunk in _chunks(a for a in addresses if a is not None):
+                found = select(AddressUse).where(
+                    column.in_(chunk),
+                    AddressUse.node_number == self.node.number,
+                    AddressUse.protocol == OPENVPN,
+                    or_(AddressUse.ended_at.is_(None), AddressUse.ended_at > earliest),
+                )
+                for use in self.db.scalars(found):
+                    self._remember(use)
+
+    def _remember(self, use: AddressUse) -> None:
+        self.db.add(use)
+        for address in (use.ipv4, use.ipv6):
+            if address is not None and use not in self.uses[address]:
+                self.uses[address].append(use)
+
+    def _uses_of(self, ipv4: str | None, ipv6: str | None) -> list[AddressUse]:
+        return [use for address in (ipv4, ipv6) if address is not None for use in self.uses[address]]
 
     def _addresses(self, event: SessionEvent, holder: _Holder | None) -> tuple[str | None, str | None]:
         """Return a session's addresses: ours for WireGuard, for OpenVPN what lies in the node's pools."""
