@@ -47,7 +47,8 @@ class AccessToken(Base):
 class RefreshToken(Base):
     """One link of an authorization's chain; ``used_at`` is set when it was redeemed or died unused.
 
-    At most one link of a chain is alive. A link has two successors only by the grace rule (design.md, "Tokens").
+    At most one link of a chain is alive. A link has two successors only by the grace rule (design.md,
+    "Tokens").
     """
 
     __tablename__ = "refresh_tokens"

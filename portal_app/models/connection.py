@@ -57,7 +57,9 @@ class Connection(Base):
 
 
 class FreeAddress(Base):
-    """An address given back; the one that waits longest is given again first, and never before ``freed_at``."""
+    """An address given back; the one that waits longest is given again first, and never before
+    ``freed_at``.
+    """
 
     __tablename__ = "free_addresses"
     __table_args__ = (

@@ -9,7 +9,9 @@ from portal_app.db import Base
 
 
 class PeriodicJob(Base):
-    """One job of the controllers. Who moves ``started_at`` runs it: once per interval, whatever portals believe."""
+    """One job of the controllers. Who moves ``started_at`` runs it: once per interval, whatever portals
+    believe.
+    """
 
     __tablename__ = "periodic_jobs"
     name: Mapped[str] = mapped_column(String(40), primary_key=True)

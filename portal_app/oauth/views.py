@@ -34,7 +34,7 @@ def _ask_user(wanted: AuthorizationRequest) -> Response:
     user = signed_in_user()
     if user is None or user.is_disabled or not _may_sign_in(user):
         raise Forbidden("This account may not use the service.")
-    if request.method == "GET" and wanted.client.requires_approval:
+    if request.method == "HEAD" or (request.method == "GET" and wanted.client.requires_approval):
         return _approval_page(wanted, user)
     if request.method == "GET":
         return _approve(wanted, user)

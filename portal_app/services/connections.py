@@ -345,11 +345,10 @@ def _admit(wish: _Order, made: _Made, ends_at: float) -> bool:
     way.
     """
     agents = portal().agents
-    # The same key first leaves its old connection, else its removal would hit the new one.
-    key_moves = [e for e in made.ended if e.public_key and e.public_key == made.row.public_key
-                 and e.node.number == made.candidate.node.number]  # fmt: skip
-    tell([e for e in made.ended if e not in key_moves], wait=False)
-    tell(key_moves, seconds=max(0.1, min(CUT_SECONDS, ends_at - time.monotonic())))
+    # A key or address first leaves its old connection, else the old one's removal would hit the new one.
+    moving = [item for item in made.ended if _moves(item, made)]
+    tell([item for item in made.ended if item not in moving], wait=False)
+    tell(moving, seconds=max(0.1, min(CUT_SECONDS, ends_at - time.monotonic())))
     seconds = max(0.1, min(ADMIT_SECONDS, ends_at - time.monotonic()))
     try:
         agents.admit(made.candidate.node, Admit(made.authority, made.row), seconds=seconds)
@@ -364,6 +363,12 @@ def _admit(wish: _Order, made: _Made, ends_at: float) -> bool:
         nodes.mark_suspect(made.candidate.node.number, wish.now)
         return False
     return True
+
+
+def _moves(item: Ended, made: _Made) -> bool:
+    same_key = item.public_key is not None and item.public_key == made.row.public_key
+    same_address = item.ipv4 is not None and item.ipv4 == made.row.ipv4
+    return item.node.number == made.candidate.node.number and (same_key or same_address)
 
 
 def _exists(connection_id: str) -> bool:

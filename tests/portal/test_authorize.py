@@ -295,6 +295,8 @@ def test_own_client_is_shown_escaped_and_answered_behind_its_own_query(app):
 def test_own_client_may_skip_the_approval(app):
     user = VpnApp(app, add_user(), client_id="org.example.cli", redirect_uri="http://127.0.0.1:5000/cb")
 
+    assert user.browser.head("/oauth/authorize", query_string=user.query()).status_code == 200
+    assert authorizations() == 0
     assert user.ask().location.startswith("http://127.0.0.1:5000/cb?code=")
 
 

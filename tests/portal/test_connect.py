@@ -406,6 +406,56 @@ def test_node_that_does_not_admit_gives_way_to_another_within_the_budget(
         assert allocated == {0: 0, 1: 1}
 
 
+def test_portal_that_dies_after_the_commit_leaves_nothing_that_a_repeat_does_not_mend(
+    node, make_app_user, monkeypatch
+):
+    """R15, I6: the row is there, no answer was sent; the app asks again."""
+
+    class PowerCut(BaseException):
+        """Nothing of the portal runs after it."""
+
+    app = make_app_user()
+    agents = app.app.extensions["causeway"].agents
+    with monkeypatch.context() as patch:
+        patch.setattr(agents, "admit", lambda *_args, **_kwargs: (_ for _ in ()).throw(PowerCut()))
+        with pytest.raises(PowerCut):
+            app.connect()
+    (lost,) = rows()
+
+    assert app.connect().status_code == 200
+
+    (row,) = rows()
+    assert row.id != lost.id
+    wait_until(lambda: node.peers == {row.id})
+    with transaction(read_only=True) as db:
+        assert db.get_one(Offer, (0, "employees")).allocated == 1
+
+
+def test_many_ends_at_a_dead_node_do_not_delay_those_at_a_living_one(make_nodes, make_app_user):
+    """I3: cuts of one act at a silent node cost one time-out, not one each."""
+    dead, living = make_nodes(2)
+    user = make_app_user().user
+    with transaction() as db:
+        db.execute(update(NodeStatus).values(maintenance_mode=True))
+    with transaction() as db:
+        ended = []
+        authority, refs = connections.nodes.lock(db, {0, 1})
+        for number, count in ((0, 200), (1, 8)):
+            cut = connections.ending.Cut(authority, connections.nodes.next_generation(db, number))
+            ended += [
+                connections.Ended(
+                    f"{number}{n:031x}", refs[number], cut, "test", user.name, "lab", "wireguard", None, None
+                )
+                for n in range(count)
+            ]
+    dead.mode = "silent"
+
+    connections.tell(ended, seconds=0.5)
+
+    assert len(living.cuts) == 8
+    assert len(dead.calls) <= 2 * connections.ending.LANES
+
+
 def test_no_node_that_answers_is_a_503_and_nothing_stays_taken(make_nodes, make_app_user, monkeypatch):
     monkeypatch.setattr(connections, "ADMIT_SECONDS", 0.2)
     for agent in make_nodes(2):

@@ -188,6 +188,24 @@ def test_several_connects_of_one_authorization_leave_one(node, app, make_app_use
     wait_until(lambda: node.peers == living)
 
 
+def test_nothing_survives_a_revocation_that_races_with_connects(node, app, make_app_user):
+    """R38, I3"""
+    first = make_app_user()
+    copies = [VpnApp(app, first.user, tokens=first.tokens) for _ in range(4)]
+
+    def revoke():
+        form = {"token": first.tokens["refresh_token"], "client_id": first.client_id}
+        return first.http.post("/oauth/revoke", data=form)
+
+    responses = at_once([copies[0].connect, copies[1].connect, revoke, copies[2].connect, copies[3].connect])
+
+    assert {r.status_code for r in responses} <= {200, 401, 409}
+    assert first.connect().status_code == 401
+    with transaction(read_only=True) as db:
+        assert db.scalars(select(Connection.id)).all() == []
+    wait_until(lambda: node.peers == set())
+
+
 def statements_of(call) -> int:
     """Count what a call sends to the database."""
     count = 0
