@@ -114,7 +114,7 @@ check-yaml:
 	@echo "yamllint"; $(BIN)/yamllint --strict .
 
 check-ansible:
-	@echo "ansible-lint"; $(BIN)/ansible-lint --offline --quiet
+	@echo "ansible-lint"; $(BIN)/ansible-lint --offline -q
 
 check-quick:
 	@echo "quick tests"; $(BIN)/pytest --quiet --numprocesses=auto -m "not lab and not slow" \
