@@ -165,6 +165,18 @@ def test_profile_with_permissions_is_for_who_has_one_of_them(make_nodes, make_ap
     assert app.connect("staff-only").status_code == 200
 
 
+def test_permission_that_was_lost_counts_at_once(make_nodes, make_app_user):
+    """V3: permissions are looked up at each call."""
+    make_nodes(1, PROFILES | more_profiles())
+    app = make_app_user(permissions=["staff"])
+    assert app.connect("staff-only").status_code == 200
+    with transaction() as db:
+        db.execute(update(User).values(permissions=[]))
+
+    assert "staff-only" not in app.info().text
+    assert app.connect("staff-only").status_code == 404
+
+
 def test_refused_request_does_not_end_the_connection_that_is_there(node, make_app_user):
     app = make_app_user()
     app.connect()

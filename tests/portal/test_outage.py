@@ -107,6 +107,27 @@ def test_read_only_database_serves_reads_and_refuses_writes(app, node, make_app_
         db.engine().dispose()
 
 
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_locked_row_is_a_503_in_bounded_time_and_reads_go_on(
+    app, node, make_app_user, database_url, monkeypatch
+):
+    """R26"""
+    monkeypatch.setattr(db, "LOCK_SECONDS", 1)
+    db.connect_to(database_url)
+    user = make_app_user()
+    other = sqlalchemy.create_engine(database_url)
+    with other.connect() as connection:
+        connection.exec_driver_sql("SELECT id FROM users FOR UPDATE")
+
+        response = user.connect()
+
+        assert response.status_code == 503
+        assert response.headers["Retry-After"]
+        assert user.info().status_code == 200
+    other.dispose()
+    assert user.connect().status_code == 200
+
+
 @pytest.mark.parametrize("host", ["evil.example.org", "vpn.example.org.evil.example", "127.0.0.1"])
 @pytest.mark.parametrize("path", ["/", "/api/v3/info", "/oauth/authorize"])
 def test_other_host_names_are_refused(client, host, path):
