@@ -1,5 +1,6 @@
 """The process: leads or waits, round after round, until it is told to stop."""
 
+import contextlib
 import logging
 import queue
 import signal
@@ -53,21 +54,25 @@ class Controller:
         self._jobs = jobs(settings, self.agents)
         self._jobs_lane = Lane("jobs", 1)
         self._jobs_running = threading.Event()
-        self._stopping = threading.Event()
+        # A signal handler may interrupt whoever holds an Event's lock; a flag and a SimpleQueue have none.
+        self._stopping = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._next_round = 0.0
         self._next_jobs = 0.0
         self._pause = 0.0
         self._complained_at = float("-inf")
 
     def stop(self) -> None:
-        self._stopping.set()
-        self._watch.seen.put(None)  # wakes the loop
+        self._stopping = True
+        # The loop waits for one of these.
+        self._wake.put(None)
+        self._watch.seen.put(None)
 
     def run(self) -> None:
         notify("READY=1")
         log("controller_started")
         try:
-            while not self._stopping.is_set():
+            while not self._stopping:
                 notify("WATCHDOG=1")
                 self._turn()
         finally:
@@ -87,7 +92,7 @@ class Controller:
             if self.leads:
                 self._work()
             else:
-                self._stopping.wait(TICK_SECONDS)
+                self._wait(TICK_SECONDS)
             if self._pause:
                 log("database_back")
                 self._pause = 0.0
@@ -128,12 +133,27 @@ class Controller:
                 ends_at = min(ends_at, time.monotonic() + GATHER_SECONDS)
             batch.append(seen)
         if batch:
+            self._write_down(batch)
+
+    def _write_down(self, batch: list[Seen]) -> None:
+        # Whoever was paused meanwhile has old news: it would call nodes down that the new leader sees up.
+        leads = False
+        try:
+            leads = self._lock.hold()
+        finally:
+            if not leads:
+                self._watch.drop(batch)
+        if leads:
             self._watch.collect(sorted(batch, key=lambda s: s.number))
+
+    def _wait(self, seconds: float) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._wake.get(timeout=seconds)
 
     def _run_jobs(self) -> None:
         try:
             for job in self._jobs:
-                if not self._stopping.is_set():
+                if not self._stopping:
                     self._run_job(job)
         finally:
             self._jobs_running.clear()
@@ -154,7 +174,7 @@ class Controller:
             log("database_unavailable", level=logging.ERROR, error=_said(error))
             self._complained_at = now
         self._pause = min(LONGEST_PAUSE_SECONDS, max(0.5, self._pause * 2))
-        self._stopping.wait(self._pause)
+        self._wait(self._pause)
 
 
 def _said(error: Exception) -> str:

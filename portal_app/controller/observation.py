@@ -37,6 +37,7 @@ class Expected:
     reconciled_generation: int
     failing_since: datetime | None
     suspect_until: datetime | None
+    maintenance_mode: bool
     deployment_id: str
     epoch: int
 
@@ -48,6 +49,7 @@ class Memory:
     in_flight: bool = False
     following: bool = False
     failing: bool | None = None
+    maintenance_before: bool = False
     error: str | None = None
     set_at: float = float("-inf")
     generation_before: int | None = None

@@ -1,5 +1,6 @@
 """The leader's round: ask every node, write down what was seen, repair what differs."""
 
+import contextlib
 import logging
 import queue
 import time
@@ -56,9 +57,19 @@ class Watch:
         }
 
     def forget(self) -> None:
-        """Another one led meanwhile: what was remembered is old."""
+        """Another one led meanwhile: what was remembered is old, and so is what waits to be written."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (seen := self.seen.get_nowait()) is not None:
+                    self.drop([seen])
         for memory in self._memories.values():
             memory.forget()
+
+    def drop(self, batch: Sequence[Seen]) -> None:
+        """Let these nodes be asked again."""
+        for seen in batch:
+            if seen.number in self._memories:
+                self._memories[seen.number].in_flight = False
 
     def stop(self) -> None:
         for lane in self._lanes.values():
@@ -75,7 +86,7 @@ class Watch:
             if memory.failing is None:
                 memory.failing = node.failing_since is not None
             if not memory.in_flight:
-                memory.in_flight = True
+                memory.in_flight, memory.maintenance_before = True, node.maintenance_mode
                 lane = self._lanes["failing" if memory.failing else "living"]
                 lane.submit(lambda node=node: self._ask(node))  # type: ignore[misc]
         return len(all_nodes)
@@ -109,9 +120,7 @@ class Watch:
                     if chosen := [row for row in rows if ("info" in row) == answered]:
                         db.execute(update(NodeStatus), chosen)
         finally:
-            for seen in batch:
-                if seen.number in self._memories:
-                    self._memories[seen.number].in_flight = False
+            self.drop(batch)
         for number in self._memories.keys() - known.keys():
             del self._memories[number]
         for expected, info, reason in follow:
@@ -163,7 +172,10 @@ class Watch:
             "suspect_until": expected.suspect_until
             if suspected_at and suspected_at > seen.asked_at
             else None,
-            "maintenance_mode": info.maintenance_mode,
+            # The command that sets it writes it here too, perhaps after the node gave this answer (R63).
+            "maintenance_mode": info.maintenance_mode
+            if expected.maintenance_mode == memory.maintenance_before
+            else expected.maintenance_mode,
             "wireguard_public_key": info.wireguard_public_key,
             "instance_id": info.instance_id,
             "info": observation.kept(info, seen.skew),
@@ -321,6 +333,7 @@ def _expected(db: Session) -> list[Expected]:
             NodeStatus.reconciled_generation,
             NodeStatus.failing_since,
             NodeStatus.suspect_until,
+            NodeStatus.maintenance_mode,
         ).join(NodeStatus, NodeStatus.node_number == Node.number)
     )
     return [Expected(**row._mapping, **deployment._mapping) for row in rows]

@@ -15,7 +15,9 @@ from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.controller.loop import Controller
 from portal_app.controller.observation import Timing
+from portal_app.controller.watch import Watch
 from portal_app.db import transaction
+from portal_app.errors import NodeUnreachable
 from portal_app.models import AuditEvent, Connection, Deployment, Node, NodeStatus, User
 from portal_app.services import connections, nodes
 from portal_app.settings import Settings
@@ -220,6 +222,39 @@ def test_set_read_long_ago_neither_revives_nor_removes(make_agents, agents, sett
     assert agent.connections(agents) == {kept, newer}
 
 
+@on_sqlite
+def test_leader_that_was_paused_calls_no_node_down(make_agents, agents, settings, monkeypatch):
+    """R55: its calls ran into their deadlines while it slept; the new leader sees the nodes up."""
+    make_agents()
+    with running(settings, agents):
+        eventually(is_up)
+    before = status().answered_at
+    woken = threading.Event()
+
+    class Lost:
+        def hold(self) -> bool:
+            return not woken.is_set()
+
+        def release(self) -> None:
+            """Nothing is held."""
+
+    def info(node: Any, **_options: Any) -> None:
+        woken.set()
+        raise NodeUnreachable("node0: no answer in time")
+
+    monkeypatch.setattr(agents, "info", info)
+    controller = Controller(settings, agents=agents, lock=Lost(), timing=QUICK)
+    thread = threading.Thread(target=controller.run)
+    thread.start()
+    assert woken.wait(20)
+    eventually(lambda: not controller.leads)
+    controller.stop()
+    thread.join(20)
+
+    assert is_up()
+    assert status().answered_at == before
+
+
 def test_empty_database_does_not_clear_a_node(make_agents, agents, settings):
     """R58: a portal with another deployment's id, and no connections, holds the node's real certificates."""
     (agent,) = make_agents()
@@ -369,6 +404,31 @@ def test_maintenance_keeps_new_connections_away(make_agents, agents, settings, r
         eventually(lambda: "maintenance" in run_command("node", "list").out)
         run_command("node", "maintenance", "node0", "off")
         connect(user)
+
+
+@on_sqlite
+def test_answer_from_before_does_not_undo_maintenance(make_agents, agents, monkeypatch):
+    """R63: the node answered, then an operator set maintenance, then the answer was written down."""
+    make_agents()
+    answer = agents.info
+
+    def info(node: Any, **options: Any) -> Any:
+        given = answer(node, **options)
+        with transaction() as session:
+            session.execute(update(NodeStatus).values(maintenance_mode=True))
+        return given
+
+    monkeypatch.setattr(agents, "info", info)
+    watch = Watch(agents, log_origins=False, clock=utc_now, timing=QUICK)
+    watch.submit()
+    seen = watch.seen.get(timeout=20)
+    assert seen is not None
+    assert not seen.info.maintenance_mode
+
+    watch.collect([seen])
+
+    assert status().maintenance_mode
+    watch.stop()
 
 
 @on_postgresql

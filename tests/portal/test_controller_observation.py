@@ -21,13 +21,13 @@ TIMING = Timing(poll=5, moved=30, full=600, flapping=600)
 EXPECTED = Expected(
     number=3, name="vpn3", agent_address="192.0.2.3", generation=10, instance_id="1" * 32, journal_id=None,
     journal_sequence=0, reconciled_generation=10, failing_since=None, suspect_until=None,
-    deployment_id=DEPLOYMENT, epoch=2,
+    maintenance_mode=False, deployment_id=DEPLOYMENT, epoch=2,
 )  # fmt: skip
 INFO = NodeInfo(
     v="1", node_number=3, instance_id="1" * 32, boot_id="b" * 32, node_uptime=1, now=0,
-    maintenance_mode=False, cpu_count=1, load_average=(), rel_load_average=(), profiles={}, wireguard_public_key=None, w_peer_count=0,
-    o_client_count=0, connection_count=0, deployment_id=DEPLOYMENT, epoch=2, generation=10,
-    journal_id="c" * 32, journal_head=0,
+    maintenance_mode=False, cpu_count=1, load_average=(), rel_load_average=(), profiles={},
+    wireguard_public_key=None, w_peer_count=0, o_client_count=0, connection_count=0,
+    deployment_id=DEPLOYMENT, epoch=2, generation=10, journal_id="c" * 32, journal_head=0,
 )  # fmt: skip
 
 
