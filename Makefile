@@ -91,6 +91,7 @@ lab-down: ## remove the instance named by TOPOLOGY or NAME, or all when neither 
 	@$(LAB) down $(if $(filter command environment,$(origin TOPOLOGY) $(origin NAME)),$(INSTANCE),--all)
 
 ##@ Checking
+QUICK := $(wildcard tests/unit tests/templates tests/contract)
 CHECKS := check-ruff check-format check-types check-lab-types check-yaml check-ansible check-quick
 
 .PHONY: check $(CHECKS)
@@ -118,12 +119,14 @@ check-ansible:
 
 check-quick:
 	@echo "quick tests"; $(BIN)/pytest --quiet --numprocesses=auto -m "not lab and not slow" \
-		$(wildcard tests/unit tests/templates tests/contract)
+		$(QUICK)
 
 .PHONY: test
 test: check test-packages ## everything, the end-to-end tests on lab hosts included
-	$(call say,Running every test (tests on lab hosts take minutes))
-	@$(BIN)/pytest tests
+	$(call say,Running the tests of portal and agent (about 5 minutes))
+	@$(BIN)/pytest --quiet --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
+	$(call say,Running the tests on lab hosts (about 20 minutes))
+	@$(BIN)/pytest --durations=15 -m lab tests/lab tests/e2e
 
 .PHONY: bench
 bench: setup ## measure; benchmarks/ says what and how
