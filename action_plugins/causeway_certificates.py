@@ -28,9 +28,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         for item, found in zip(wanted, answer["found"], strict=True):
             public_key = found["public_key"]
             authority = Authority(item["authority_certificate"], item["authority_key"])
-            reason = "there is none" if public_key is None else reason_to_issue(
-                found["certificate"], public_key, authority.certificate, item["name"], item["use"], now
-            )  # fmt: skip
+            reason: str | None = "there is none"
+            if public_key is not None:
+                reason = reason_to_issue(
+                    found["certificate"], public_key, authority.certificate, item["name"], item["use"], now
+                )
             if reason is None:
                 continue
             issued[str(item["certificate"])] = reason

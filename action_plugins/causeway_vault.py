@@ -11,14 +11,13 @@ from ansible.plugins.action import ActionBase
 
 from vpn_control.authority import make_environment
 
-
 _HEAD = """---
-# Written by playbooks/init_secrets.yml. Keep a copy: without it nothing of this environment can be deployed again.
+# Written by playbooks/init_secrets.yml. Keep a copy: without it nothing here can be deployed again.
 """
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Make what ``dest`` needs, encrypted when Ansible was given a vault password; never touch an existing file."""
+    """Write ``dest``, encrypted when Ansible was given a vault password; never touch an existing file."""
 
     _VALID_ARGS = frozenset({"dest", "portal_ca_dest"})
 
@@ -42,17 +41,21 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             _write(ca_dest, values["vault_portal_tls_ca_certificate"].encode(), 0o644)
         except OSError as error:
             raise AnsibleActionFail(f"{error.filename}: {error.strerror}") from error
-        note = f"{dest} is encrypted" if vault_secrets else (
-            f"{dest} is NOT encrypted: no vault password was given. Keep it out of version control, or encrypt it with"
-            f" ansible-vault encrypt {dest}"
-        )  # fmt: skip
+        note = f"{dest} is encrypted"
+        if not vault_secrets:
+            note = (
+                f"{dest} is NOT encrypted: no vault password was given. Keep it out of version control,"
+                f" or encrypt it with: ansible-vault encrypt {dest}"
+            )
         return result | {"changed": True, "note": note}
 
 
 def _yaml(name: str, value: str) -> str:
     """One variable; PEM as a block, so that a person can read the file."""
     lines = value.splitlines()
-    return f"{name}: {value}\n" if len(lines) == 1 else f"{name}: |\n" + "".join(f"  {line}\n" for line in lines)
+    return (
+        f"{name}: {value}\n" if len(lines) == 1 else f"{name}: |\n" + "".join(f"  {line}\n" for line in lines)
+    )
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -5,9 +5,11 @@ DOCUMENTATION = r"""
 module: causeway_certificates
 short_description: Keys that are born on a host, with certificates that the control machine signs
 description:
-  - A private key is made on the host and stays there. Its public key goes to the control machine, which decides whether a new
-    certificate is needed, signs it and sends it back. The authority's key never reaches the host.
-  - A certificate is made anew when it is missing, has another name, key, use or authority, or a third of its life left.
+  - A private key is made on the host and stays there. Its public key goes to the control machine, which
+    decides whether a new certificate is needed, signs it and sends it back. The authority's key never
+    reaches the host.
+  - A certificate is made anew when it is missing, has another name, key, use or authority, or a third of its
+    life left.
 options:
   certificates:
     type: list
@@ -56,7 +58,10 @@ import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 
-KINDS = {"ed25519": ["-algorithm", "ed25519"], "ecdsa": ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]}
+KINDS = {
+    "ed25519": ["-algorithm", "ed25519"],
+    "ecdsa": ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+}
 
 
 def write(path, content, owner, group, mode):
@@ -93,7 +98,9 @@ def main():
         "content": {"type": "str"},
     }
     module = AnsibleModule(
-        argument_spec={"certificates": {"type": "list", "elements": "dict", "required": True, "options": entry}},
+        argument_spec={
+            "certificates": {"type": "list", "elements": "dict", "required": True, "options": entry}
+        },
         supports_check_mode=True,
     )
     found, changed = [], False
@@ -109,7 +116,9 @@ def main():
         if item["content"] is not None:
             changed = True
             write(item["certificate"], item["content"], item["owner"], item["group"], 0o644)
-        _, public_key, _ = module.run_command(["openssl", "pkey", "-pubout", "-in", item["key"]], check_rc=True)
+        _, public_key, _ = module.run_command(
+            ["openssl", "pkey", "-pubout", "-in", item["key"]], check_rc=True
+        )
         found.append({"public_key": public_key, "certificate": read(item["certificate"])})
     module.exit_json(changed=changed, found=found)
 

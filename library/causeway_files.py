@@ -7,7 +7,7 @@ short_description: Lay down directories, files and links of one purpose in one c
 description:
   - Each file is written beside and renamed, so a killed run leaves the old or the new one, never half of it.
   - One call for all files of a role, because a task costs more time than writing a file.
-  - In check mode nothing is needed on the host, no user and no directory; it works before the first deployment.
+  - In check mode nothing is needed on the host, no user and no directory.
 options:
   directories:
     type: list
@@ -22,7 +22,7 @@ options:
       only:
         type: list
         elements: str
-        description: Names that belong here; every other file and link in it is removed. Absent means keep all.
+        description: Names that belong here; every other file in it is removed. Absent means keep all.
       pattern: {type: str, default: "*", description: What C(only) speaks of, a shell pattern.}
   files:
     type: list
@@ -36,7 +36,7 @@ options:
       owner: {type: str, default: root, description: User.}
       group: {type: str, default: root, description: Group.}
       mode: {type: str, default: "0644", description: Octal mode.}
-      validate: {type: str, description: A command that must accept the file before it is used; C(%s) is its name.}
+      validate: {type: str, description: A command that must accept the file first; C(%s) is its name.}
   absent:
     type: list
     elements: path
@@ -94,7 +94,7 @@ class Layer:
         self.diff.append({"before_header": path, "after_header": path, "before": before, "after": after})
 
     def identity(self, item):
-        """Return the numbers of owner and group; None when they do not exist yet, which is fine in check mode."""
+        """Return the numbers of owner and group; None when they do not exist yet, in check mode."""
         try:
             return pwd.getpwnam(item["owner"]).pw_uid, grp.getgrnam(item["group"]).gr_gid
         except KeyError as error:
@@ -174,7 +174,9 @@ class Layer:
             status, output, error = self.module.run_command(command)
             if status:
                 shown = "" if self.module.params["secret"] else ": " + (error or output).strip()
-                self.module.fail_json(msg=f"{item['path']} was refused by {command[0]}{shown}", paths=self.paths)
+                self.module.fail_json(
+                    msg=f"{item['path']} was refused by {command[0]}{shown}", paths=self.paths
+                )
 
     def replace(self, path, make):
         with tempfile.TemporaryDirectory(prefix=".causeway-", dir=os.path.dirname(path)) as directory:

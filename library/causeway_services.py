@@ -5,10 +5,10 @@ DOCUMENTATION = r"""
 module: causeway_services
 short_description: Enable and start units, and restart those that run with older files than those on disk
 description:
-  - A handler that was notified in a run that was killed is lost. So what a unit runs with is compared with what is on disk, in
-    each run, by the times that systemd and the file system keep.
-  - A unit is restarted when its own files or anything in C(restart_on) changed after it was started, and reloaded when
-    anything in C(reload_on) changed after its last change of state.
+  - A handler that was notified in a run that was killed is lost. So what a unit runs with is compared with
+    what is on disk, in each run, by the times that systemd and the file system keep.
+  - A unit is restarted when its own files or anything in C(restart_on) changed after it was started, and
+    reloaded when anything in C(reload_on) changed after its last change of state.
 options:
   units:
     type: list
@@ -17,13 +17,15 @@ options:
     description: Started in order of dependencies by systemd.
     suboptions:
       name: {type: str, required: true, description: With its suffix.}
-      restart_on: {type: list, elements: path, default: [], description: Files and directories that it reads at its start.}
-      reload_on: {type: list, elements: path, default: [], description: Files and directories that a reload makes it read again.}
+      restart_on: {type: list, elements: path, default: [], description: What it reads at its start.}
+      reload_on: {type: list, elements: path, default: [], description: What a reload makes it read again.}
       started: {type: bool, default: true, description: False leaves it to systemd whether the unit runs.}
       enabled: {type: bool, default: true, description: Start it at boot.}
   absent:
     type: str
-    description: Shell pattern of units that are stopped and disabled unless they are in C(units), such as C(openvpn-server@*.service).
+    description: >-
+      Shell pattern of units that are stopped and disabled unless they are in C(units), such as
+      C(openvpn-server@*.service).
   wait_seconds:
     type: int
     default: 60
@@ -71,7 +73,9 @@ class Systemd:
     def run(self, *words, check=True):
         status, output, error = self.module.run_command(["systemctl", "--no-ask-password", *words])
         if status and check:
-            self.module.fail_json(msg=f"systemctl {' '.join(words)}: {error.strip() or output.strip()}", done=self.done)
+            self.module.fail_json(
+                msg=f"systemctl {' '.join(words)}: {error.strip() or output.strip()}", done=self.done
+            )
         return status, output, error
 
     def do(self, verb, names):
@@ -83,26 +87,29 @@ class Systemd:
                     self.refusals.append(error.strip())
 
     def is_outdated(self):
-        """Tell whether a unit file changed since they were read. NeedDaemonReload does not see a unit's first drop-in."""
+        """Tell whether a unit file changed since they were read. NeedDaemonReload misses a first drop-in."""
         _, output, _ = self.run("show", "--property=UnitsLoadTimestamp", "--timestamp=us+utc")
         return newest([UNITS]) > seconds(output.strip().partition("=")[2])
 
     def show(self, names):
         _, output, _ = self.run("show", f"--property={PROPERTIES}", "--timestamp=us+utc", "--", *names)
-        return [dict(line.split("=", 1) for line in block.splitlines()) for block in output.strip("\n").split("\n\n")]
+        return [
+            dict(line.split("=", 1) for line in block.splitlines())
+            for block in output.strip("\n").split("\n\n")
+        ]
 
 
 def seconds(timestamp):
     """Return what systemd prints, such as ``Sun 2026-11-22 22:58:00.123456 UTC``, in seconds since 1970."""
     try:
-        moment = datetime.datetime.strptime(timestamp, "%a %Y-%m-%d %H:%M:%S.%f UTC")
+        moment = datetime.datetime.strptime(timestamp.replace("UTC", "+0000"), "%a %Y-%m-%d %H:%M:%S.%f %z")
     except ValueError:
         return 0.0
-    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
+    return moment.timestamp()
 
 
 def newest(paths):
-    """Return when the newest of these files, or of what is in these directories, changed: seconds since 1970."""
+    """Return when the newest of these, and of what is in them, changed: seconds since 1970."""
     found = 0.0
     for path in paths:
         entries = [path]
@@ -119,24 +126,32 @@ def newest(paths):
 def verb_for(unit, shown):
     """Return start, restart, reload or nothing."""
     if shown["ActiveState"] not in ("active", "reloading"):
-        # Started before and refused by a condition of its own, such as a clock in a container: nothing to do until it changes.
+        # Started before and refused by a condition of its own, such as a clock in a container.
         return None if shown["ConditionResult"] == "no" and shown["ConditionTimestamp"] else "start"
     own_files = [shown["FragmentPath"], *shown["DropInPaths"].split()]
-    if newest([path for path in own_files if path] + unit["restart_on"]) > seconds(shown["ActiveEnterTimestamp"]):
+    if newest([path for path in own_files if path] + unit["restart_on"]) > seconds(
+        shown["ActiveEnterTimestamp"]
+    ):
         return "restart"
     if newest(unit["reload_on"]) > seconds(shown["StateChangeTimestamp"]):
         return "reload"
     return None
 
 
+def ended(shown):
+    """Tell whether a unit that should stay is gone. A oneshot may end, a condition may refuse."""
+    return (
+        shown["ActiveState"] == "inactive" and shown["Type"] != "oneshot" and shown["ConditionResult"] != "no"
+    )
+
+
 def wait(systemd, names, wait_seconds):
-    """Wait until every unit is active; fail with the first that is not. Oneshot units without a process end inactive."""
+    """Wait until every unit is active; fail with the first that is not."""
     deadline = time.monotonic() + wait_seconds
     while True:
         shown = systemd.show(names)
         pending = [s for s in shown if s["ActiveState"] in ("activating", "reloading", "deactivating")]
-        failed = [s for s in shown if s["ActiveState"] == "failed" or (s["ActiveState"] == "inactive" and s["Type"] != "oneshot"
-                  and s["ConditionResult"] != "no")]  # fmt: skip
+        failed = [s for s in shown if s["ActiveState"] == "failed" or ended(s)]
         # A unit that systemd restarts on failure passes through "activating (auto-restart)" again and again.
         crashed = [s for s in pending if s["SubState"].startswith("auto-restart")]
         if failed or crashed or time.monotonic() > deadline:
@@ -203,15 +218,21 @@ def bring_up(systemd, units, wait_seconds):
         if verbs[name] == "start" and not units[name]["started"]:
             verbs[name] = None
     systemd.do(
-        "enable", [n for n in names if units[n]["enabled"] and shown[n]["UnitFileState"] in ("disabled", "indirect", "")
-                   and n not in missing]  # fmt: skip
+        "enable",
+        [
+            n
+            for n in names
+            if units[n]["enabled"]
+            and shown[n]["UnitFileState"] in ("disabled", "indirect", "")
+            and n not in missing
+        ],
     )
     for verb in ("start", "restart", "reload"):
         systemd.do(verb, [name for name in names if verbs.get(name) == verb])
     acted = [name for name in names if verbs.get(name)]
     if acted and not systemd.module.check_mode:
         wait(systemd, acted, wait_seconds)
-        # All of them run, and yet something was not done, such as a unit that refuses to be restarted by hand.
+        # All of them run, and yet something was not done: a unit may refuse to be restarted by hand.
         if systemd.refusals:
             systemd.module.fail_json(msg="; ".join(systemd.refusals), done=systemd.done)
 

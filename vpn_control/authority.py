@@ -1,7 +1,7 @@
 """The certificate authorities of an environment and what they sign (spec node.md, section 8).
 
-Keys of hosts are born on the hosts; only their public keys come here. What a certificate says (name, use) is decided
-here and never taken from a host, so a stolen host cannot ask for another's name.
+Keys of hosts are born on the hosts; only their public keys come here. What a certificate says (name, use) is
+decided here and never taken from a host, so a stolen host cannot ask for another's name.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,11 @@ from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -19,7 +23,7 @@ AUTHORITY_DAYS = 25 * 365
 #: Clocks of hosts and clients may be wrong by a little.
 BACKDATED = timedelta(minutes=5)
 
-#: The authorities by the prefix of their variables in the vault. Browsers do not take Ed25519, so the portal's is ECDSA.
+#: The authorities by the prefix of their variables in the vault. Browsers do not take Ed25519, hence ECDSA.
 AUTHORITIES = {
     "vault_server_ca": ("Causeway server CA", "ed25519"),
     "vault_client_ca": ("Causeway client CA", "ed25519"),
@@ -62,9 +66,10 @@ def make_authority(name: str, key_type: str, now: datetime) -> Authority:
 
 
 def issue(authority: Authority, public_key: str, name: str, use: str, days: int, now: datetime) -> str:
-    """Return a certificate in PEM for a host's public key: ``name`` is its CN and its only SAN, ``use`` server or client.
+    """Return a certificate in PEM for a host's public key: ``name`` is its CN and its only SAN.
 
-    It ends with its authority at the latest. Raises ValueError when ``public_key`` is no Ed25519 or P-256 key.
+    ``use`` is server or client. It ends with its authority at the latest. Raises ValueError for what is no
+    public key.
     """
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
     key = serialization.load_pem_private_key(authority.key.encode(), None)

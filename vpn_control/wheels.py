@@ -1,12 +1,13 @@
-"""Build our wheel and collect the locked ones, so that a deployed host reaches no package index and has no compiler.
+"""Build our wheel and collect the locked ones: a deployed host reaches no package index and has no compiler.
 
 ``python -m vpn_control.wheels 3.11:portal-node`` makes one archive of what such hosts need::
 
     .wheels/3.11/portal-node.tar     our wheel, the locked wheels of both parts, their lock files
     .wheels/3.11/portal-node.json    {"version", "id", "archive"}; the id is what is in it
 
-``--refresh-locks`` writes ``locks/*.txt`` anew from pyproject.toml (needs uv). Everything is left as it is when nothing
-changed; pip's hash check covers all but our own wheel, which is made here and is the same whenever the sources are.
+``--refresh-locks`` writes ``locks/*.txt`` anew from pyproject.toml (needs uv). Everything is left as it is
+when nothing changed; pip's hash check covers all but our own wheel, which is made here and is the same
+whenever the sources are.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def collect(output: Path, python: str, parts: Sequence[str]) -> tuple[dict[str, 
 
 
 def build_wheel(output: Path) -> Path:
-    """Return our wheel, built from a clean copy of the sources when they changed. The same sources make the same bytes."""
+    """Return our wheel, built from a clean copy of the sources. Same sources, same bytes."""
     sources = sorted(_sources())
     digest = _digest(sources)
     directory = output / "ours"
@@ -87,7 +87,7 @@ def build_wheel(output: Path) -> Path:
 
 
 def refresh_locks(uv: str) -> None:
-    """Write every lock file anew. A node's versions follow the portal's, so that both fit into one environment."""
+    """Write every lock file anew. A node's versions follow the portal's: both fit into one environment."""
     locks = PROJECT / "locks"
     locks.mkdir(exist_ok=True)
     for python in PYTHONS:
@@ -105,7 +105,9 @@ def refresh_locks(uv: str) -> None:
 
 
 def _sources() -> Iterable[Path]:
-    yield from (PROJECT / name for name in ("pyproject.toml", "README.md", "LICENSE") if (PROJECT / name).exists())
+    yield from (
+        PROJECT / name for name in ("pyproject.toml", "README.md", "LICENSE") if (PROJECT / name).exists()
+    )
     for package in PACKAGES:
         for path in (PROJECT / package).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
@@ -122,15 +124,17 @@ def _digest(files: Iterable[Path]) -> str:
 def _download(lock: Path, python: str, directory: Path) -> None:
     tags = ["any", *(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC), "manylinux2014_x86_64"]
     platforms = [word for tag in tags for word in ("--platform", tag)]
-    _pip("download", "--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--implementation", "cp",
-         "--python-version", python, *platforms, "--dest", str(directory), "--requirement", str(lock))  # fmt: skip
+    _pip("download", "--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:",
+         "--implementation", "cp", "--python-version", python, *platforms,
+         "--dest", str(directory), "--requirement", str(lock))  # fmt: skip
 
 
 def _pip(*words: str) -> None:
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(_EPOCH), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    command = [sys.executable, "-m", "pip", *words]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", *words], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+        command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         raise WheelsError(f"pip {words[0]} failed: {done.stderr.strip()[-2000:]}")
 
@@ -150,10 +154,15 @@ def _archive(archive: Path, wheel: Path, locks: Sequence[Path], wheels: Path) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vpn_control.wheels", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m vpn_control.wheels", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--output", type=Path, default=PROJECT / ".wheels")
     parser.add_argument(
-        "bundles", nargs="*", metavar="PYTHON:PARTS", help="what hosts need, such as 3.11:portal-node (default: all)"
+        "bundles",
+        nargs="*",
+        metavar="PYTHON:PARTS",
+        help="what hosts need, such as 3.11:portal-node (default: all)",
     )
     parser.add_argument("--refresh-locks", action="store_true", help="write locks/*.txt anew; needs uv")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """Every template of every role, rendered from a plan, against a golden file.
 
-Rendered by Ansible itself, so an undefined variable is an error here as it is there. ``CAUSEWAY_WRITE_GOLDEN=1`` writes
-the golden files anew; read the difference before committing it.
+Rendered by Ansible itself, so an undefined variable is an error here as it is there.
+``CAUSEWAY_WRITE_GOLDEN=1`` writes the golden files anew; read the difference before committing it.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def play() -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("rendered")
     for host in HOSTS:
         (output / host).mkdir()
@@ -81,20 +80,21 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "role_path": str(ROLES / "any"),
         "ansible_python_interpreter": sys.executable,
     } | {f"vault_{name}": name for name in ("tls_crypt_secret", "portal_secret_key")}
+    ansible = Path(sys.executable).with_name("ansible-playbook")
     done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", HERE / "inventory", playbook, "-e", json.dumps(extra)],
+        [ansible, "-i", HERE / "inventory", playbook, "-e", json.dumps(extra)],
         cwd=PROJECT,
         env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     if os.environ.get("CAUSEWAY_WRITE_GOLDEN"):
         for host in HOSTS:
             shutil.rmtree(GOLDEN / host, ignore_errors=True)
             shutil.copytree(output / host, GOLDEN / host)
-    yield output
+    return output
 
 
 @pytest.mark.parametrize("host", HOSTS)
