@@ -113,14 +113,14 @@ class Deployment:
         return os.environ | extra | {"ANSIBLE_NOCOLOR": "1"}
 
 
-def read_deployment(topology: str) -> Deployment:
-    """Return the converged instance that ``make lab-info`` describes."""
+def read_deployment(topology: str, name: str | None = None) -> Deployment:
+    """Return the instance that ``make lab-info`` describes."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     info = subprocess.run(
-        ["make", "-s", "lab-info", f"TOPOLOGY={topology}"],
+        ["make", "-s", "lab-info", f"TOPOLOGY={topology}", f"NAME={name or topology}"],
         cwd=PROJECT, capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
-    return Deployment(topology, json.loads(info.stdout))
+    return Deployment(name or topology, json.loads(info.stdout))
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
