@@ -13,6 +13,7 @@ from tests.e2e.hosts import Deployment, Host, wait_until
 from tests.e2e.test_deployment import changed
 
 PEBBLE = "/root/pebble"
+RENEW = "certbot renew -q --force-renewal --no-random-sleep-on-renew"
 SELF_SIGNED = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
 
 
@@ -104,10 +105,7 @@ def test_acme_fetches_and_renews(
     before = served_certificate(deployment)
     assert server.output("systemctl is-active certbot.timer") == "active"
     # What the timer starts renews only near the end; the same program is asked to do it now.
-    server.run(
-        f"REQUESTS_CA_BUNDLE={pebble['vpn_acme_ca_file']} certbot renew -q --force-renewal --no-random-sleep-on-renew",
-        timeout=120,
-    )
+    server.run(f"REQUESTS_CA_BUNDLE={pebble['vpn_acme_ca_file']} {RENEW}", timeout=120)
     wait_until(lambda: served_certificate(deployment) != before, 15, "nginx shows the renewed certificate")
     assert trusted_by(deployment, root)
 
