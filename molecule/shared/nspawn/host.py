@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from nspawn import access, image, network
@@ -236,6 +237,8 @@ def _run_once(instance: Instance, host: Host) -> int:
             if "--keep-unit" in command:
                 enter_own_cgroup(instance.machine_name(host))
             os.execvp(command[0], command)  # noqa: S606
+        except BaseException:
+            traceback.print_exc()  # into the host's console.log
         finally:
             os._exit(127)
     while True:
@@ -268,9 +271,9 @@ def _tun_node(instance: Instance) -> Path:
     usual = Path("/dev/net/tun")
     if not usual.exists():
         run(["modprobe", "tun"])
-    if not node.exists():
+    with contextlib.suppress(FileExistsError):  # the hosts of an instance start at the same time
         os.mknod(node, 0o020666, usual.stat().st_rdev)
-        node.chmod(0o666)
+    node.chmod(0o666)
     try:
         os.close(os.open(node, os.O_RDWR))
     except OSError:  # a file system mounted with nodev
