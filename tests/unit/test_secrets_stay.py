@@ -42,7 +42,7 @@ def test_keys_of_authorities_appear_in_playbooks_only_to_sign_with():
 
 def test_module_on_the_host_is_not_sent_the_authority():
     """N3"""
-    source = (PROJECT / "action_plugins/causeway_certificates.py").read_text()
+    source = (PROJECT / "roles/pki/action_plugins/causeway_certificates.py").read_text()
 
     assert "authority" not in re.search(r"_FOR_HOST = \((.*?)\)", source, re.DOTALL)[1]
 

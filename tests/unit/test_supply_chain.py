@@ -15,8 +15,7 @@ PACKAGES = (
     "node_agent",
     "vpn_control",
     "filter_plugins",
-    "action_plugins",
-    "library",
+    "roles",
 )
 
 
