@@ -44,9 +44,9 @@ class Lab:
         self.url, self.ca_file = deployment.portal_url, deployment.ca_file
         self._deployment, self._server = deployment, deployment.host("portals")
 
-    def limit_requests(self, rate: str | None) -> None:
+    def limit_requests(self, rate: int | None) -> None:
         """Let one address ask more often than nginx allows; None puts the role's own limit back."""
-        words = [] if rate is None else ["-e", f"web_frontend_api_rate={rate}"]
+        words = [] if rate is None else ["-e", json.dumps({"web_frontend_api_rate": rate})]
         done = self._deployment.playbook("portal", "--tags", "web_frontend", *words, log="bench-limits")
         if done.returncode != 0:
             raise SystemExit(done.stdout[-2000:])
@@ -217,7 +217,7 @@ def main() -> None:
     password = base64.b64encode(os.urandom(18)).decode()
     rows = []
     try:
-        lab.limit_requests("100000")
+        lab.limit_requests(100_000)
         for name in names:
             lab.run(f"vpn-portal user add {name} --password-file - --exists-ok", password)
         clients = [Client(lab, name, password) for name in names]
