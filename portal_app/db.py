@@ -6,6 +6,7 @@ a deadlock or a serialization failure is repeated by ``@retried``, an outage bec
 
 import functools
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,6 +86,9 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         engine = create_engine(
             parsed,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=POOL_SECONDS,
             hide_parameters=True,
             connect_args={"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None},
         )
@@ -140,6 +144,23 @@ def engine() -> Engine:
     return _engine
 
 
+#: SQLite lets one writer in and makes the others poll, some for seconds; those of one process queue here.
+_sqlite_writer = threading.Lock()
+
+
+@contextmanager
+def _turn_to_write(read_only: bool) -> Iterator[None]:
+    if read_only or engine().dialect.name != "sqlite":
+        yield
+        return
+    if not _sqlite_writer.acquire(timeout=SQLITE_BUSY_SECONDS):
+        raise Unavailable("the database is busy")
+    try:
+        yield
+    finally:
+        _sqlite_writer.release()
+
+
 @contextmanager
 def transaction(*, read_only: bool = False) -> Iterator[Session]:
     """Yield a session; commit when the block ends, roll back when it raises.
@@ -150,6 +171,7 @@ def transaction(*, read_only: bool = False) -> Iterator[Session]:
     execution = {"read_only": True} if read_only else {}
     try:
         with (
+            _turn_to_write(read_only),
             engine().connect().execution_options(**execution) as connection,
             Session(connection, expire_on_commit=False, join_transaction_mode="control_fully") as db,
             db.begin(),
