@@ -46,6 +46,23 @@ def test_check_mode_on_a_deployed_host_changes_nothing(deployment: Deployment) -
     assert set(changed(done.stdout).values()) == {0}, done.stdout
 
 
+@pytest.mark.parametrize(
+    ("playbook", "words"),
+    [("node", ["--limit", "vpn1"]), ("site", ["--tags", "firewall"]), ("portal", ["--tags", "web_frontend"])],
+)
+def test_a_part_can_be_deployed_alone(deployment: Deployment, playbook: str, words: list[str]) -> None:
+    done = deployment.playbook(playbook, *words, log="part")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert set(changed(done.stdout).values()) == {0}, done.stdout[-3000:]
+
+
+def test_check_and_status_tell_a_healthy_service(server: Host) -> None:
+    server.run("vpn-portal check")
+    rows = json.loads(server.output("vpn-portal status --json"))
+    assert {row["profile_id"] for row in rows} == {"employees", "lab", "legacy"}
+    assert server.output("vpn-portal status --alert 90") == ""
+
+
 def test_verify_passes(deployment: Deployment, server: Host) -> None:
     done = server.run("vpn-portal verify --json", timeout=300)
     result = json.loads(done.stdout)

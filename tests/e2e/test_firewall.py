@@ -1,11 +1,14 @@
 """What can be reached, from outside and from inside a tunnel."""
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from portal_app.verification.browser import App, Browser
+from portal_app.verification.tunnel import inside, namespace, new_wireguard_key, ping, wireguard
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 
 
@@ -89,6 +92,32 @@ def test_a_client_reaches_the_world_behind_nat(
         waiting.join()
     own = server.output(f"ip -{'6' if family == 'ipv6' else '4'} -o address show dev host0 scope global")
     assert f" {seen[0]}/" in own
+
+
+def test_clients_do_not_reach_each_other(tunnel: tuple[OfficialApp, dict], deployment: Deployment) -> None:
+    """V2: alice on the client host and bob on this machine both have the gateway, and nothing of each other."""
+    app, _ = tunnel
+    bob = App(deployment.portal_url, Browser(deployment.ca_file))
+    bob.discover()
+    bob.authorize("bob", deployment.passwords["bob"])
+    private_key, public_key = new_wireguard_key()
+    config = bob.connect("employees", "application/x-wireguard-profile", public_key)
+    addresses = config.split("Address = ")[1].splitlines()[0].split(",")
+    of_bob = [address.split("/")[0] for address in addresses]
+    of_alice = app.do(
+        "inside", words=["ip", "-json", "address", "show", "dev", "cwverify0", "scope", "global"]
+    )
+    try:
+        with namespace(), wireguard(config, private_key) as bobs:
+            ping(bobs.gateways[0], bobs.mtu)
+            for address in of_bob:
+                assert not app.pings(address), address
+            for entry in json.loads(of_alice["output"])[0]["addr_info"]:
+                assert inside("ping", "-n", "-c", "1", "-W", "1", entry["local"]).returncode != 0, entry[
+                    "local"
+                ]
+    finally:
+        bob.disconnect()
 
 
 def test_a_client_cannot_use_anothers_address(tunnel: tuple[OfficialApp, dict]) -> None:
