@@ -95,7 +95,7 @@ def test_a_client_reaches_the_world_behind_nat(
 
 
 def test_clients_do_not_reach_each_other(tunnel: tuple[OfficialApp, dict], deployment: Deployment) -> None:
-    """V2: alice on the client host and bob on this machine both have the gateway, and nothing of each other."""
+    """V2: alice on the client host and bob on this machine have the gateway, not each other."""
     app, _ = tunnel
     bob = App(deployment.portal_url, Browser(deployment.ca_file))
     bob.discover()
