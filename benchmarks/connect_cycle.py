@@ -31,6 +31,7 @@ class Row:
     concurrency: int
     cycles: int
     failures: int
+    per_second: float
     median_ms: float
     p99_ms: float
     cpu_ms: dict[str, float]
@@ -191,15 +192,19 @@ def measure(lab: Lab, clients: list[Client], existing: int, cycles: int) -> Row:
                 failures.append(1)
 
     threads = [threading.Thread(target=work, args=(client,)) for client in clients]
+    started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    per_second = len(times) / (time.perf_counter() - started)
     after = lab.cpu_ms()
     cpu = {unit: (after[unit] - before[unit]) / len(times) for unit in UNITS}
     ordered = sorted(times)
     p99 = ordered[int(len(ordered) * 0.99) - 1]
-    return Row(existing, len(clients), len(times), len(failures), statistics.median(times), p99, cpu)
+    return Row(
+        existing, len(clients), len(times), len(failures), per_second, statistics.median(times), p99, cpu
+    )
 
 
 def main() -> None:
@@ -235,19 +240,28 @@ def main() -> None:
 
 
 def print_table(rows: list[Row]) -> None:
-    columns = "existing", "concurrency", "cycles", "failed", "median ms", "p99 ms", "server CPU ms a cycle"
+    columns = (
+        "existing",
+        "concurrency",
+        "cycles",
+        "failed",
+        "cycles/s",
+        "median ms",
+        "p99 ms",
+        "server CPU ms a cycle",
+    )
     print(f"| {' | '.join(columns)} | ratio to first |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         base = next(r for r in rows if r.concurrency == row.concurrency)
         total = sum(row.cpu_ms.values())
         parts = ", ".join(
             f"{unit.removeprefix('vpn-')} {ms:.1f}" for unit, ms in row.cpu_ms.items() if ms >= 0.05
         )
-        ratio = f"{row.median_ms / base.median_ms:.2f} (CPU {total / sum(base.cpu_ms.values()):.2f})"
+        ratio = f"{base.per_second / row.per_second:.2f} (CPU {total / sum(base.cpu_ms.values()):.2f})"
         print(
-            f"| {row.existing} | {row.concurrency} | {row.cycles} | {row.failures} | {row.median_ms:.1f}"
-            f" | {row.p99_ms:.1f} | {total:.1f}: {parts} | {ratio} |"
+            f"| {row.existing} | {row.concurrency} | {row.cycles} | {row.failures} | {row.per_second:.0f}"
+            f" | {row.median_ms:.1f} | {row.p99_ms:.1f} | {total:.1f}: {parts} | {ratio} |"
         )
 
 
