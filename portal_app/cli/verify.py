@@ -6,12 +6,12 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 from pathlib import Path
 
 from portal_app.errors import PortalError
 from portal_app.settings import Settings
 from portal_app.verification import Check, temporary_name, verify
+from portal_app.verification.tunnel import OWN_MODULE
 
 LOCK = Path("/run/causeway-verify.lock")
 #: Where the role puts the own CA's certificate; the system's store is used where there is none.
@@ -84,7 +84,7 @@ def _print_line(check: Check) -> None:
 
 def _vpn_portal(arguments: argparse.Namespace, *words: str, stdin: str | None = None) -> str:
     """Run another command of this CLI, which drops root before it opens the database."""
-    program = [sys.executable, "-m", "portal_app.cli", "--settings", str(arguments.settings)]
+    program = [*OWN_MODULE, "portal_app.cli", "--settings", str(arguments.settings)]
     done = subprocess.run(
         [*program, *words], input=stdin, capture_output=True, text=True, timeout=60, check=False
     )

@@ -6,6 +6,7 @@ Runs as root on a host of the deployment with a temporary account (design.md, "V
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,8 +104,10 @@ def _prove(app: App, profile_id: str, transport: str, dns_name: str) -> None:
                 tunnel.resolve(server, dns_name)
             app.disconnect()
             tunnel.wait_until_cut(opened.gateways[0])
-    finally:
-        app.disconnect()
+    except VerificationError:
+        with suppress(VerificationError):  # the first failure is the one to tell
+            app.disconnect()
+        raise
 
 
 def temporary_name() -> str:

@@ -19,6 +19,9 @@ from pathlib import Path
 
 from portal_app.verification.browser import VerificationError
 
+#: Runs a module of ours, as root: without ``-P`` Python would look into the current directory first.
+OWN_MODULE = (sys.executable, "-P", "-m")
+
 NAMESPACE = "causeway-verify"
 DEVICE = "cwverify0"
 UP_SECONDS = 15
@@ -122,8 +125,8 @@ def wireguard(config: str, private_key: str | None = None) -> Iterator[Tunnel]:
         _stop(process)
 
 
-#: Run by OpenVPN when the device has its addresses: moves it and tells what was pushed.
-_UP = """#!/bin/sh
+#: Run by OpenVPN through the shell (a hardened /tmp executes nothing) when the device has its addresses: moves it and tells what was pushed.
+_UP = """\
 set -e
 ip link set "$dev" netns {namespace}
 ip -n {namespace} link set "$dev" mtu "$tun_mtu" up
@@ -151,12 +154,11 @@ def openvpn(config: str, transport: str) -> Iterator[Tunnel]:
     try:
         told, up = directory / "told", directory / "up"
         up.write_text(_UP.format(namespace=NAMESPACE, told=told))
-        up.chmod(0o700)
         (directory / "client.conf").write_text("\n".join(lines) + "\n")
         log = (directory / "log").open("w")
         words = ["openvpn", "--config", str(directory / "client.conf"), "--dev", DEVICE, "--dev-type", "tun"]
         words += ["--disable-dco", "--ifconfig-noexec", "--route-noexec"]
-        words += ["--script-security", "2", "--up", str(up), "--connect-retry", "1", "2"]
+        words += ["--script-security", "2", "--up", f"/bin/sh {up}", "--connect-retry", "1", "2"]
         path = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=path)
         alive = process
@@ -197,7 +199,7 @@ def ping(address: str, size: int) -> None:
 
 def resolve(server: str, name: str) -> None:
     """Ask a DNS server through the tunnel for a name."""
-    done = inside(sys.executable, "-m", "portal_app.verification.resolver", server, name)
+    done = inside(*OWN_MODULE, "portal_app.verification.resolver", server, name)
     if done.returncode != 0:
         raise VerificationError(f"{server} does not resolve {name}: {done.stderr.strip()[-200:]}")
 

@@ -366,4 +366,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("there is no release before the first; restore a backup instead")
+    raise RuntimeError("there is no release before the first; restore a backup instead")
