@@ -125,7 +125,8 @@ def wireguard(config: str, private_key: str | None = None) -> Iterator[Tunnel]:
         _stop(process)
 
 
-#: Run by OpenVPN through the shell (a hardened /tmp executes nothing) when the device has its addresses: moves it and tells what was pushed.
+#: Run by OpenVPN when the device has its addresses: moves it into the namespace and tells what was pushed.
+#: It is given to the shell, since a hardened /tmp executes nothing.
 _UP = """\
 set -e
 ip link set "$dev" netns {namespace}
