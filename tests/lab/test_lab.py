@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,36 @@ def test_down_finds_its_processes_even_when_its_folder_was_deleted(instance: Non
 
     assert not any(runs(pid) for pid in left)
     assert not where.exists()
+
+
+def test_a_namesake_in_another_checkout_is_refused_and_its_leftovers_go(
+    instance: None, tmp_path: Path
+) -> None:
+    """The host names of both are the same, so names that a dead one left would point nowhere."""
+    lab("up")
+    shutil.copytree(PROJECT / "molecule", tmp_path / "molecule")
+    other = [sys.executable, str(tmp_path / "molecule/shared/lab.py"), "up", "--name", NAME]
+
+    refused = subprocess.run(other, capture_output=True, text=True, check=False)
+
+    assert refused.returncode == 1
+    assert f"labtest is up in {PROJECT}" in refused.stderr
+    assert not (tmp_path / ".lab").exists()
+
+    for host in ("vpn1", "client1"):
+        lab("power-off", host)
+    (tmp_path / "molecule/single_host/lab.toml").write_text('[hosts.vpn1]\ngroups = ["portals"]\n')
+    taken = subprocess.run(other, capture_output=True, text=True, check=False)
+
+    try:
+        assert taken.returncode == 0, taken.stderr
+        assert f"removed what was left of labtest in {PROJECT}" in taken.stdout
+        assert Path("/etc/hosts").read_text().count(" vpn.labtest.example.org") == 2
+        assert "is not up" in lab("power-on", "vpn1", check=False).stderr
+    finally:
+        subprocess.run([*other[:2], "down", "--name", NAME], check=True, capture_output=True)
+    lab("up")
+    assert None not in pids().values()
 
 
 def test_down_leaves_nothing(instance: None) -> None:

@@ -20,6 +20,7 @@ from nspawn.topology import (
     known_instances,
     load_instance,
     make_instance,
+    numbers_elsewhere,
     owned_numbers,
     read_topology,
 )
@@ -31,6 +32,7 @@ def up(options: argparse.Namespace) -> None:
     """Boot every host of a topology that is not running, with its network."""
     require_root()
     install_missing_packages()
+    _retire_namesakes(options.name, options.topology)
     instance = make_instance(options.name, options.topology, options.release)
     hosts = instance.topology.hosts
     access.make_keys(instance)
@@ -49,6 +51,22 @@ def up(options: argparse.Namespace) -> None:
         say(f"{one.name} is {state} at {instance.host_ipv4(one)}: {', '.join(one.groups)}")
 
 
+def _retire_namesakes(name: str, topology_name: str) -> None:
+    """An instance of the same name in another checkout has the same host names, so one of the two can be up.
+
+    What a crash or a deleted checkout left of it goes, so that its names do not point nowhere; one that
+    is up stays. The lock on the name is held, so nobody is bringing one up just now.
+    """
+    for number, project in numbers_elsewhere(name).items():
+        other = Instance(name, read_topology(topology_name), "", number)
+        if host.any_runs(other) and project.exists():
+            raise LabError(
+                f"{name} is up in {project} with the same host names: make lab-down there, or NAME=... here"
+            )
+        _remove_from_machine(other)
+        say(f"removed what was left of {name} in {project}")
+
+
 def down(options: argparse.Namespace) -> None:
     """Remove an instance and everything it left on this machine."""
     require_root()
@@ -64,19 +82,25 @@ def _down(name: str, topology_name: str) -> None:
         # Without known its .lab was deleted: the processes are still to be found by the topology's hosts.
         topology = known.topology if known else read_topology(topology_name)
         instance = Instance(name, topology, known.release if known else "", number)
-        access.close_connections(number)
         for one in topology.hosts:
             if known and host.root(instance, one).exists():
                 image.keep_packages(instance.release, host.root(instance, one))
+        _remove_from_machine(instance)
         _each(topology.hosts, functools.partial(host.remove, instance))
-        network.take_down(number, instance.bridge, instance.nft_table)
-        shutil.rmtree(instance.runtime)
     directory = PROJECT / ".lab" / name
     if directory.exists():
         shutil.rmtree(directory)
         with contextlib.suppress(OSError):
             directory.parent.rmdir()  # the last one
     say(f"{name} is gone" if numbers or known else f"{name}: there was nothing")
+
+
+def _remove_from_machine(instance: Instance) -> None:
+    """End the hosts and remove all that is outside of the checkout."""
+    access.close_connections(instance.number)
+    _each(instance.topology.hosts, functools.partial(host.power_off, instance))
+    network.take_down(instance.number, instance.bridge, instance.nft_table)
+    shutil.rmtree(instance.runtime)
 
 
 def finish(options: argparse.Namespace) -> None:
@@ -140,7 +164,7 @@ def _power_on(instance: Instance, one: Host) -> None:
 
 def _existing(name: str) -> Instance:
     instance = load_instance(name)
-    if instance is None:
+    if instance is None or instance.number not in owned_numbers(name):
         raise LabError(f"{name} is not up: make lab TOPOLOGY={name}")
     return instance
 

@@ -54,6 +54,11 @@ def is_on(instance: Instance, host: Host) -> bool:
     return all(recorded_process(_record(instance, host, role)) for role in _ROLES)
 
 
+def any_runs(instance: Instance) -> bool:
+    """Whether a process of any host lives, also of one that its topology no longer names."""
+    return any(recorded_process(file) for role in _ROLES for file in instance.runtime.glob(f"*.{role}"))
+
+
 def create(instance: Instance, host: Host, base: Path) -> bool:
     """Make the root directory unless it is there; True when it was made. It is whole or absent."""
     if root(instance, host).exists():
@@ -196,8 +201,7 @@ def shut_down(instance: Instance, host: Host) -> None:
 
 
 def remove(instance: Instance, host: Host) -> None:
-    """Power off and delete the root directory."""
-    power_off(instance, host)
+    """Delete the root directory of a host that is off."""
     for name in ("root.new", "root"):
         path = directory(instance, host) / name
         if str(path) + "/" in Path("/proc/self/mountinfo").read_text():

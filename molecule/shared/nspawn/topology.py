@@ -206,6 +206,16 @@ def owned_numbers(name: str) -> list[int]:
     return [number for number in _NUMBERS if _owner(number) == {"project": str(PROJECT), "name": name}]
 
 
+def numbers_elsewhere(name: str) -> dict[int, Path]:
+    """Numbers that other checkouts hold for an instance of the same name, each with its checkout."""
+    owners = {number: _owner(number) for number in _NUMBERS}
+    return {
+        number: Path(owner["project"])
+        for number, owner in owners.items()
+        if owner and owner["name"] == name and owner["project"] != str(PROJECT)
+    }
+
+
 def _take_number(name: str, wanted: object) -> int:
     if held := owned_numbers(name):
         return held[0]
