@@ -11,6 +11,8 @@ from tests.e2e.hosts import PROJECT, Deployment, read_deployment
 from tests.e2e.test_deployment import changed
 
 NAME = "fresh"
+#: Of a release that is neither in use nor deployed.
+OLD_RELEASE = "/opt/causeway/0.0.1-0123456789ab"
 
 
 def make(*words: str) -> None:
@@ -35,6 +37,7 @@ def fresh() -> Iterator[Deployment]:
     deployment = read_deployment("single_host", NAME)
     done = deployment.playbook("init_secrets")
     assert done.returncode == 0, done.stdout[-2000:]
+    deployment.host("portals").run(f"mkdir -p {OLD_RELEASE}")
     yield deployment
     make("lab-down", f"NAME={NAME}")
 
@@ -73,6 +76,20 @@ def test_check_mode_works_before_anything_is_there(fresh: Deployment) -> None:
     assert after == before
 
 
+def test_a_host_without_ipv6_is_refused_before_anything_changes(fresh: Deployment) -> None:
+    """R94."""
+    host = fresh.host("portals")
+    setting = "net.ipv6.conf.default.disable_ipv6"
+    host.run(f"sysctl -q -w {setting}=1")
+    try:
+        done = fresh.playbook("site", log="without-ipv6")
+    finally:
+        host.run(f"sysctl -q -w {setting}=0")
+    assert done.returncode != 0
+    assert f"IPv6 is switched off (ipv6.disable=1 at boot, or the sysctl {setting}=1)" in done.stdout
+    assert set(changed(done.stdout).values()) == {0}
+
+
 @pytest.mark.parametrize(
     "task",
     [
@@ -92,6 +109,7 @@ def test_after_killed_runs_the_next_converges(fresh: Deployment) -> None:
     done = fresh.playbook("site", log="converge")
     assert done.returncode == 0, done.stdout[-3000:]
     assert "0 failed" in done.stdout
+    assert fresh.host("portals").run(f"ls -d {OLD_RELEASE}", check=False).returncode != 0
 
 
 def test_the_run_after_changes_nothing(fresh: Deployment) -> None:

@@ -1,9 +1,11 @@
 """What a deployed host refuses, and what a power cut leaves."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,59 @@ def test_ssh_takes_keys_only(server: Host) -> None:
     said = server.output("sshd -T").splitlines()
     assert "passwordauthentication no" in said
     assert "kbdinteractiveauthentication no" in said
+
+
+@pytest.fixture(scope="module")
+def openvpn_config(deployment: Deployment) -> str:
+    """What bob's app gets for the profile with OpenVPN alone, over UDP."""
+    app = App(deployment.portal_url, Browser(deployment.ca_file))
+    app.discover()
+    app.authorize("bob", deployment.passwords["bob"])
+    config = app.connect("legacy", "application/x-openvpn-profile")
+    return "".join(line for line in config.splitlines(keepends=True) if not line.endswith(" tcp\n"))
+
+
+@pytest.mark.parametrize(
+    ("change", "comes_in"),
+    [
+        (("", ""), True),
+        (("data-ciphers AES-256-GCM:CHACHA20-POLY1305", "data-ciphers CHACHA20-POLY1305"), True),
+        (("data-ciphers AES-256-GCM:CHACHA20-POLY1305", "data-ciphers AES-128-GCM:AES-256-CBC"), False),
+        (("tls-version-min 1.3", "tls-version-min 1.2\ntls-version-max 1.2"), False),
+        (("remote-cert-tls server", "remote-cert-tls client"), False),
+        (("tls-crypt", "ignored"), False),
+    ],
+    ids=["as given", "second cipher", "other ciphers", "tls 1.2", "server as client", "without tls-crypt"],
+)
+def test_openvpn_negotiates_only_what_is_agreed(
+    openvpn_config: str, tmp_path: Path, change: tuple[str, str], comes_in: bool
+) -> None:
+    """V5: TLS 1.3, two AEAD ciphers, tls-crypt; no compression is offered or pushed."""
+    before, after = change
+    config = openvpn_config.replace(before, after)
+    if before == "tls-crypt":
+        config = re.sub("<tls-crypt>.*</tls-crypt>\n", "", openvpn_config, flags=re.DOTALL)
+    assert (config == openvpn_config) == (before == "")
+    (tmp_path / "client.conf").write_text(config)
+    words = ["openvpn", "--config", str(tmp_path / "client.conf"), "--dev", "null", "--ifconfig-noexec"]
+    words += ["--route-noexec", "--tls-exit", "--hand-window", "4", "--connect-retry-max", "1", "--verb", "4"]
+    log = tmp_path / "log"
+    with log.open("w") as output, subprocess.Popen(words, stdout=output, stderr=output) as process:
+        try:
+            wait_until(
+                lambda: "Initialization Sequence Completed" in log.read_text() or process.poll() is not None,
+                20,
+                "openvpn is in or gives up",
+            )
+            came_in = process.poll() is None
+        finally:
+            process.terminate()
+    said = log.read_text()
+    assert came_in is comes_in, said[-2000:]
+    if came_in:
+        assert "Control Channel: TLSv1.3" in said
+        assert re.search(r"Data Channel: cipher '(AES-256-GCM|CHACHA20-POLY1305)'", said)
+        assert "comp" not in next(line for line in said.splitlines() if "PUSH_REPLY" in line)
 
 
 def test_power_cut_keeps_what_was_acknowledged(deployment: Deployment, server: Host) -> None:

@@ -40,6 +40,7 @@ def later(table, column, by: timedelta) -> None:
 
 
 def test_code_is_changed_for_tokens(device):
+    """O14: and the answer stays in no cache and no referrer; test_outage.py shows that no log has it."""
     response = device.redeem(device.code())
 
     assert response.status_code == 200
