@@ -3,7 +3,7 @@
 import logging
 
 from flask import Flask, Response, jsonify, make_response, render_template, request
-from sqlalchemy.exc import IntegrityError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from werkzeug.exceptions import HTTPException, SecurityError
 
 from portal_app.errors import PortalError, Unavailable
@@ -31,6 +31,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(SecurityError, answer_wrong_host)
     for kind in (OperationalError, InterfaceError, InternalError, IntegrityError):
         app.register_error_handler(kind, answer_database_error)
+    app.register_error_handler(DataError, answer_impossible_value)
     app.register_error_handler(Exception, answer_bug)
 
 
@@ -52,7 +53,7 @@ def answer(
 
 def answer_portal_error(error: PortalError) -> Response:
     if error.status >= 500:
-        logger.warning("%s %s: %s", request.method, request.path, error)
+        logger.warning("%s %s: %s", request.method, _page(), error)
     return answer(error.status, str(error), retry_after=error.retry_after)
 
 
@@ -75,10 +76,21 @@ def answer_database_error(error: Exception) -> Response:
     """Answer what the driver raised outside of ``transaction``'s own translation, such as a read-only
     database.
     """
-    logger.warning("%s %s: database: %s", request.method, request.path, type(error).__name__)
+    logger.warning("%s %s: database: %s", request.method, _page(), type(error).__name__)
     return answer_portal_error(Unavailable("the database does not take this at the moment"))
 
 
+def answer_impossible_value(error: Exception) -> Response:
+    """Answer a value that the database cannot hold, such as a NUL in a text: nothing can have it."""
+    logger.warning("%s %s: database: %s", request.method, _page(), type(error).__name__)
+    return answer(404, "Not found")
+
+
 def answer_bug(error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    logger.error("%s %s failed", request.method, _page(), exc_info=error)
     return answer(500, "internal error")
+
+
+def _page() -> str:
+    """Return the rule of the requested path: the path itself may hold a one-time link, or line breaks."""
+    return request.url_rule.rule if request.url_rule else "(no page)"

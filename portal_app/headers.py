@@ -67,7 +67,7 @@ def _add(response: Response) -> Response:
         response.headers.setdefault(name, value)
     response.headers.setdefault("Content-Security-Policy", _policy())
     g.pop("csp_nonce", None)
-    if request.endpoint == "static":
+    if request.endpoint == "static" and response.status_code in (200, 304):
         # Pages name static files with a digest of their content.
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
     else:

@@ -42,7 +42,7 @@ BROWSER_COOKIE = "__Host-browser"
 BROWSER_LIFE = timedelta(days=90)
 #: A form that was opened longer ago is asked for again.
 FORM_LIFE = timedelta(hours=24)
-LONGEST_NEXT = 4096
+LONGEST_NEXT = 8192
 LONGEST_COOKIE = 100
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 #: Blueprints and endpoints that never look at a cookie: nothing can be done there in somebody's name.
@@ -255,8 +255,8 @@ def _is_known_admin() -> bool:
 
 def _here() -> str:
     """Return the path and query of this request exactly as they came; for what is no page, the start."""
-    rule = request.url_rule
-    if request.method not in _SAFE_METHODS and (rule is None or "GET" not in (rule.methods or ())):
+    methods = current_app.url_map.bind("").allowed_methods(request.path)
+    if request.method not in _SAFE_METHODS and "GET" not in methods:
         return "/"
     query = request.query_string.decode("ascii", errors="replace")
     return quote(request.path) + (f"?{query}" if query else "")

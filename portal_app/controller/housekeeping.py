@@ -12,7 +12,8 @@ from portal_app.db import retried, transaction
 from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import Authorization, AuthorizationCode, Connection, Node, NodeStatus, PeriodicJob
-from portal_app.services import authorizations, connections, retention
+from portal_app.oauth import clients
+from portal_app.services import allowed, authorizations, connections, retention
 from portal_app.settings import Settings
 from vpn_core.messages import WIREGUARD, Usage
 
@@ -34,6 +35,7 @@ def jobs(settings: Settings, agents: Agents) -> list[Job]:
     """Return what has to be done now and then, the most urgent first."""
     gone = timedelta(seconds=settings.app_gone_seconds)
     keep = timedelta(days=settings.retention_days)
+    apps = set(clients.registry(settings))
     return [
         Job("expire", timedelta(seconds=10), lambda now: expire(agents, now)),
         Job(
@@ -41,6 +43,7 @@ def jobs(settings: Settings, agents: Agents) -> list[Job]:
             min(max(gone / 24, timedelta(seconds=60)), timedelta(hours=1)),
             lambda now: end_gone(agents, gone, now),
         ),
+        Job("forbidden", timedelta(minutes=1), lambda now: end_forbidden(agents, apps, settings, now)),
         Job("prune", timedelta(hours=1), lambda now: prune(keep, now)),
     ]
 
@@ -133,6 +136,11 @@ def end_gone(agents: Agents, interval: timedelta, now: datetime) -> None:
         gone = [i for i in found if i in known and i not in used]
         for start in range(0, len(gone), _CHUNK):
             connections.tell(_end_ids(gone[start : start + _CHUNK], now), agents=agents)
+
+
+def end_forbidden(agents: Agents, apps: Collection[str], settings: Settings, now: datetime) -> None:
+    """End what users may not have any more after a change of settings."""
+    connections.tell(allowed.end_forbidden(apps, settings.access_permissions, now), agents=agents)
 
 
 def _may_be_gone(before: datetime) -> tuple[ColumnElement[bool], ...]:

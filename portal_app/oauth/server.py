@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import quote, unquote_plus, urlencode
+from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode
 
 from portal_app.oauth.clients import SCOPE, VISIBLE, Client
 
@@ -87,6 +87,17 @@ def read_authorization_request(query: Parameters, clients: Mapping[str, Client])
     # A custom scheme cannot take a POST; there the parameter is ignored like any other unknown one.
     by_form_post = query.getlist("response_mode") == ["form_post"] and redirect_uri.startswith("http")
     return AuthorizationRequest(client, redirect_uri, SCOPE, state, code_challenge, by_form_post)
+
+
+def is_utf8(query_string: bytes) -> bool:
+    """Tell whether a query decodes to text. The parser would replace what does not by its escape, and
+    ``state`` would go back changed.
+    """
+    try:
+        unquote_to_bytes(query_string).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _parameter(query: Parameters, name: str) -> str:

@@ -25,6 +25,8 @@ _AUTHORIZE_TITLES = {400: "The app's request cannot be used", 401: "This app is 
 @bp.route("/oauth/authorize", methods=["GET", "POST"])
 def authorize() -> AnyResponse:
     """Ask the signed-in user to approve an app. Everything is checked again when the answer is posted."""
+    if not server.is_utf8(request.query_string):
+        raise AuthorizeError(400, "invalid_request", "The request is not UTF-8.")
     wanted = server.read_authorization_request(request.args, portal().clients)
     return _ask_user(wanted)
 

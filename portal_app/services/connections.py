@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,6 +27,7 @@ from portal_app.errors import (
     NodeUnreachable,
     NotFound,
     Superseded,
+    Unavailable,
 )
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, Profile, User
@@ -99,7 +101,7 @@ class _Made:
     authority: Authority
     candidate: nodes.Candidate
     lease: leases.Lease | None
-    wireguard_port: int | None
+    wireguard_port: int
     ended: list[Ended] = field(default_factory=list)
 
 
@@ -206,18 +208,25 @@ def _first_that_answers(
 ) -> Issued:
     """Try node after node and protocol after protocol until one admits the connection."""
     made: _Made | None = None
-    for attempt, candidates in attempts:
-        for candidate in candidates:
-            if ends_at - time.monotonic() < 0.2:
-                break
-            try:
-                made = _make(wish, attempt, candidate, withdrawn=made.row.connection_id if made else None)
-            except _FullError:
-                continue
-            issued = _issue(wish, attempt, made)
-            if _admit(wish, made, ends_at):
-                _log_connect(wish, made)
-                return issued
+    try:
+        for attempt, candidates in attempts:
+            for candidate in candidates:
+                if ends_at - time.monotonic() < 0.2:
+                    break
+                try:
+                    made = _make(wish, attempt, candidate, withdrawn=made.row.connection_id if made else None)
+                except _FullError:
+                    continue
+                issued = _issue(wish, attempt, made)
+                if _admit(wish, made, ends_at):
+                    _log_connect(wish, made)
+                    return issued
+    except Exception:
+        if made is not None:
+            # Nobody gets to know of this connection. A database that is away keeps it until the next connect.
+            with suppress(Unavailable):
+                _withdraw(made.row.connection_id, wish.now)
+        raise
     if made is not None:
         _withdraw(made.row.connection_id, wish.now)
     log("no_capacity", level=logging.WARNING, user=wish.holder.user_name, profile=wish.profile.profile_id)
@@ -231,7 +240,7 @@ def _make(
     """Commit the row of one connection at ``candidate``, and the end of what it replaces."""
     holder, now = wish.holder, wish.now
     with transaction() as db:
-        _lock_holder(db, holder, now)
+        permissions = _lock_holder(db, holder, now)
         found = db.execute(
             ending.rows().where(_same_owner_or_key(holder, wish.public_key, attempt.protocol))
         ).all()
@@ -239,16 +248,21 @@ def _make(
         authority, locked = nodes.lock(
             db, {candidate.node.number} | {r.node_number for r in found if r.id in reasons}
         )
+        # Read under the lock that applying a plan takes, too: what one of them takes away the other sees.
+        offer = nodes.offer(db, candidate.node.number, wish.profile.profile_id)
+        if offer is None:
+            raise _FullError
+        if not profiles.may_use(offer, permissions):
+            raise NotFound('no such "profile_id"')
         ended = ending.end_rows(
             db, [r for r in found if r.id in reasons], authority, locked, lambda r: reasons[r.id], now
         )
-        lease, started_at, port = None, now, None
+        lease, started_at = None, now
         if attempt.protocol == WIREGUARD:
             lease = leases.take(db, candidate.node.number, wish.profile.profile_id)
             if lease is None:
                 raise _FullError
             started_at = max(now, lease.free_since or now)
-            port = nodes.wireguard_port(db)
         row = {
             "id": uuid.uuid4().hex,
             "user_id": holder.user_id,
@@ -275,20 +289,25 @@ def _make(
                 "started_at": started_at,
             }
             db.execute(insert(AddressUse), [use])
-    return _Made(nodes.message_of(row), authority, candidate, lease, port, ended)
+    return _Made(nodes.message_of(row), authority, candidate, lease, offer.wireguard_port, ended)
 
 
-def _lock_holder(db: Session, holder: Holder, now: datetime) -> None:
+def _lock_holder(db: Session, holder: Holder, now: datetime) -> list[str]:
     """Make the user's connects wait for each other, and look again at what may have ended meanwhile (R35,
-    R38, R40).
+    R38, R40). Returns the permissions that the user has now.
     """
     user = db.execute(
-        select(User.is_disabled).where(User.id == holder.user_id).with_for_update(key_share=True)
+        select(User.is_disabled, User.permissions)
+        .where(User.id == holder.user_id)
+        .with_for_update(key_share=True)
     ).one_or_none()
     if user is None or user.is_disabled:
         raise InvalidToken("the account is disabled or gone")
+    permissions: list[str] = user.permissions
+    if not profiles.meets(portal().settings.access_permissions, permissions):
+        raise InvalidToken("the account may not use this service")
     if holder.authorization_id is None:
-        return
+        return permissions
     held = db.execute(
         update(Authorization)
         .where(Authorization.id == holder.authorization_id, Authorization.expires_at > now)
@@ -298,6 +317,7 @@ def _lock_holder(db: Session, holder: Holder, now: datetime) -> None:
     ).one_or_none()
     if held is None:
         raise InvalidToken("the authorization has ended")
+    return permissions
 
 
 def _same_owner_or_key(holder: Holder, public_key: str | None, protocol: str) -> ColumnElement[bool]:

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import or_, select, true, update
 from sqlalchemy.orm import Session
 
-from portal_app.db import transaction
+from portal_app.db import retried, transaction
 from portal_app.models import Connection, Deployment, Node, NodeStatus, Offer
 from portal_app.models import Profile as ProfileRow
 from vpn_core.messages import OPENVPN, WIREGUARD, Authority, WantedSet
@@ -126,6 +126,7 @@ def _weight(selection: str, free: int, info: dict[str, Any] | None) -> tuple[flo
     return free * idle, f"weighted free={free} idle={idle:.2f}"
 
 
+@retried
 def mark_suspect(node_number: int, now: datetime) -> None:
     """Keep other connects away from a node that did not answer, until the controller has seen it again."""
     with transaction() as db:
@@ -198,9 +199,17 @@ MESSAGE_COLUMNS: Sequence[Any] = (
 )
 
 
-def wireguard_port(db: Session) -> int:
-    """Return the port that every node's WireGuard listens on, from the plan."""
-    return int(db.execute(select(Deployment.plan["wireguard"]["port"].as_integer())).scalar_one())
+def offer(db: Session, node_number: int, profile_id: str) -> Any:
+    """Return who may use a profile that a node offers (``hidden``, ``permissions``), and the
+    ``wireguard_port`` of every node; None when it offers it no more.
+    """
+    port = Deployment.plan["wireguard"]["port"].as_integer().label("wireguard_port")
+    return db.execute(
+        select(ProfileRow.hidden, ProfileRow.permissions, port)
+        .join(Offer, Offer.profile_id == ProfileRow.profile_id)
+        .join(Deployment, true())
+        .where(Offer.node_number == node_number, Offer.profile_id == profile_id)
+    ).one_or_none()
 
 
 def message_of(row: dict[str, Any]) -> ConnectionMessage:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
 from portal_app.models import Connection, Deployment, FreeAddress, Node, NodeStatus, Offer, Profile, User
-from portal_app.services import audit, connections, nodes
+from portal_app.services import allowed, audit, connections, nodes
 from portal_app.services.plan_file import NodeEntry, PlanFile, PlanRefused
 from vpn_core.messages import OPENVPN, WIREGUARD
 from vpn_core.ranges import client_addresses
@@ -123,8 +123,16 @@ class _Change:
                 self.db.add(Profile(position=position, **columns))
                 self.changes.append(f"profile {profile_id}: added")
             else:
+                before = (profile.hidden, profile.permissions)
                 self.changes += _set(profile, f"profile {profile_id}", columns | {"position": position})
+                if (profile.hidden, profile.permissions) != before:
+                    self.db.flush()
+                    self._end_lost_permissions(profile)
         self.db.flush()
+
+    def _end_lost_permissions(self, profile: Profile) -> None:
+        for chunk in _chunks(allowed.connections_without_permission(self.db, profile)):
+            self._end(Connection.id.in_(chunk), "permission_lost", "they may not use the profile any more")
 
     def _nodes(self, moved: set[int]) -> None:
         if moved:

@@ -25,7 +25,17 @@ def meets(needed: Sequence[str] | None, permissions: Collection[str]) -> bool:
     return needed is None or any(permission in permissions for permission in needed)
 
 
-def may_use(profile: Profile, permissions: Collection[str]) -> bool:
+class Restricted(Protocol):
+    """A profile, or what was read of it."""
+
+    @property
+    def hidden(self) -> bool: ...
+
+    @property
+    def permissions(self) -> list[str] | None: ...
+
+
+def may_use(profile: Restricted, permissions: Collection[str]) -> bool:
     return not profile.hidden and meets(profile.permissions, permissions)
 
 

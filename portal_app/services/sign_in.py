@@ -99,6 +99,7 @@ def sign_in(
     return SignedIn(token, KnownBrowser(user.id, _whole_seconds(account.changed_at), browser_id))
 
 
+@retried
 def begin(
     name: str, *, browser_id: str, old_token: str | None, settings: Settings, now: datetime
 ) -> SignedIn:

@@ -61,7 +61,7 @@ def take(db: Session, buckets: Sequence[Bucket], *, now: datetime) -> float:
     wait = max(_missing(bucket, rows.get(bucket.name), now) for bucket in ordered)
     if wait == 0:
         for bucket in ordered:
-            _store(db, bucket, bucket.tokens(rows.get(bucket.name), now) - 1, now)
+            _store(db, bucket, bucket.tokens(rows.get(bucket.name), now) - 1, rows.get(bucket.name), now)
     return wait
 
 
@@ -69,7 +69,8 @@ def give_back(db: Session, buckets: Sequence[Bucket], *, now: datetime) -> None:
     """Return the token of a try that was right: only failures are counted."""
     rows = _rows(db, buckets, lock=True)
     for bucket in sorted(buckets, key=lambda bucket: bucket.name):
-        _store(db, bucket, min(bucket.limit.burst, bucket.tokens(rows.get(bucket.name), now) + 1), now)
+        row = rows.get(bucket.name)
+        _store(db, bucket, min(bucket.limit.burst, bucket.tokens(row, now) + 1), row, now)
 
 
 def _rows(db: Session, buckets: Sequence[Bucket], *, lock: bool) -> dict[str, Throttle]:
@@ -88,5 +89,11 @@ def _missing(bucket: Bucket, row: Throttle | None, now: datetime) -> float:
     return max(0.0, (1 - bucket.tokens(row, now)) * bucket.limit.refill_seconds)
 
 
-def _store(db: Session, bucket: Bucket, tokens: float, now: datetime) -> None:
-    db.execute(update(Throttle).where(Throttle.bucket == bucket.name).values(tokens=tokens, updated_at=now))
+def _store(db: Session, bucket: Bucket, tokens: float, row: Throttle | None, now: datetime) -> None:
+    """Never with an earlier time than the row's: a portal whose clock is behind would else refill the bucket
+    for the next one.
+    """
+    updated_at = max(row.updated_at, now) if row else now
+    db.execute(
+        update(Throttle).where(Throttle.bucket == bucket.name).values(tokens=tokens, updated_at=updated_at)
+    )

@@ -277,11 +277,7 @@ def _set_permissions(
         if not profiles.meets(access_permissions, permissions):
             ended = _end_everything(db, user, reason="access_lost", now=now)
         else:
-            lost = [
-                p.profile_id
-                for p in db.scalars(select(Profile))
-                if not profiles.meets(p.permissions, permissions)
-            ]
+            lost = [p.profile_id for p in db.scalars(select(Profile)) if not profiles.may_use(p, permissions)]
             which = (Connection.user_id == user.id) & Connection.profile_id.in_(lost)
             ended = connections.end(db, which, reason="permission_lost", now=now) if lost else []
         audit.record(

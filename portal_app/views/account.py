@@ -114,7 +114,7 @@ def apps() -> AnyResponse:
     return _page("account/apps.html", apps=listed)
 
 
-@bp.post("/apps/<int:authorization_id>/revoke")
+@bp.post("/apps/<int(max=2147483647):authorization_id>/revoke")
 @sign_in_required
 def revoke_app(authorization_id: int) -> AnyResponse:
     connections.tell(_revoke_app(login.required().user, authorization_id))
@@ -150,7 +150,7 @@ def make_configuration() -> AnyResponse:
     return _issued_page(issued, name, choice.protocol)
 
 
-@bp.post("/connections/<connection_id>/end")
+@bp.post("/connections/<string(maxlength=32):connection_id>/end")
 @sign_in_required
 def end_connection(connection_id: str) -> AnyResponse:
     """End one of the user's own connections, made by an app or by hand."""

@@ -85,7 +85,7 @@ def _wanted() -> connections.Wanted:
     public_key = _form_value("public_key")
     if public_key is not None and not is_public_key(public_key):
         raise BadRequest('invalid value for "public_key"')
-    prefer_tcp = _choice("prefer_tcp", "yes", "no") or _choice("tcp_only", "on", "off")
+    prefer_tcp = any([_choice("prefer_tcp", "yes", "no"), _choice("tcp_only", "on", "off")])
     # The parts of several Accept lines come joined with a comma (WSGI), and so does a single one.
     accepts = transports.accepted(request.headers.get("Accept", ""))
     return connections.Wanted(profile_id, public_key, accepts, prefer_tcp)

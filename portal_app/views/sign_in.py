@@ -68,20 +68,20 @@ def sign_out_everywhere() -> AnyResponse:
     return login.forget(redirect(url_for("sign_in.page"), 303))
 
 
-@bp.route("/set-password/<token>", methods=["GET", "POST"])
+@bp.get("/set-password/<token>")
+def link_page(token: str) -> AnyResponse:
+    """Looking at the page does not use the link up."""
+    return _link_form(_name_of_link(token))
+
+
+@bp.post("/set-password/<token>")
 def set_password(token: str) -> AnyResponse:
-    """The holder of a one-time link sets a password; looking at the page does not use the link up."""
-    now = utc_now()
-    with transaction(read_only=True) as db:
-        user = users.user_of_link(db, token, now=now)
-    if user is None:
-        raise NotFound(users.LINK_IS_OVER)
-    if request.method == "GET":
-        return _link_form(user.name)
+    """The holder of a one-time link sets a password."""
+    user_name = _name_of_link(token)
     try:
-        name = users.redeem_link(token, _new_password(), source=request.remote_addr, now=now)
+        name = users.redeem_link(token, _new_password(), source=request.remote_addr, now=utc_now())
     except (WeakPassword, TooManyRequests) as error:
-        return _link_form(user.name, error)
+        return _link_form(user_name, error)
     signed_in = sign_in.begin(
         name,
         browser_id=_browser_id(),
@@ -92,11 +92,15 @@ def set_password(token: str) -> AnyResponse:
     return login.begin(redirect(url_for("account.home"), 303), signed_in)
 
 
-@bp.route("/password", methods=["GET", "POST"])
+@bp.get("/password")
 @sign_in_required
 def password() -> AnyResponse:
-    if request.method == "GET":
-        return _password_page()
+    return _password_page()
+
+
+@bp.post("/password")
+@sign_in_required
+def change_password() -> AnyResponse:
     try:
         signed_in = sign_in.change_password(
             login.required().user,
@@ -110,6 +114,14 @@ def password() -> AnyResponse:
     except (WeakPassword, WrongPassword, TooManyRequests) as error:
         return _password_page(error)
     return login.begin(redirect(url_for("sign_in.password", changed="yes"), 303), signed_in)
+
+
+def _name_of_link(token: str) -> str:
+    with transaction(read_only=True) as db:
+        user = users.user_of_link(db, token, now=utc_now())
+    if user is None:
+        raise NotFound(users.LINK_IS_OVER)
+    return user.name
 
 
 def _sign_in_form(target: str, error: PortalError | None = None, user_name: str = "") -> Response:

@@ -4,7 +4,7 @@ form_post.
 
 import re
 from html import unescape
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from sqlalchemy import func, select, update
@@ -69,6 +69,14 @@ def test_wrong_request_is_a_page_and_never_a_redirect(visitor, changes, status, 
         assert code in response.text
         assert "Location" not in response.headers
     assert authorizations() == 0
+
+
+def test_state_that_is_no_text_is_refused(visitor):
+    """O5: it would go back changed."""
+    query = urlencode(visitor.query(state=None))
+
+    assert visitor.browser.get(f"/oauth/authorize?{query}&state=%FF").status_code == 400
+    assert visitor.browser.get(f"/oauth/authorize?{query}&state=%25FF").status_code == 200
 
 
 @pytest.mark.parametrize(

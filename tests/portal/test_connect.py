@@ -10,8 +10,10 @@ from sqlalchemy import select, update
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
+from portal_app.errors import InvalidToken, NodeUnreachable, NotFound, Unavailable
 from portal_app.models import AddressUse, Authorization, Connection, NodeStatus, Offer, User
-from portal_app.services import authorizations, connections
+from portal_app.services import authorizations, connections, transports
+from portal_app.services.connections import Holder, Wanted
 from tests.portal.agent_server import WIREGUARD_KEY
 from tests.portal.app_user import VpnApp, public_key
 from tests.portal.conftest import PROFILES, seen_up
@@ -124,6 +126,7 @@ def test_old_name_of_prefer_tcp_counts(node, make_app_user):
         ({"public_key": "A" * 43 + "=\n"}, 400, 'invalid value for "public_key"'),
         ({"prefer_tcp": "maybe"}, 400, 'invalid value for "prefer_tcp"'),
         ({"tcp_only": "yes"}, 400, 'invalid value for "tcp_only"'),
+        ({"prefer_tcp": "yes", "tcp_only": "banana"}, 400, 'invalid value for "tcp_only"'),
         ({"profile_id": "unknown"}, 404, 'no such "profile_id"'),
         ({"profile_id": "hidden"}, 404, 'no such "profile_id"'),
         ({"profile_id": "staff-only"}, 404, 'no such "profile_id"'),
@@ -175,6 +178,51 @@ def test_permission_that_was_lost_counts_at_once(make_nodes, make_app_user):
 
     assert "staff-only" not in app.info().text
     assert app.connect("staff-only").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("settings_changes", "error"), [({}, NotFound), ({"access_permissions": ["staff"]}, InvalidToken)]
+)
+def test_permission_that_is_lost_during_the_call_counts(make_nodes, make_app_user, error):
+    """V3, R38: what was looked up with the token is looked up again under the lock."""
+    make_nodes(1, PROFILES | more_profiles())
+    app = make_app_user(permissions=["staff"])
+    with transaction() as db:
+        (authorization,) = db.scalars(select(Authorization))
+        db.execute(update(User).values(permissions=[]))
+    before = Holder(
+        app.user.id, "alice", ["staff"], authorization.client_id, authorization.id, authorization.expires_at
+    )
+
+    with app.app.app_context(), pytest.raises(error):
+        connections.connect(
+            before, Wanted("staff-only", public_key(), frozenset({transports.WIREGUARD_UDP})), now=utc_now()
+        )
+
+    assert rows() == []
+
+
+@pytest.mark.parametrize("fails", ["signer", "suspect"])
+def test_error_after_the_commit_leaves_no_connection(node, make_app_user, monkeypatch, fails):
+    """I4, I6: nobody got it, so nobody has it."""
+    app = make_app_user()
+    extension = app.app.extensions["causeway"]
+
+    def away(*_args, **_options):
+        raise Unavailable("away")
+
+    with monkeypatch.context() as patch:
+        if fails == "signer":
+            patch.setattr(type(extension.signer), "issue", away)
+        else:
+            patch.setattr(connections.nodes, "mark_suspect", away)
+            patch.setattr(
+                extension.agents, "admit", lambda *_a, **_o: (_ for _ in ()).throw(NodeUnreachable("x"))
+            )
+        response = app.connect("legacy")
+
+    assert response.status_code == 503
+    assert rows() == []
 
 
 def test_refused_request_does_not_end_the_connection_that_is_there(node, make_app_user):

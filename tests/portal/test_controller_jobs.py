@@ -2,12 +2,13 @@
 
 import threading
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 
 from portal_app.agents import Agents
 from portal_app.controller import housekeeping
@@ -23,6 +24,7 @@ from portal_app.models import (
     Connection,
     OneTimeLink,
     PeriodicJob,
+    Profile,
     RefreshToken,
     Throttle,
     User,
@@ -162,6 +164,56 @@ def used(connection_id: str, last: datetime | None, *, active: bool = False) -> 
 
 def node_up_for(seconds: int) -> None:
     seen_up(0, info={"node_uptime": seconds})
+
+
+@pytest.mark.parametrize(
+    ("clients", "access", "ends"),
+    [
+        ({LINUX}, None, set()),
+        (set(), None, {"alice's app", "bob's app"}),
+        ({LINUX}, ["vpn"], {"bob's app", "bob's own"}),
+    ],
+    ids=["nothing changed", "app removed", "access lost"],
+)
+def test_what_a_changed_setting_forbids_is_ended(
+    node: AgentServer,
+    agents: Agents,
+    settings: Any,
+    clients: set[str],
+    access: list[str] | None,
+    ends: set[str],
+):
+    """O19, I3: the node hears of it, and of nothing else."""
+    alice, bob = add_user("alice", ["vpn"]), add_user("bob")
+    held = {
+        "alice's app": lease(alice, authorization_id=authorize(alice)),
+        "bob's app": lease(bob, authorization_id=authorize(bob)),
+        "bob's own": lease(bob),
+    }
+
+    housekeeping.end_forbidden(agents, clients, replace(settings, access_permissions=access), NOON)
+
+    ended = {name for name, connection_id in held.items() if connection_id not in living()}
+    assert ended == ends
+    assert {held[name] for name in ends} == set(node.cuts)
+    assert count(Authorization) == 2 - len(ends & {"alice's app", "bob's app"})
+
+
+def test_connection_that_slipped_through_a_lost_permission_is_ended(
+    node: AgentServer, agents: Agents, settings: Any
+):
+    """V3"""
+    alice, bob = add_user("alice", ["staff"]), add_user("bob")
+    kept, lost = lease(alice), lease(bob)
+    with transaction() as session:
+        session.execute(
+            update(Profile).where(Profile.profile_id == "employees").values(permissions=["staff"])
+        )
+
+    housekeeping.end_forbidden(agents, {LINUX}, settings, NOON)
+
+    assert living() == {kept}
+    assert lost in node.cuts
 
 
 def test_app_that_is_gone_gives_its_address_back(node: AgentServer):
@@ -335,4 +387,9 @@ def test_clock_of_a_portal_that_was_a_day_ahead_stops_no_job():
 def test_jobs_have_their_names_and_intervals(app: Flask, settings: Any, agents: Agents):
     found = {job.name: job.interval for job in housekeeping.jobs(settings, agents)}
 
-    assert found == {"expire": timedelta(seconds=10), "app_gone": HOUR, "prune": HOUR}
+    assert found == {
+        "expire": timedelta(seconds=10),
+        "app_gone": HOUR,
+        "forbidden": timedelta(minutes=1),
+        "prune": HOUR,
+    }

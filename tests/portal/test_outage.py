@@ -41,6 +41,20 @@ def ask(client, path):
     return client.get(path, headers=headers)
 
 
+@pytest.mark.parametrize(
+    "path", ["/set-password/secret", "/set-password/x%0aINFO%20event=sign_in", "/password"]
+)
+def test_log_of_an_outage_has_no_path(unreachable, client, caplog, path):
+    """S3, P5: a path may be a one-time link, and may hold line breaks."""
+    client.set_cookie("__Host-session", "x" * 43, domain="vpn.example.org", path="/", secure=True)
+
+    assert client.get(path).status_code == 503
+
+    assert "GET /" in caplog.text
+    assert "secret" not in caplog.text
+    assert "event=sign_in" not in caplog.text
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_no_database_is_503_with_retry_after(unreachable, client, path):
     """R21"""

@@ -489,6 +489,24 @@ def reading_only() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
+    "path", ["/apps/{n}/revoke", "/apps/-1/revoke", "/connections/{n}/end", "/connections/%00/end"]
+)
+def test_a_number_that_no_row_can_have_is_not_found(node, make_app_user, path):
+    """I8."""
+    app = make_app_user()
+    page = app.browser.get("/apps")
+
+    for number in (2**31, 2**63, 10**40):
+        answer = app.browser.post(path.format(n=number), data={"csrf_token": csrf_token(page.text)})
+        assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/static/none.css", "/static/"])
+def test_what_is_not_there_is_not_cached(client, path):
+    assert client.get(path).headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
     ("client_id", "redirect_uri", "source"),
     [
         ("org.eduvpn.app.linux", "http://127.0.0.1:53211/callback", "http://127.0.0.1:53211"),

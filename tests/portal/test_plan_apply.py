@@ -255,6 +255,32 @@ def test_protocol_taken_away_ends_its_connections_only():
     assert living() == {by_wireguard.id}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "loses"),
+    [
+        ("permissions", ["staff"], ["bob"]),
+        ("permissions", [], ["alice", "bob"]),
+        ("hidden", True, ["alice", "bob"]),
+    ],
+)
+def test_who_may_not_use_a_profile_any_more_is_cut(key, value, loses):
+    """V3, I3."""
+    apply(made())
+    alice, bob = add_user("alice", ["staff"]), add_user("bob")
+    lease(alice)
+    certificate(bob)
+    elsewhere = lease(bob, "lab")
+
+    outcome = apply(made(changed(PROFILES, f"employees.{key}", value)))
+
+    assert sorted((e.user_name, e.reason) for e in outcome.ended) == [
+        (name, "permission_lost") for name in loses
+    ]
+    assert any("they may not use the profile any more: " + ", ".join(loses) in c for c in outcome.changes)
+    assert elsewhere.id in living()
+    assert apply(made(changed(PROFILES, f"employees.{key}", value))).ended == ()
+
+
 def test_node_that_lost_connections_gets_a_new_generation():
     """I4: the cut that is lost on the way is repaired by the reconcile round."""
     apply(made())

@@ -196,6 +196,18 @@ def test_a_bucket_fills_again_and_never_over_its_brim(app: Flask) -> None:
     assert take(900) > 0
 
 
+def test_portals_whose_clocks_differ_refill_no_bucket(app: Flask) -> None:
+    """R20, R41: guesses that alternate between the two pass as often as at one."""
+    bucket = throttles.Limit("skewed", burst=3, refill_seconds=10).bucket("x")
+    now = utc_now()
+    passed = 0
+    for number in range(20):
+        with transaction() as db:
+            passed += throttles.take(db, [bucket], now=now + timedelta(minutes=number % 2 * 10)) == 0
+    # The portal that is ahead fills the bucket once, not at each turn.
+    assert passed <= 2 * 3
+
+
 def test_of_several_buckets_all_give_or_none(app: Flask) -> None:
     full = throttles.Limit("full", burst=5, refill_seconds=10).bucket("x")
     bare = throttles.Limit("bare", burst=1, refill_seconds=10).bucket("x")
@@ -264,6 +276,20 @@ def test_a_link_sets_the_password_once(app: Flask) -> None:
     with pytest.raises(NotFound):
         users.redeem_link(token, "a third phrase 99", source=None, now=utc_now())
     assert press_sign_in(second, password="another phrase 88").status_code == 303
+
+
+def test_head_is_a_look_and_nothing_else(app: Flask) -> None:
+    """W3: it needs no token of a form, so it must not write."""
+    add_account(password=None)
+    token = users.one_time_link("alice", actor="test", now=utc_now())
+    client = app.test_client()
+    form = {"new_password": "another phrase 88", "repeated_password": "another phrase 88"}
+
+    assert client.head(f"/set-password/{token}", data=form).status_code == 200
+
+    assert client.get(f"/set-password/{token}").status_code == 200
+    assert press_sign_in(client, password="another phrase 88").status_code == 403
+    assert client.head("/password").status_code == 303
 
 
 def test_a_link_used_twice_at_once_works_once(app: Flask) -> None:
