@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from node_agent import records
 from node_agent.clock import Clock
 from node_agent.errors import AgentError, InterfaceMissing
 from node_agent.journal import Journal, OpenSession
@@ -23,6 +24,7 @@ from node_agent.settings import OpenVpnProcess, Settings
 from node_agent.store import Changed, Store
 from node_agent.wireguard import Counters, WireGuard, peer_of
 from vpn_core.messages import (
+    CONNECTION_ID,
     OPENVPN,
     WIREGUARD,
     Authority,
@@ -53,7 +55,9 @@ class Agent:
         self.settings = settings
         self.clock = clock or Clock()
         self.wireguard = (
-            WireGuard(settings.wireguard.interface, wg_command) if settings.wireguard is not None else None
+            WireGuard(settings.wireguard.interface, wg_command, lambda: self.clock.skew_seconds)
+            if settings.wireguard is not None
+            else None
         )
         self._serving = Serving(settings, lambda: self.wireguard.seen.public_key if self.wireguard else None)
         self.store = Store(settings.state_directory / "wanted", self._serving.refusal)
@@ -64,7 +68,7 @@ class Agent:
                 self.journal,
                 decide=self._decide,
                 find=lambda common_name: self.store.entries.get(common_name),
-                now=self.clock.now,
+                clock=self.clock,
                 origins=settings.log_origins,
             )
             for process in settings.openvpn
@@ -85,12 +89,37 @@ class Agent:
         self.store.load()
         self.journal.load()
         self.sessions = WireGuardSessions(self.journal, origins=self.settings.log_origins)
+        self._load_instance_id()
+        self._load_clock()
+
+    def _load_instance_id(self) -> None:
         path = self.settings.state_directory / "instance-id"
         try:
-            if path.exists():
-                self._instance_id = path.read_text().strip()[:32]
+            known = path.read_text(errors="replace").strip() if path.exists() else ""
+            if CONNECTION_ID.fullmatch(known):
+                self._instance_id = known
             else:
-                path.write_text(self._instance_id + "\n")
+                records.write(path, self._instance_id + "\n")
+        except OSError as error:
+            log.error("event=cannot_save file=%s reason=%r", path, error.strerror)
+
+    def _load_clock(self) -> None:
+        """Go on with the portal's time; after a reboot the counter that carries it has begun anew."""
+        try:
+            boot_id, offset = (self.settings.state_directory / "clock").read_text().split()
+            if boot_id == self._boot_id:
+                self.clock.resume(float(offset))
+        except (OSError, ValueError):
+            return
+
+    def _hear(self, portal_time: float) -> None:
+        before = self.clock.offset
+        self.clock.hear(portal_time)
+        if self.clock.offset == before:
+            return
+        path = self.settings.state_directory / "clock"
+        try:
+            records.write(path, f"{self._boot_id} {self.clock.offset}\n")
         except OSError as error:
             log.error("event=cannot_save file=%s reason=%r", path, error.strerror)
 
@@ -119,10 +148,13 @@ class Agent:
         # OpenVPN says its last counters when the client is gone.
         return self._usage(connection, self.clock.now(), sessions) if sessions else usage
 
-    async def replace(self, wanted: WantedSet) -> dict[str, int]:
-        """Apply a full set."""
+    async def replace(self, wanted: WantedSet, portal_time: float | None = None) -> dict[str, int]:
+        """Apply a full set. Its sender's time counts from now on if the set does (R58, R61)."""
         observed = self.wireguard.seen.peers.keys() if self.wireguard else ()
-        changed = self.store.replace(wanted, self.clock.now(), observed)
+        now = self.clock.now() if portal_time is None else portal_time
+        changed = self.store.replace(wanted, now, observed)
+        if portal_time is not None and not changed.is_old_news:
+            self._hear(portal_time)
         await self._settle(changed)
         return {
             "removed": len(changed.removed),

@@ -116,16 +116,18 @@ def _query(request: web.Request, *known: str) -> dict[str, str]:
     return dict(request.query)
 
 
-def _hear_time(request: web.Request) -> None:
-    """Take the portal's time, which expiry follows (R61).
+def _portal_time(request: web.Request) -> float | None:
+    """Return the portal's time, which expiry follows (R61).
 
     Only with a full set, so only from the leader: a portal with a wrong clock must not end what lives.
     """
-    if (date := request.headers.get("Date")) is not None:
-        try:
-            request.app[agent_key].clock.hear(email.utils.parsedate_to_datetime(date).timestamp())
-        except (ValueError, OverflowError):
-            raise MessageError(f"Date: {date!r:.80}") from None
+    date = request.headers.get("Date")
+    if date is None:
+        return None
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
+        raise MessageError(f"Date: {date!r:.80}") from None
 
 
 def _id(request: web.Request) -> str:
@@ -165,8 +167,7 @@ async def _replace(request: web.Request) -> web.Response:
         wanted = await asyncio.to_thread(lambda: WantedSet.parse(_parse_json(data)))
     else:
         wanted = WantedSet.parse(_parse_json(data))
-    _hear_time(request)
-    return web.json_response(await request.app[agent_key].replace(wanted))
+    return web.json_response(await request.app[agent_key].replace(wanted, _portal_time(request)))
 
 
 async def _usage(request: web.Request) -> web.Response:

@@ -1,8 +1,8 @@
 """What time it is, when the host's own clock may be wrong or be set (reliability R52, R61).
 
 The portal that leads says its time with each full set (the ``Date`` header). From then on time is the
-portal's, carried on by the kernel's boot-time counter. Before that it is the host's clock, which may jump
-ahead but not back.
+portal's, carried on by the kernel's boot-time counter, over restarts of the agent too. Before that it is the
+host's clock, which may jump ahead but not back. What ``wg`` and OpenVPN say is in the host's time.
 """
 
 import time
@@ -11,6 +11,10 @@ from collections.abc import Callable
 
 def _boot_time() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+#: A ``Date`` has whole seconds: what differs by less is the same time.
+SAME_SECONDS = 1.5
 
 
 class Clock:
@@ -23,13 +27,27 @@ class Clock:
         self._offset = wall() - elapsed()
         self._portal = False
 
+    @property
+    def offset(self) -> float | None:
+        """What the portal's time is ahead of the boot-time counter; None while no portal has spoken."""
+        return self._offset if self._portal else None
+
+    def resume(self, offset: float) -> None:
+        """Go on with what a portal said before, in the same boot of this host."""
+        self._offset, self._portal = offset, True
+
     def now(self) -> float:
         carried = self._elapsed() + self._offset
         return carried if self._portal else max(carried, self._wall())
 
     def hear(self, portal_time: float) -> None:
-        self._offset = portal_time - self._elapsed()
-        self._portal = True
+        offset = portal_time - self._elapsed()
+        if not self._portal or abs(offset - self._offset) >= SAME_SECONDS:
+            self.resume(offset)
+
+    def from_wall(self, seconds: float) -> float:
+        """Return a time of the host's clock, as programs on it say it, in the portal's time."""
+        return seconds - self.skew_seconds
 
     @property
     def skew_seconds(self) -> float:

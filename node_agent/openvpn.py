@@ -11,10 +11,12 @@ import enum
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 
+from node_agent.clock import Clock
 from node_agent.journal import Journal, OpenSession
 from node_agent.management import ClientEvent, ClientRow, Management, ManagementError
 from node_agent.settings import OpenVpnProcess
@@ -30,6 +32,8 @@ CUT_PAUSE_SECONDS = 0.25
 CUT_SECONDS = 1.5
 #: A process that is being restarted is no problem yet.
 DETACHED_SECONDS = 5.0
+#: A session that an earlier run of the agent wrote is this client's if they began so close to each other.
+SAME_START_SECONDS = 3.0
 
 
 class Decision(enum.Enum):
@@ -40,10 +44,11 @@ class Decision(enum.Enum):
 
 @dataclass
 class Client:
-    """A client that was let in and has its addresses."""
+    """A client that was let in and has its addresses; ``connected_at`` as the process says it."""
 
     client_id: int
     common_name: str
+    connected_at: int
     session: OpenSession
 
 
@@ -57,13 +62,13 @@ class Process:
         *,
         decide: Callable[[str, str, OpenVpnProcess], Decision],
         find: Callable[[str], Connection | None],
-        now: Callable[[], float],
+        clock: Clock,
         origins: bool,
     ) -> None:
         self.settings = settings
         self.clients: dict[int, Client] = {}
         self._journal = journal
-        self._decide, self._find, self._now, self._origins = decide, find, now, origins
+        self._decide, self._find, self._clock, self._origins = decide, find, clock, origins
         self._management: Management | None = None
         self._announced: set[int] = set()
         self._left: set[int] = set()
@@ -132,7 +137,7 @@ class Process:
         before = set(self.clients)
         self._left.clear()
         rows = await management.status()
-        now = int(self._now())
+        now = int(self._clock.now())
         seen, unannounced, unwanted = set(), set(), set()
         for row in rows:
             # Events may already have told what came after the answer.
@@ -162,7 +167,7 @@ class Process:
 
     def _follow(self, row: ClientRow, now: int) -> None:
         client = self.clients.get(row.client_id)
-        if client is None or client.session.started_at != row.connected_at:
+        if client is None or client.connected_at != row.connected_at:
             if client is not None:
                 self._journal.end(client.session, client.session.last_at)
             client = self._resume(row) or self._start(
@@ -176,13 +181,15 @@ class Process:
 
     def _resume(self, row: ClientRow) -> Client | None:
         """Return the client with the session that an earlier run of the agent had written."""
+        started_at = self._clock.from_wall(row.connected_at)
+        followed = {client.session.session_id for client in self.clients.values()}
         for session in self._journal.open.values():
-            if (session.process, session.connection_id, session.started_at) == (
-                self.settings.name,
-                row.common_name,
-                row.connected_at,
+            if (
+                (session.process, session.connection_id) == (self.settings.name, row.common_name)
+                and session.session_id not in followed
+                and abs(session.started_at - started_at) <= SAME_START_SECONDS
             ):
-                client = Client(row.client_id, row.common_name, session)
+                client = Client(row.client_id, row.common_name, row.connected_at, session)
                 self.clients[row.client_id] = client
                 return client
         return None
@@ -203,15 +210,20 @@ class Process:
             self._announced.add(client_id)
             self._answer(event, client_id, event.numbers[1])
         elif event.kind == "ESTABLISHED":
+            common_name = environment.get("common_name", "")
             if client_id not in self.clients:
                 self._start(
                     client_id,
-                    environment.get("common_name", ""),
-                    int(environment.get("time_unix", "") or self._now()),
+                    common_name,
+                    int(environment.get("time_unix", "") or time.time()),
                     environment.get("ifconfig_pool_remote_ip"),
                     environment.get("ifconfig_pool_remote_ip6"),
                     environment.get("trusted_ip") or environment.get("trusted_ip6", ""),
                 )
+            # It may have been cut since it was let in, when there was no client yet to cut.
+            refused = self._decide(common_name, self.settings.profile_id, self.settings) is Decision.REFUSE
+            if refused and self._management is not None and is_common_name(common_name):
+                self._run(self._cut(self._management, common_name, client_id))
         elif event.kind == "DISCONNECT":
             self._announced.discard(client_id)
             self._left.add(client_id)
@@ -219,7 +231,7 @@ class Process:
             if client is not None:
                 client.session.received_bytes = int(environment.get("bytes_received", "0"))
                 client.session.sent_bytes = int(environment.get("bytes_sent", "0"))
-                self._journal.end(client.session, int(self._now()))
+                self._journal.end(client.session, int(self._clock.now()))
 
     def _answer(self, event: ClientEvent, client_id: int, key_id: int) -> None:
         common_name = event.environment.get("common_name", "")
@@ -241,7 +253,10 @@ class Process:
         management = self._management
         if management is None:
             return
-        task = asyncio.create_task(self._send(management, line))
+        self._run(self._send(management, line))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -269,14 +284,14 @@ class Process:
             connection_id=connection.connection_id,
             profile_id=connection.profile_id,
             protocol=OPENVPN,
-            started_at=connected_at,
+            started_at=round(self._clock.from_wall(connected_at)),
             ipv4=_canonical(ipv4),
             ipv6=_canonical(ipv6),
             origin=_canonical(origin) if self._origins else None,
-            last_at=max(int(self._now()), connected_at),
+            last_at=max(int(self._clock.now()), round(self._clock.from_wall(connected_at))),
             process=self.settings.name,
         )
-        client = Client(client_id, common_name, session)
+        client = Client(client_id, common_name, connected_at, session)
         self.clients[client_id] = client
         self._journal.start(connection, session)
         return client
@@ -295,9 +310,10 @@ class Process:
                     await self._cut(self._management, common_name)
         return sessions
 
-    async def _cut(self, management: Management, common_name: str) -> None:
+    async def _cut(self, management: Management, common_name: str, *client_ids: int) -> None:
         # Asked to come again, a client learns that it may not; but the server goes on sending for seconds.
-        for client_id in [c.client_id for c in self.clients.values() if c.common_name == common_name]:
+        known = {c.client_id for c in self.clients.values() if c.common_name == common_name}
+        for client_id in known.union(client_ids):
             await self._send(management, f"client-kill {client_id}")
         await asyncio.sleep(CUT_PAUSE_SECONDS)
         await self._send(management, f"kill {common_name}")

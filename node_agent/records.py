@@ -38,6 +38,16 @@ class Loaded:
     problem: str = ""
 
 
+def write(path: Path, text: str) -> None:
+    """Replace a small file whole; a crash leaves the old one or the new one."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
 def encode(record: Record) -> bytes:
     """Return a record's line; dataclasses in it become objects."""
     text = json.dumps(record, separators=(",", ":"), default=vars).encode()

@@ -33,6 +33,8 @@ class Changed:
 
     removed: list[Connection] = field(default_factory=list)
     added: list[Connection] = field(default_factory=list)
+    #: The message was older than what is here, and changed nothing.
+    is_old_news: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,13 @@ class Store:
             "maintenance": self.maintenance,
             # A damaged file written anew is no longer damaged, but still no certain knowledge.
             "known": self.known,
-            "unsure": sorted(self.unsure),
         }
         for connection_id, generation in self._tombstones.items():
             yield {"op": "cut", "id": connection_id, "generation": generation}
         for connection in self.entries.values():
             yield {"op": "admit", "connection": connection}
+        # After the admissions, each of which means to be sure of its connection.
+        yield {"op": "unsure", "ids": sorted(self.unsure)}
 
     def _commit(self, *changes: Record) -> None:
         for record in changes:
@@ -161,7 +164,8 @@ class Store:
             self._full_generation = record["full_generation"]
             self.maintenance = record["maintenance"]
             self.known = record["known"]
-            self.unsure = set(record["unsure"])
+        elif op == "unsure":
+            self.unsure = set(record["ids"]) & self.entries.keys()
         else:
             raise KeyError(op)
 
@@ -234,7 +238,7 @@ class Store:
         new_authority = self._weigh(wanted.authority, wanted)
         if not new_authority and wanted.generation < self._full_generation:
             self._stale_until = time.monotonic() + 60
-            return Changed()
+            return Changed(is_old_news=True)
         if (
             not new_authority
             and self.known
@@ -244,6 +248,7 @@ class Store:
             if wanted.generation != self._full_generation:
                 self._commit({"op": "full", "generation": wanted.generation})
             self._holds.pop(wanted.authority, None)
+            self._skipped = 0
             return Changed()
         incoming, skipped = self._incoming(wanted, new_authority, now)
         removed = [

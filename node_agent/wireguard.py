@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,8 +53,11 @@ def peer_of(connection: Connection) -> Peer:
     return Peer(frozenset((f"{connection.ipv4}/32", f"{connection.ipv6}/128")))
 
 
-def parse_dump(text: str) -> Observed:
-    """Read what ``wg show IFACE dump`` printed; its first line holds the private key, which is dropped."""
+def parse_dump(text: str, skew_seconds: float = 0.0) -> Observed:
+    """Read what ``wg show IFACE dump`` printed; its first line holds the private key, which is dropped.
+
+    Times of handshakes are the host's, whose clock is ``skew_seconds`` ahead.
+    """
     lines = text.splitlines()
     own = lines[0].split("\t")[1] if lines else ""
     peers: dict[str, Peer] = {}
@@ -67,7 +70,8 @@ def parse_dump(text: str) -> Observed:
         ips = frozenset() if allowed == "(none)" else frozenset(allowed.split(","))
         peers[key] = Peer(ips, frozenset(extras))
         source = None if endpoint == "(none)" else endpoint.rpartition(":")[0].strip("[]")
-        counters[key] = Counters(int(handshake), int(received), int(sent), source)
+        handshake_at = max(0, round(int(handshake) - skew_seconds)) if int(handshake) else 0
+        counters[key] = Counters(handshake_at, int(received), int(sent), source)
     return Observed(own if is_public_key(own) else None, peers, counters)
 
 
@@ -90,12 +94,18 @@ def short(public_key: str) -> str:
 class WireGuard:
     """One interface. ``seen`` is the last look at it, ``present`` whether that worked."""
 
-    def __init__(self, interface: str, command: Sequence[str] = ("wg",)) -> None:
+    def __init__(
+        self,
+        interface: str,
+        command: Sequence[str] = ("wg",),
+        skew: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.interface = interface
         self.present = False
         self.seen = Observed()
         self.look_seconds = 0.0
         self._command = tuple(command)
+        self._skew = skew
         self._queue: list[tuple[Sequence[Change], asyncio.Future[None]]] = []
         self._lock = asyncio.Lock()
         # Keys that this agent put there, or found at its first look: before, nobody can be called a stranger.
@@ -189,7 +199,7 @@ class WireGuard:
         """Return the interface's state; raises like ``apply``."""
         started = time.monotonic()
         text = await self._run("show", self.interface, "dump")
-        self.seen = await asyncio.to_thread(parse_dump, text)
+        self.seen = await asyncio.to_thread(parse_dump, text, self._skew())
         self.look_seconds = time.monotonic() - started
         self.present = True
         return self.seen

@@ -1,6 +1,7 @@
 """Expiry follows the portal, and a clock that jumps does not prolong anything (R52, R61)."""
 
 from node_agent.clock import Clock
+from node_agent.wireguard import parse_dump
 
 
 class Host:
@@ -36,3 +37,36 @@ def test_the_portals_time_counts_from_when_it_is_heard() -> None:
 
     assert host.clock.now() == 2_000_007
     assert host.clock.skew_seconds == 1_000_007 + 86_400 - 2_000_007
+
+
+def test_a_date_has_whole_seconds_and_does_not_make_time_jitter() -> None:
+    host = Host()
+    host.clock.hear(2_000_000)
+    host.passes(7.9)
+    host.clock.hear(2_000_007)
+
+    assert host.clock.now() == 2_000_007.9
+
+
+def test_a_restarted_agent_goes_on_with_the_portals_time() -> None:
+    host = Host()
+    host.clock.hear(2_000_000)
+    assert host.clock.offset is not None
+    host.passes(7)
+
+    again = Clock(lambda: host.wall, lambda: host.elapsed)
+    again.resume(host.clock.offset)
+
+    assert again.now() == 2_000_007
+
+
+def test_what_programs_on_the_host_say_is_turned_into_the_portals_time() -> None:
+    """I7, R61: a handshake 20 s ago was 20 s ago, however wrong the host's clock is."""
+    host = Host()
+    host.clock.hear(2_000_000)
+    dump = "private\tpublic\t51820\toff\n" + "key\t(none)\t(none)\t10.0.0.2/32\t{}\t1\t2\toff\n"
+
+    for said, meant in ((host.wall - 20, 1_999_980), (0, 0)):
+        seen = parse_dump(dump.format(int(said)), host.clock.skew_seconds)
+        assert seen.counters["key"].last_handshake_at == meant
+    assert host.clock.from_wall(host.wall - 20) == 1_999_980

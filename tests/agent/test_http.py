@@ -308,6 +308,57 @@ async def test_expiry_follows_the_portals_time(
         assert any("clock is -17" in p for p in problems)
 
 
+def in_days(days: int) -> dict[str, str]:
+    """Return the ``Date`` header of a portal whose clock is so many days ahead."""
+    then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    return {"Date": email.utils.format_datetime(then, usegmt=True)}
+
+
+async def test_a_set_that_does_not_count_moves_no_clock(
+    openvpn_settings: Settings, management: CertificateAuthority
+) -> None:
+    """R58, R61: a test system that was restored from a copy a year later ends nobody's connection."""
+    other = AUTHORITY.to_dict() | {"deployment_id": "f" * 32}
+    async with running(openvpn_settings, management) as node:
+        await node.replace(5, connection())
+        now = node.agent.clock.now()
+        for authority, generation, status in ((other, 9, 409), (AUTHORITY.to_dict(), 4, 200)):
+            body = {"authority": authority, "generation": generation, "connections": []}
+            headers = in_days(365)
+            assert (await node.call("PUT", "/n/connections", body, headers=headers))[0] == status
+
+        assert node.agent.clock.now() - now < 3600
+        assert node.agent.store.entries.keys() == {connection().connection_id}
+
+
+async def test_the_portals_time_is_kept_over_a_restart(
+    openvpn_settings: Settings, management: CertificateAuthority
+) -> None:
+    """R61."""
+    body = {"authority": AUTHORITY.to_dict(), "generation": 1, "connections": []}
+    async with running(openvpn_settings, management) as node:
+        assert (await node.call("PUT", "/n/connections", body, headers=in_days(2)))[0] == 200
+
+    async with running(openvpn_settings, management) as node:
+        await node.info()
+        assert -3 * 86_400 < node.agent.clock.skew_seconds < -86_400
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe\n", b"short\n"])
+async def test_a_damaged_instance_id_is_made_anew(
+    openvpn_settings: Settings, management: CertificateAuthority, damage: bytes
+) -> None:
+    """R57, R72: the file was cut short by a full disk or a power cut."""
+    path = openvpn_settings.state_directory / "instance-id"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(damage)
+    async with running(openvpn_settings, management) as node:
+        first = (await node.info())["instance_id"]
+    async with running(openvpn_settings, management) as node:
+        assert (await node.info())["instance_id"] == first
+    assert path.read_text().strip() == first
+
+
 async def _refused(node: Running, context: ssl.SSLContext) -> None:
     connector = aiohttp.TCPConnector(ssl=context)
     async with aiohttp.ClientSession(connector=connector) as session:

@@ -6,9 +6,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from node_agent import openvpn
 from node_agent.settings import OpenVpnProcess, Settings
 from tests.agent.conftest import AUTHORITY, CertificateAuthority, Running, running, until
 from tests.agent.openvpn_world import World
@@ -91,6 +93,32 @@ async def test_a_wanted_client_comes_in_and_a_cut_client_is_out_within_a_second(
         assert (end["kind"], end["session_id"]) == ("end", start["session_id"])
         assert end["received_bytes"] == usage["received_bytes"]
         await until(lambda: "AUTH_FAILED" in world.output("client-cdef"), seconds=15)
+
+
+async def test_a_client_that_is_cut_while_it_comes_in_is_sent_away(
+    node_settings: Settings, management: CertificateAuthority, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I3: let in and cut before it had its addresses, when there was no client yet to cut."""
+    monkeypatch.setattr(openvpn, "POLL_SECONDS", 600.0)
+    world.serve(NAME, "employees")
+    async with running(node_settings, management) as node:
+        await node.replace(1, connection())
+        await attached(node)
+        process = node.agent.processes[0]
+        decide = process._decide
+
+        def decide_then_cut(*what: Any) -> openvpn.Decision:
+            decision = decide(*what)
+            node.agent.store.cut(AUTHORITY, ID, 2)
+            return decision
+
+        monkeypatch.setattr(process, "_decide", decide_then_cut)
+        world.connect(ID, "employees")
+
+        await until(lambda: "AUTH_FAILED" in world.output("client-cdef"), seconds=20)
+
+        assert process.clients == {}
+        assert await silent(world)
 
 
 async def test_a_client_that_is_not_wanted_is_refused(
