@@ -1,6 +1,7 @@
-"""The playbooks' door to vpn_core. The files vpn_plan.yml and vpn_tls_crypt_key.yml document the filters."""
+"""The playbooks' door to vpn_core. The .yml files beside document the filters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -36,8 +37,25 @@ def vpn_tls_crypt_key(master_secret: str, profile_id: str) -> str:
         ) from None
 
 
+def vpn_not_networks(values: Iterable[object]) -> list[str]:
+    """Return what is neither an IP address nor a network in its own notation."""
+    return [str(value) for value in values if not _is_network(str(value))]
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
 class FilterModule:
     """Filters of Causeway."""
 
     def filters(self) -> dict[str, Any]:
-        return {"vpn_plan": vpn_plan, "vpn_tls_crypt_key": vpn_tls_crypt_key}
+        return {
+            "vpn_plan": vpn_plan,
+            "vpn_tls_crypt_key": vpn_tls_crypt_key,
+            "vpn_not_networks": vpn_not_networks,
+        }

@@ -105,6 +105,11 @@ def test_services_run_as_their_own_users(server: Host) -> None:
         assert server.output(f"ps -o user:20= -p {pid}") == user
 
 
+def test_openvpn_writes_no_addresses_of_its_clients(server: Host) -> None:
+    """P3: Debian's unit has a status file, and a log."""
+    assert server.output("find /run/openvpn-server /var/log/openvpn -type f") == ""
+
+
 def test_tls_is_modern(deployment: Deployment) -> None:
     """H10: 1.2 and 1.3 only, HSTS, redirect from plain HTTP."""
     host = deployment.portal_url.removeprefix("https://")

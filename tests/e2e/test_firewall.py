@@ -10,6 +10,7 @@ import pytest
 from portal_app.verification.browser import App, Browser
 from portal_app.verification.tunnel import inside, namespace, new_wireguard_key, ping, wireguard
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+from tests.e2e.test_deployment import changed
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,30 @@ def test_a_client_cannot_use_anothers_address(tunnel: tuple[OfficialApp, dict]) 
         )
         app.do("inside", words=["ip", "address", "del", f"{forged}/{prefix}", "dev", device])
         assert not answered
+
+
+def test_rules_that_shut_us_out_are_taken_back(deployment: Deployment, server: Host) -> None:
+    """R82, H6: nobody comes in through the new rules, so the ones before return; the next run tries again."""
+
+    def is_open() -> bool:
+        try:
+            socket.create_connection((server.address, 22), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    files = "/etc/causeway/firewall"
+    server.run(f"sed -i 's/--on-active=60s/--on-active=6s/' {files}/apply")
+    server.run(f"sed -i '/priority filter; policy drop;/a tcp dport 22 drop' {files}/rules.nft")
+    server.run("systemd-run --quiet --on-active=1s systemctl reload causeway-firewall.service")
+    wait_until(lambda: not is_open(), 10, "the rules shut SSH")
+
+    wait_until(is_open, 30, "the rules before are back")
+
+    assert server.run(f"ls {files}/unconfirmed", check=False).returncode == 0
+    for words, changes in ((), True), (("--check",), False), ((), False):
+        done = deployment.playbook("site", "--tags", "firewall", *words, log="firewall")
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert (sum(changed(done.stdout).values()) > 0) is changes, done.stdout[-3000:]
+    assert server.run(f"ls {files}/unconfirmed", check=False).returncode != 0
+    server.run(f"cmp {files}/rules.nft {files}/confirmed.nft")

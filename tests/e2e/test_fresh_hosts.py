@@ -13,6 +13,7 @@ from tests.e2e.test_deployment import changed
 NAME = "fresh"
 #: Of a release that is neither in use nor deployed.
 OLD_RELEASE = "/opt/causeway/0.0.1-0123456789ab"
+LEFT_BESIDE = "/etc/ssh/sshd_config.d/.causeway-left"
 
 
 def make(*words: str) -> None:
@@ -37,7 +38,11 @@ def fresh() -> Iterator[Deployment]:
     deployment = read_deployment("single_host", NAME)
     done = deployment.playbook("init_secrets")
     assert done.returncode == 0, done.stdout[-2000:]
-    deployment.host("portals").run(f"mkdir -p {OLD_RELEASE}")
+    # What is in the way: an old release, cloud-init's word on SSH, what a killed write left.
+    deployment.host("portals").run(
+        f"mkdir -p {OLD_RELEASE} {LEFT_BESIDE} && touch {LEFT_BESIDE}/00-causeway.conf &&"
+        " echo PasswordAuthentication yes > /etc/ssh/sshd_config.d/50-cloud-init.conf"
+    )
     yield deployment
     make("lab-down", f"NAME={NAME}")
 
@@ -109,7 +114,10 @@ def test_after_killed_runs_the_next_converges(fresh: Deployment) -> None:
     done = fresh.playbook("site", log="converge")
     assert done.returncode == 0, done.stdout[-3000:]
     assert "0 failed" in done.stdout
-    assert fresh.host("portals").run(f"ls -d {OLD_RELEASE}", check=False).returncode != 0
+    host = fresh.host("portals")
+    for gone in (OLD_RELEASE, LEFT_BESIDE):
+        assert host.run(f"ls -d {gone}", check=False).returncode != 0
+    assert "passwordauthentication no" in host.output("sshd -T").splitlines()
 
 
 def test_the_run_after_changes_nothing(fresh: Deployment) -> None:

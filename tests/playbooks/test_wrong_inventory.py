@@ -76,6 +76,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"vpn_profiles": {"employees": PROFILE | {"dns_server": "192.0.2.53"}}},
         "vpn_profiles.employees: unknown key 'dns_server'; did you mean 'dns_servers'?",
     ),
+    "name where the firewall needs an address": (
+        {"firewall_ssh_sources": ["192.0.2.0/24", "bastion.example.org"]},
+        "firewall_ssh_sources: bastion.example.org: no address and no network",
+    ),
+    "network with host bits": (
+        {"vpn_portal_addresses": ["192.0.2.7/24"]},
+        "vpn_portal_addresses: 192.0.2.7/24: no address and no network",
+    ),
     "unknown variable": ({"vpn_profile": {}}, "unknown variable vpn_profile"),
     "bad host name": (
         {"vpn_node": {"number": 1, "hostname": "vpn_1.example.org"}},

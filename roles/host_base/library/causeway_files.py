@@ -71,10 +71,14 @@ import grp
 import os
 import pwd
 import shlex
+import shutil
 import stat
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+
+#: How directories begin in which new files are written before they take their place.
+BESIDE = ".causeway-"
 
 
 class Layer:
@@ -179,10 +183,21 @@ class Layer:
                 )
 
     def replace(self, path, make):
-        with tempfile.TemporaryDirectory(prefix=".causeway-", dir=os.path.dirname(path)) as directory:
+        with tempfile.TemporaryDirectory(prefix=BESIDE, dir=os.path.dirname(path)) as directory:
             beside = os.path.join(directory, os.path.basename(path))
             make(beside)
             os.replace(beside, path)
+
+    def tidy(self, directory):
+        """Remove what a run that was killed while it replaced a file has left."""
+        if not os.path.isdir(directory):
+            return
+        for name in sorted(os.listdir(directory)):
+            path = os.path.join(directory, name)
+            if name.startswith(BESIDE) and stat.S_ISDIR(os.lstat(path).st_mode):
+                self.note(path, "left by a run that was killed\n", "")
+                if not self.module.check_mode:
+                    shutil.rmtree(path)
 
     def remove(self, path):
         if os.path.lexists(path):
@@ -218,6 +233,9 @@ def main():
         supports_check_mode=True,
     )
     layer = Layer(module)
+    places = {item["path"] for item in module.params["directories"]}
+    for place in sorted(places | {os.path.dirname(item["path"]) for item in module.params["files"]}):
+        layer.tidy(place)
     for item in module.params["directories"]:
         layer.directory(item)
     for item in module.params["files"]:

@@ -19,6 +19,7 @@ options:
       name: {type: str, required: true, description: With its suffix.}
       restart_on: {type: list, elements: path, default: [], description: What it reads at its start.}
       reload_on: {type: list, elements: path, default: [], description: What a reload makes it read again.}
+      reload_while: {type: path, description: Reload in each run as long as this file exists.}
       started: {type: bool, default: true, description: False leaves it to systemd whether the unit runs.}
       enabled: {type: bool, default: true, description: Start it at boot.}
   absent:
@@ -135,6 +136,8 @@ def verb_for(unit, shown):
         return "restart"
     if newest(unit["reload_on"]) > seconds(shown["StateChangeTimestamp"]):
         return "reload"
+    if unit["reload_while"] and os.path.lexists(unit["reload_while"]):
+        return "reload"
     return None
 
 
@@ -168,7 +171,8 @@ def wait(systemd, names, wait_seconds):
 
 def superfluous(systemd, pattern, wanted):
     """Return the units of a pattern that run or are enabled and are not wanted."""
-    _, listed, _ = systemd.run("list-units", "--all", "--plain", "--no-legend", "--full", pattern)
+    # Without --all, which also names units that are only mentioned in the file of another one.
+    _, listed, _ = systemd.run("list-units", "--plain", "--no-legend", "--full", pattern)
     _, files, _ = systemd.run(
         "list-unit-files", "--plain", "--no-legend", "--full", "--state=enabled", pattern, check=False
     )
@@ -181,6 +185,7 @@ def main():
         "name": {"type": "str", "required": True},
         "restart_on": {"type": "list", "elements": "path", "default": []},
         "reload_on": {"type": "list", "elements": "path", "default": []},
+        "reload_while": {"type": "path"},
         "started": {"type": "bool", "default": True},
         "enabled": {"type": "bool", "default": True},
     }
@@ -197,6 +202,8 @@ def main():
     if module.params["absent"]:
         systemd.do("disable", gone := superfluous(systemd, module.params["absent"], units))
         systemd.do("stop", gone)
+        if gone and not module.check_mode:
+            systemd.run("reset-failed", *gone, check=False)
     if units:
         bring_up(systemd, units, module.params["wait_seconds"])
     module.exit_json(changed=bool(systemd.done), done=systemd.done)

@@ -2,30 +2,67 @@
 #
 # Ansible managed
 #
-# Load the rules in one transaction, then let the host forward. At a change on a running host a timer lets SSH in from
-# everywhere after a minute, unless it is stopped: systemctl stop causeway-firewall-rollback.timer
+# start     at boot: the rules that were confirmed, and forwarding after them
+# reload    the new rules, for a minute, unless they are confirmed: then the confirmed ones come back
+# confirm   somebody came in from outside through the new rules: they stay
+# rollback  what the timer does when nobody came
 set -eu
-/usr/sbin/nft --file /etc/causeway/firewall/rules.nft
+cd /etc/causeway/firewall
+timer=causeway-firewall-rollback
 
-case $(systemctl is-system-running || true) in
-initializing | starting) ;;
-*)
-    systemctl --quiet stop causeway-firewall-rollback.timer 2>/dev/null || true
-    # The rules become newer than what is in force, so that the next run of Ansible applies them again.
-    systemd-run --quiet --unit=causeway-firewall-rollback --on-active=60s --timer-property=AccuracySec=1s /bin/sh -c '
-        nft insert rule inet causeway input tcp dport 22 accept
-        touch /etc/causeway/firewall/rules.nft
-        echo "nobody confirmed the new rules: SSH is open to everyone until they are applied again" >&2'
+forward() {
+    # 1 means "unless forwarding": keep accepting router advertisements where the host did.
+    for setting in /proc/sys/net/ipv6/conf/*/accept_ra; do
+        if [ "$(cat "$setting")" = 1 ]; then
+            echo 2 >"$setting"
+        fi
+    done
+    echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+    echo 1 >/proc/sys/net/ipv4/ip_forward
+    # Turning forwarding on sets this back.
+    echo 0 >/proc/sys/net/ipv4/conf/all/accept_redirects
+}
+
+# As long as this file exists, each run of Ansible tries the rules again.
+try() {
+    touch unconfirmed
+    # The way back first. It outlives this shell, and at boot it waits for its turn.
+    systemctl --quiet stop $timer.timer 2>/dev/null || true
+    systemd-run --quiet --no-block --unit=$timer --on-active=60s --timer-property=AccuracySec=1s "$PWD/apply" rollback
+    /usr/sbin/nft --file rules.nft
+    forward
+}
+
+case $1 in
+start)
+    case $(systemctl is-system-running || true) in initializing | starting) booting=yes ;; *) booting=no ;; esac
+    if [ $booting = no ] || [ ! -e confirmed.nft ]; then
+        try
+    else
+        cmp -s rules.nft confirmed.nft || touch unconfirmed
+        /usr/sbin/nft --file confirmed.nft
+        forward
+    fi
+    ;;
+reload)
+    try
+    ;;
+confirm)
+    systemctl --quiet stop $timer.timer 2>/dev/null || true
+    install -m 0600 rules.nft confirmed.new
+    sync confirmed.new
+    mv confirmed.new confirmed.nft
+    rm -f unconfirmed
+    ;;
+rollback)
+    if [ -e confirmed.nft ]; then
+        /usr/sbin/nft --file confirmed.nft
+        echo "nobody came in through the new rules: the ones before are back in force" >&2
+    else
+        echo 0 >/proc/sys/net/ipv6/conf/all/forwarding
+        echo 0 >/proc/sys/net/ipv4/ip_forward
+        /usr/sbin/nft 'table inet causeway; delete table inet causeway'
+        echo "nobody came in through the new rules: there are none now, and no forwarding" >&2
+    fi
     ;;
 esac
-
-# 1 means "unless forwarding": keep accepting router advertisements where the host did.
-for setting in /proc/sys/net/ipv6/conf/*/accept_ra; do
-    if [ "$(cat "$setting")" = 1 ]; then
-        echo 2 >"$setting"
-    fi
-done
-echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
-echo 1 >/proc/sys/net/ipv4/ip_forward
-# Turning forwarding on sets this back.
-echo 0 >/proc/sys/net/ipv4/conf/all/accept_redirects
