@@ -37,6 +37,25 @@ def reaches(app: OfficialApp, address: str, port: int) -> bool:
     return app.do("inside", words=[*words, f"http://{host}:{port}/"])["code"] not in (7, 28)
 
 
+def caller(app: OfficialApp, address: str) -> tuple[str, int]:
+    """Let the client connect to this machine; return where it seems to come from, and its segment size."""
+    seen = []
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 8765), family=family) as listener:
+        listener.settimeout(10)
+
+        def accept() -> None:
+            connection, peer = listener.accept()
+            seen.append((peer[0], connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)))
+            connection.close()
+
+        waiting = threading.Thread(target=accept)
+        waiting.start()
+        reaches(app, address, 8765)
+        waiting.join()
+    return seen[0]
+
+
 def test_only_named_ports_are_open(client: Host, server: Host) -> None:
     """N10, H4: SSH, web, OpenVPN; nothing else answers on TCP."""
     found = client.output(
@@ -73,26 +92,26 @@ def test_a_client_resolves_names_at_the_gateway(
 def test_a_client_reaches_the_world_behind_nat(
     tunnel: tuple[OfficialApp, dict], deployment: Deployment, server: Host, family: str
 ) -> None:
-    """The lab's stand-in for the Internet is reached, and sees the node's address, not the client's."""
+    """V6: the lab's stand-in for the Internet is reached, and sees the node's address, not the client's."""
     app, _ = tunnel
     variables = deployment.variables(server.name)
-    host = variables[f"lab_internet_{family}"]
-    seen = []
-    kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
-    with socket.create_server((host, 8765), family=kind) as listener:
-        listener.settimeout(10)
-
-        def accept() -> None:
-            connection, peer = listener.accept()
-            seen.append(peer[0])
-            connection.close()
-
-        waiting = threading.Thread(target=accept)
-        waiting.start()
-        reaches(app, host, 8765)
-        waiting.join()
+    source, _ = caller(app, variables[f"lab_internet_{family}"])
     own = server.output(f"ip -{'6' if family == 'ipv6' else '4'} -o address show dev host0 scope global")
-    assert f" {seen[0]}/" in own
+    assert f" {source}/" in own
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_tcp_through_a_tunnel_is_told_what_fits(
+    tunnel: tuple[OfficialApp, dict], deployment: Deployment, server: Host, family: str
+) -> None:
+    """The node lowers the segment size of a client that believes in more than the tunnel takes."""
+    app, opened = tunnel
+    app.do("inside", words=["ip", "link", "set", "cwverify0", "mtu", "1500"])
+    try:
+        _, segment = caller(app, deployment.variables(server.name)[f"lab_internet_{family}"])
+    finally:
+        app.do("inside", words=["ip", "link", "set", "cwverify0", "mtu", str(opened["mtu"])])
+    assert 1000 < segment <= opened["mtu"] - (60 if family == "ipv6" else 40)
 
 
 def test_clients_do_not_reach_each_other(tunnel: tuple[OfficialApp, dict], deployment: Deployment) -> None:
