@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 PY ?= python3
 TOPOLOGY ?= single_host
 NAME ?= $(TOPOLOGY)
-RELEASE ?=
+LAB_RELEASE ?=
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -79,8 +79,8 @@ lab: .venv/deploy.stamp lab-hosts ## hosts of TOPOLOGY up and converged; safe to
 	@$(LAB) finish $(INSTANCE)
 
 .PHONY: lab-hosts
-lab-hosts: ## only boot the hosts (RELEASE=trixie, NAME=... for a second copy)
-	@$(LAB) up $(INSTANCE) $(if $(RELEASE),--release $(RELEASE))
+lab-hosts: ## only boot the hosts (LAB_RELEASE=trixie, NAME=... for a second copy)
+	@$(LAB) up $(INSTANCE) $(if $(LAB_RELEASE),--release $(LAB_RELEASE))
 
 .PHONY: lab-info
 lab-info: ## one JSON object: addresses, accounts, keys

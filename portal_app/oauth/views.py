@@ -60,6 +60,7 @@ def _approve(wanted: AuthorizationRequest, user: User) -> Response:
         scope=wanted.scope,
         redirect_uri=wanted.redirect_uri,
         code_challenge=wanted.code_challenge,
+        source=request.remote_addr,
         now=utc_now(),
     )
     return _send_back(wanted, {"code": code})

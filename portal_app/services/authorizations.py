@@ -27,7 +27,7 @@ from portal_app.models import (
     RefreshToken,
     User,
 )
-from portal_app.services import connections, profiles
+from portal_app.services import audit, connections, profiles
 from portal_app.services.connections import Ended, Holder
 
 #: An answer may be lost: the refresh token before the living one is good once more for so long
@@ -85,7 +85,14 @@ def expiry(now: datetime) -> datetime:
 
 @retried
 def create(
-    user: User, client_id: str, *, scope: str, redirect_uri: str, code_challenge: str, now: datetime
+    user: User,
+    client_id: str,
+    *,
+    scope: str,
+    redirect_uri: str,
+    code_challenge: str,
+    source: str | None = None,
+    now: datetime,
 ) -> str:
     """Record a user's consent and return the code that the app changes for tokens."""
     code = new_token()
@@ -111,6 +118,7 @@ def create(
                 expires_at=code_expires_at,
             )
         )
+        audit.record(db, "app approved", actor=user.name, object=client_id, source=source, now=now)
     log("authorize", user=user.name, client=client_id, authorization=authorization_id)
     return code
 

@@ -34,7 +34,7 @@ def make(*words: str) -> None:
 def fresh() -> Iterator[Deployment]:
     """Hosts with Debian 13 and nothing on them but sshd and Python; the secrets of their inventory."""
     make("lab-down", f"NAME={NAME}")
-    make("lab-hosts", f"NAME={NAME}", "RELEASE=trixie")
+    make("lab-hosts", f"NAME={NAME}", "LAB_RELEASE=trixie")
     deployment = read_deployment("single_host", NAME)
     done = deployment.playbook("init_secrets")
     assert done.returncode == 0, done.stdout[-2000:]

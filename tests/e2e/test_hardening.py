@@ -45,6 +45,19 @@ def test_kernel_settings(server: Host) -> None:
     assert dict(zip(SYSCTLS, said, strict=True)) == SYSCTLS
 
 
+def test_clock_is_kept(server: Host) -> None:
+    """H9. A lab host may not set its clock, so the service is skipped there by its own condition."""
+    assert server.output("systemctl is-enabled chrony.service") == "enabled"
+    assert server.output(
+        "systemctl show -p ConditionResult -p ActiveState --value chrony.service"
+    ).split() in (
+        ["yes", "active"],
+        ["active", "yes"],
+        ["inactive", "no"],
+        ["no", "inactive"],
+    )
+
+
 def test_forwarding_waits_for_the_firewall(server: Host) -> None:
     """V7: the unit that turns forwarding on has loaded the rules, before the network is up."""
     order = server.output("systemctl show -p Before --value causeway-firewall.service")
