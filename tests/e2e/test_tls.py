@@ -62,7 +62,7 @@ def pebble(deployment: Deployment, client: Host) -> Iterator[dict[str, str]]:
     client.put({"config.json": json.dumps({"pebble": config}).encode()}, PEBBLE)
     install = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
     client.run(f"apt-get update -qq && {install} pebble", timeout=300)
-    client.run(f"{SELF_SIGNED} -subj /CN=pebble -addext subjectAltName=DNS:{name}"
+    client.run(f"{SELF_SIGNED} -subj /CN=pebble -addext subjectAltName=DNS:{name},IP:{client.address}"
                f" -keyout {PEBBLE}/key.pem -out {PEBBLE}/cert.pem")  # fmt: skip
     client.run("systemd-run --quiet --collect --unit=pebble --setenv=PEBBLE_VA_NOSLEEP=1"
                f" pebble -config {PEBBLE}/config.json")  # fmt: skip
@@ -110,6 +110,15 @@ def test_acme_fetches_and_renews(
     server.run(f"REQUESTS_CA_BUNDLE={pebble['vpn_acme_ca_file']} {RENEW}", timeout=120)
     wait_until(lambda: served_certificate(deployment) != before, 15, "nginx shows the renewed certificate")
     assert trusted_by(deployment, root)
+
+    # Another server is another authority, though the certificate of the first one is still good.
+    before = served_certificate(deployment)
+    other = pebble | {"vpn_acme_directory_url": f"https://{client.address}:14000/dir"}
+    moved = deployment.playbook("portal", "-e", json.dumps(other), log="acme-moved")
+    assert moved.returncode == 0, moved.stdout[-3000:]
+    assert served_certificate(deployment) != before
+    again = deployment.playbook("portal", "-e", json.dumps(other), log="acme-moved-again")
+    assert set(changed(again.stdout).values()) == {0}, again.stdout[-3000:]
 
 
 def test_provided_certificate_is_served(
