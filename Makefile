@@ -129,7 +129,7 @@ AS_ROOT = $(if $(SUDO),trap '$(GIVE_BACK)' EXIT; $(SUDO))
 test: check test-packages ## everything, the end-to-end tests on lab hosts included
 	$(call say,Running the tests of portal and agent (about 5 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --quiet --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
-	$(call say,Running the tests on lab hosts (about 20 minutes))
+	$(call say,Running the tests on lab hosts (about 15 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --durations=15 -m lab tests/lab tests/e2e
 
 .PHONY: bench

@@ -1,5 +1,6 @@
 """The playbooks' door to vpn_core. The .yml files beside document the filters."""
 
+import difflib
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from typing import Any
@@ -9,7 +10,7 @@ from ansible.utils.display import Display
 
 from vpn_core.errors import PlanError
 from vpn_core.openvpn import tls_crypt_key
-from vpn_core.plan import make_plan
+from vpn_core.plan import Plan, make_plan
 
 
 def vpn_plan(
@@ -17,13 +18,40 @@ def vpn_plan(
 ) -> dict[str, Any]:
     """Resolve ``vpn_profiles`` and every host's ``vpn_node`` (keyed by inventory name) into one plan."""
     try:
-        plan = make_plan(profiles, nodes, settings)
+        return _make_plan(profiles, nodes, settings).to_dict()
     except PlanError as error:
         raise AnsibleFilterError(f"vpn_plan: {error}") from error
+
+
+def vpn_plan_problem(
+    profiles: Mapping[str, Any], nodes: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+) -> str:
+    """Return why there is no plan for these, "" if there is one."""
+    try:
+        _make_plan(profiles, nodes, settings)
+    except PlanError as error:
+        return str(error)
+    return ""
+
+
+def _make_plan(
+    profiles: Mapping[str, Any], nodes: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> Plan:
+    plan = make_plan(profiles, nodes, settings)
     for warning in plan.warnings:
         # Variables are resolved again and again; Ansible shows the same warning once.
         Display().warning(warning)
-    return plan.to_dict()
+    return plan
+
+
+def vpn_unknown(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return the names that are not known, each with the nearest known one."""
+    known = sorted(known)
+    found = []
+    for name in sorted(set(names) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1)
+        found.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    return found
 
 
 def vpn_tls_crypt_key(master_secret: str, profile_id: str) -> str:
@@ -56,6 +84,8 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "vpn_plan": vpn_plan,
+            "vpn_plan_problem": vpn_plan_problem,
+            "vpn_unknown": vpn_unknown,
             "vpn_tls_crypt_key": vpn_tls_crypt_key,
             "vpn_not_networks": vpn_not_networks,
         }
