@@ -7,7 +7,10 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036
     sys.exit(f"lab: needs Python 3.11 or newer, this is {sys.version.split()[0]}")
 
-from nspawn.cli import main
+# As root in a user's folder: nothing is left there that the user cannot remove.
+sys.dont_write_bytecode = True
+
+from nspawn.cli import main  # noqa: E402 - after the line above
 
 if __name__ == "__main__":
     sys.exit(main())
