@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -70,6 +70,16 @@ def vpn_not_networks(values: Iterable[object]) -> list[str]:
     return [str(value) for value in values if not _is_network(str(value))]
 
 
+def vpn_within(addresses: Iterable[str], networks: Iterable[str]) -> list[str]:
+    """Return the addresses that lie in one of the networks; a host name lies in none."""
+    ranges = [ip_network(network) for network in networks]
+    return [
+        address
+        for address in addresses
+        if _is_network(address) and any(ip_interface(address).ip in network for network in ranges)
+    ]
+
+
 def _is_network(text: str) -> bool:
     try:
         ip_network(text)
@@ -88,4 +98,5 @@ class FilterModule:
             "vpn_unknown": vpn_unknown,
             "vpn_tls_crypt_key": vpn_tls_crypt_key,
             "vpn_not_networks": vpn_not_networks,
+            "vpn_within": vpn_within,
         }

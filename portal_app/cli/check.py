@@ -118,5 +118,6 @@ def _nodes(settings: Settings) -> Iterator[Finding]:
         elif answer.deployment_id not in (None, deployment_id):
             yield Finding(False, subject, "obeys another deployment; vpn-portal node reconcile --confirm")
         else:
-            yield Finding(True, subject, f"version {answer.v}, {answer.connection_count} connections")
+            found_out = f"version {answer.v}, {answer.connection_count} connections"
+            yield Finding(True, subject, found_out + (", in maintenance" if answer.maintenance_mode else ""))
     agents.close()

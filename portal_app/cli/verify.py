@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from portal_app.errors import PortalError
+from portal_app.services.statistics import MAINTENANCE, UP_STATE
 from portal_app.settings import Settings
 from portal_app.verification import Check, temporary_name, verify
 from portal_app.verification.tunnel import OWN_MODULE
@@ -64,15 +65,18 @@ def _run_locked(arguments: argparse.Namespace, settings: Settings) -> int:
         )  # fmt: skip
     finally:
         _vpn_portal(arguments, "user", "delete", name)
+    not_up = [] if done.passed else _nodes_that_are_not_up(arguments)
     if arguments.json:
         checks = [
             {"name": c.name, "passed": c.passed, "seconds": round(c.seconds, 2), "detail": c.detail}
             for c in done.checks
         ]
-        print(json.dumps({"passed": done.passed, "checks": checks}))
+        print(json.dumps({"passed": done.passed, "checks": checks, "nodes_not_up": not_up}))
     else:
         failed = sum(not check.passed for check in done.checks)
         print(f"{len(done.checks) - failed} passed, {failed} failed")
+        for text in not_up:
+            print(text)
     return 0 if done.passed else 1
 
 
@@ -98,6 +102,22 @@ def _remove_leftover_accounts(arguments: argparse.Namespace) -> None:
     for user in json.loads(_vpn_portal(arguments, "user", "list", "--json")):
         if user["name"].startswith("verify-"):
             _vpn_portal(arguments, "user", "delete", user["name"])
+
+
+def _nodes_that_are_not_up(arguments: argparse.Namespace) -> list[str]:
+    """Return what a person looks at first when something failed."""
+    found = []
+    for node in json.loads(_vpn_portal(arguments, "node", "list", "--json")):
+        if node["state"] == MAINTENANCE:
+            text = (
+                f"takes no connections, it is in maintenance: vpn-portal node maintenance {node['name']} off"
+            )
+        elif node["state"] != UP_STATE:
+            text = f"is {node['state']}: {'; '.join(node['remarks']) or 'see vpn-portal check'}"
+        else:
+            continue
+        found.append(f"node {node['name']} {text}")
+    return found
 
 
 def _needed_permissions(arguments: argparse.Namespace, settings: Settings) -> list[str]:

@@ -292,6 +292,12 @@ async def test_a_real_handshake_is_a_session_with_its_bytes(
             ping = ["ip", "netns", "exec", client.namespace, "ping", "-c2", "-i0.2", "-W5", "10.64.0.1"]
             process = await asyncio.create_subprocess_exec(*ping, stdout=subprocess.DEVNULL)
             assert await process.wait() == 0
+            # On a busy machine a cut says what the last round has seen.
+            wireguard, key = node.agent.wireguard, str(connection.public_key)
+            assert wireguard is not None
+            await until(
+                lambda: key in wireguard.seen.counters and wireguard.seen.counters[key].received_bytes > 200
+            )
 
             usage = await node.cut(connection.connection_id, 2)
 

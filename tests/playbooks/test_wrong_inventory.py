@@ -80,6 +80,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"firewall_ssh_sources": ["192.0.2.0/24", "bastion.example.org"]},
         "firewall_ssh_sources: bastion.example.org: no address and no network",
     ),
+    "range in which the host is": (
+        {"ansible_host": "10.64.3.4"},
+        "vpn_profiles: a range of clients contains 10.64.3.4, where a host of this inventory is",
+    ),
     "network with host bits": (
         {"vpn_portal_addresses": ["192.0.2.7/24"]},
         "vpn_portal_addresses: 192.0.2.7/24: no address and no network",

@@ -1,8 +1,13 @@
 """The verification client runs as root from wherever an operator stands."""
 
+import argparse
+import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from portal_app.cli import verify as cli_verify
 from portal_app.verification.tunnel import OWN_MODULE
 
 
@@ -21,3 +26,17 @@ def test_a_file_in_the_current_directory_is_not_imported(tmp_path: Path) -> None
 
     assert "planted" not in done.stdout
     assert "IndexError" in done.stderr  # ours ran, and missed its arguments
+
+
+def test_a_failed_proof_names_the_nodes_that_take_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        {"name": "ams1", "state": "up", "remarks": []},
+        {"name": "ams2", "state": "maintenance", "remarks": []},
+        {"name": "ams3", "state": "down", "remarks": ["no answer since 12:00"]},
+    ]
+    monkeypatch.setattr(cli_verify, "_vpn_portal", lambda *_words: json.dumps(nodes))
+
+    assert cli_verify._nodes_that_are_not_up(argparse.Namespace()) == [
+        "node ams2 takes no connections, it is in maintenance: vpn-portal node maintenance ams2 off",
+        "node ams3 is down: no answer since 12:00",
+    ]
