@@ -9,6 +9,10 @@
 set -eu
 cd /etc/causeway/firewall
 timer=causeway-firewall-rollback
+# There as long as rules.nft is in force and on trial.
+trial=/run/causeway-firewall-trial
+exec 9>/run/causeway-firewall.lock
+flock 9
 
 forward() {
     # 1 means "unless forwarding": keep accepting router advertisements where the host did.
@@ -29,6 +33,7 @@ try() {
     # The way back first. It outlives this shell, and at boot it waits for its turn.
     systemctl --quiet stop $timer.timer 2>/dev/null || true
     systemd-run --quiet --no-block --unit=$timer --on-active=60s --timer-property=AccuracySec=1s "$PWD/apply" rollback
+    touch $trial
     /usr/sbin/nft --file rules.nft
     forward
 }
@@ -48,6 +53,12 @@ reload)
     try
     ;;
 confirm)
+    if [ ! -e $trial ]; then
+        echo "nobody came in through the new rules within a minute, so the rules before are in force:" \
+            "do firewall_ssh_sources and firewall_ssh_port let the control machine in?" >&2
+        exit 1
+    fi
+    rm $trial
     systemctl --quiet stop $timer.timer 2>/dev/null || true
     install -m 0600 rules.nft confirmed.new
     sync confirmed.new
@@ -55,6 +66,9 @@ confirm)
     rm -f unconfirmed
     ;;
 rollback)
+    # Confirmed while this waited for the lock.
+    [ -e $trial ] || exit 0
+    rm $trial
     if [ -e confirmed.nft ]; then
         /usr/sbin/nft --file confirmed.nft
         echo "nobody came in through the new rules: the ones before are back in force" >&2
