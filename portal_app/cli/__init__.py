@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PortalError, SettingsError) as error:
         if "no such table" in str(error.__cause__):
             return _fail("the database has no tables yet; run vpn-portal migrate")
-        return _fail(str(error))
+        return _fail(str(error), getattr(error, "exit_status", 1))
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except SQLAlchemyError as error:
@@ -81,6 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 1) -> int:
     print(f"vpn-portal: {message}", file=sys.stderr)
-    return 1
+    return status

@@ -26,9 +26,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description=(
             "Makes profiles, nodes and offers equal to the plan, in one transaction. Connections that the"
             " plan has no room for are ended: their profile, node or protocol is gone, or their range moved."
+            " Exit status 3: refused, since clients would get other addresses."
         ),
     )
-    apply.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE, help=f"default: {DEFAULT_FILE}")
+    apply.add_argument(
+        "file", type=Path, nargs="?", default=DEFAULT_FILE, help=f"- is stdin; default: {DEFAULT_FILE}"
+    )
     apply.add_argument("--dry-run", action="store_true", help="say what would change, change nothing")
     apply.add_argument("--json", action="store_true", help="print one JSON object")
     apply.add_argument(

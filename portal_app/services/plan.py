@@ -13,13 +13,14 @@ from sqlalchemy.orm import Session
 from portal_app.db import retried, transaction
 from portal_app.models import Connection, Deployment, FreeAddress, Node, NodeStatus, Offer, Profile, User
 from portal_app.services import allowed, audit, connections, nodes
-from portal_app.services.plan_file import NodeEntry, PlanFile, PlanRefused
+from portal_app.services.plan_file import NodeEntry, PlanFile, Renumbers
 from vpn_core.messages import OPENVPN, WIREGUARD
 from vpn_core.ranges import client_addresses
 
 #: A database takes only so many values in one statement.
 _CHUNK = 500
 _MOST_NAMES = 10
+_RENUMBER = "--renumber (site.yml: -e vpn_renumber=true)"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class _DryRunError(Exception):
 def apply(plan: PlanFile, *, now: datetime, dry_run: bool = False, renumber: bool = False) -> Outcome:
     """Make the database equal to ``plan`` in one transaction; the caller tells the nodes who was cut.
 
-    Raises PlanRefused, having changed nothing, when clients would get other addresses without ``renumber``.
+    Raises Renumbers, having changed nothing, when clients would get other addresses without ``renumber``.
     """
     outcome = Outcome((), ())
     try:
@@ -98,9 +99,9 @@ class _Change:
         """Return the numbers that now belong to another host; refuse them unless ``renumber`` is given."""
         before = (deployment.plan or {}).get("max_nodes", self.plan.max_nodes)
         if before != self.plan.max_nodes and not self.renumber:
-            raise PlanRefused(
+            raise Renumbers(
                 f"vpn_max_nodes: {before} → {self.plan.max_nodes} renumbers everyone;"
-                f" set it back to {before}, or repeat with --renumber"
+                f" set it back to {before}, or repeat with {_RENUMBER}"
             )
         numbers = {node.name: node.number for node in self.plan.nodes}
         moved: set[int] = set()
@@ -108,9 +109,9 @@ class _Change:
             number = numbers.get(node.name, node.number)
             if number != node.number:
                 if not self.renumber:
-                    raise PlanRefused(
+                    raise Renumbers(
                         f"vpn_node of {node.name}: number {node.number} → {number} renumbers its clients;"
-                        f" set it back to {node.number}, or repeat with --renumber"
+                        f" set it back to {node.number}, or repeat with {_RENUMBER}"
                     )
                 moved |= {number, node.number}
         return moved
@@ -213,11 +214,11 @@ class _Change:
         """End who would get another address; who keeps the same one in the new range is left alone."""
         lost = self._renumbered(offer, share) if share else []
         if lost and not self.renumber:
-            raise PlanRefused(
+            raise Renumbers(
                 f"vpn_profiles.{offer.profile_id}.wireguard: the range on {self.names[offer.node_number]}"
                 f" moves from {_ranges(offer.wireguard)} to {_ranges(share)} and would renumber"
                 f" {_counted(len(lost), 'connection')};"
-                " set it back, or repeat with --renumber"
+                f" set it back, or repeat with {_RENUMBER}"
             )
         for chunk in _chunks(lost):
             self._end(Connection.id.in_(chunk), "renumbered", "the range moved")

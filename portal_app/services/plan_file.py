@@ -1,6 +1,7 @@
 """Read a plan file: what ``Plan.to_dict()`` of vpn_core wrote, checked strictly before it is applied."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,19 @@ from portal_app.errors import PortalError
 from vpn_core.errors import PlanError
 from vpn_core.plan import make_plan
 
+STDIN = Path("-")
 #: What an OpenVPN server is told and the portal does not use; another release may write it differently.
 _SERVER_ONLY = ("device", "pushes")
 
 
 class PlanRefused(PortalError):
     """The plan cannot be applied; nothing was changed."""
+
+
+class Renumbers(PlanRefused):
+    """The plan would give clients other addresses, and nobody said that it may."""
+
+    exit_status = 3
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,11 @@ class PlanFile:
 
 
 def load(path: Path) -> PlanFile:
-    """Read and check a plan file; raises PlanRefused naming the file, the place and the fix."""
+    """Read and check a plan file, ``-`` for stdin; raises PlanRefused naming the file, the place and the
+    fix.
+    """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(sys.stdin.buffer.read() if path == STDIN else path.read_bytes())
     except OSError as error:
         raise PlanRefused(f"{path}: {error.strerror}") from error
     except ValueError as error:

@@ -23,11 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def deployment() -> Deployment:
     """Bring the lab up and converge it by the command that people use.
 
-    With ``CAUSEWAY_LAB_AS_IT_IS=1`` the hosts are taken as they stand, for those who write tests.
+    With ``CAUSEWAY_LAB_AS_IT_IS=single_host``, or another instance's name, its hosts are taken as they
+    stand, for those who write tests.
     """
     name = "single_host"
-    if os.environ.get("CAUSEWAY_LAB_AS_IT_IS"):
-        return read_deployment(name)
+    if as_it_is := os.environ.get("CAUSEWAY_LAB_AS_IT_IS"):
+        return read_deployment(name, as_it_is)
     log = PROJECT / ".lab" / "make-lab.log"
     log.parent.mkdir(exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}

@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from portal_app.verification.browser import App, Browser
+from portal_app.verification.tunnel import new_wireguard_key
 from tests.e2e.hosts import PROJECT, Deployment, Host
 
 WELL_KNOWN = "/.well-known/vpn-user-portal"
@@ -61,6 +63,32 @@ def test_check_and_status_tell_a_healthy_service(server: Host) -> None:
     rows = json.loads(server.output("vpn-portal status --json"))
     assert {row["profile_id"] for row in rows} == {"employees", "lab", "legacy"}
     assert server.output("vpn-portal status --alert 90") == ""
+
+
+def test_a_plan_that_renumbers_is_refused_before_anything_changes(
+    deployment: Deployment, server: Host
+) -> None:
+    """R94, R84: neither firewall nor interface knows the new range; check mode says whom it would cut."""
+    app = App(deployment.portal_url, Browser(deployment.ca_file))
+    app.discover()
+    app.authorize("bob", deployment.passwords["bob"])
+    app.connect("lab", "application/x-wireguard-profile", new_wireguard_key()[1])
+    profiles = deployment.variables(server.name)["vpn_profiles"]
+    profiles["lab"]["wireguard"]["ipv4"] = "10.99.0.0/20"
+    moved = {"vpn_profiles": profiles}
+    try:
+        refused = deployment.playbook("site", "-e", json.dumps(moved), log="renumbers")
+        assert refused.returncode != 0
+        assert "would renumber 1 connection" in re.sub(r"\s+", " ", refused.stdout)
+        assert "vpn_renumber=true" in refused.stdout
+        assert set(changed(refused.stdout).values()) == {0}, refused.stdout[-3000:]
+
+        words = ["--check", "-e", json.dumps(moved | {"vpn_renumber": True})]
+        told = deployment.playbook("site", *words, log="renumbers-check")
+        assert told.returncode == 0, told.stdout[-3000:]
+        assert "cut 1 connection, the range moved: bob" in told.stdout
+    finally:
+        app.disconnect()
 
 
 def test_verify_passes(deployment: Deployment, server: Host) -> None:

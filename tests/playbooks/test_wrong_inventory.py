@@ -88,6 +88,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"vpn_portal_addresses": ["192.0.2.7/24"]},
         "vpn_portal_addresses: 192.0.2.7/24: no address and no network",
     ),
+    "unknown variable of a role": (
+        {"portal_sesion_expiry_seconds": 3600},
+        "unknown variable portal_sesion_expiry_seconds (did you mean portal_session_expiry_seconds?)",
+    ),
     "unknown variable": ({"vpn_profile": {}}, "unknown variable vpn_profile (did you mean vpn_profiles?)"),
     "bad host name": (
         {"vpn_node": {"number": 1, "hostname": "vpn_1.example.org"}},
