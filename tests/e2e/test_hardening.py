@@ -68,6 +68,14 @@ def test_ssh_takes_keys_only(server: Host) -> None:
     assert "kbdinteractiveauthentication no" in said
 
 
+def test_ssh_offers_no_weak_algorithms(server: Host) -> None:
+    """H6."""
+    said = dict(line.split(" ", 1) for line in server.output("sshd -T").splitlines() if " " in line)
+    for name in ("kexalgorithms", "macs", "ciphers"):
+        assert said[name]
+        assert not re.search(r"sha1|nistp|umac-64|group14|cbc|3des|arcfour|md5", said[name]), said[name]
+
+
 @pytest.fixture(scope="module")
 def openvpn_config(deployment: Deployment) -> str:
     """What bob's app gets for the profile with OpenVPN alone, over UDP."""
