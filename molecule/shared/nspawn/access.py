@@ -87,6 +87,10 @@ def _inventory(instance: Instance) -> dict[str, Any]:
     if instance.topology.has_virtual_ip:
         variables["lab_virtual_ipv4"] = f"{instance.virtual_ipv4}/{instance.ipv4.prefixlen}"
         variables["lab_virtual_ipv6"] = f"{instance.virtual_ipv6}/{instance.ipv6.prefixlen}"
+    for host in instance.topology.hosts:
+        if host.on_the_internet:
+            ipv4, ipv6 = instance.internet_addresses(host)
+            variables |= {"lab_internet_host_ipv4": str(ipv4), "lab_internet_host_ipv6": str(ipv6)}
     groups = sorted({group for host in instance.topology.hosts for group in host.groups})
     children: dict[str, Any] = {
         group: {"hosts": {host.name: {} for host in instance.in_group(group)}} for group in groups

@@ -88,6 +88,14 @@ def address(instance: Instance, host: Host) -> None:
     shutil.copyfile(network.resolv_conf(), resolv_conf)
     localhost = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
     (etc / "hosts").write_text(localhost + network.hosts_lines(instance))
+    internet = "".join(
+        f"Address={found}/{network.prefixlen}\n"
+        for found, network in zip(
+            instance.internet_addresses(host) if host.on_the_internet else (),
+            (instance.internet_ipv4, instance.internet_ipv6),
+            strict=False,
+        )
+    )
     (etc / "systemd/network/10-lab.network").write_text(
         f"""\
 [Match]
@@ -96,10 +104,14 @@ Name=host0
 [Network]
 Address={instance.host_ipv4(host)}/{instance.ipv4.prefixlen}
 Address={instance.host_ipv6(host)}/{instance.ipv6.prefixlen}
-Gateway={instance.ipv4[1]}
+{internet}Gateway={instance.ipv4[1]}
 Gateway={instance.ipv6[1]}
 IPv6AcceptRA=no
 LinkLocalAddressing=ipv6
+
+# The machine routes no IPv6, so hosts on the Internet are neighbours.
+[Route]
+Destination={instance.internet_ipv6}
 """
     )
     wants = etc / "systemd/system/multi-user.target.wants/systemd-networkd.service"

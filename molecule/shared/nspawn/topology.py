@@ -22,12 +22,16 @@ _NUMBERS = range(1, 16)  # 198.51.100.0/24 has 16 parts of 16 addresses
 
 @dataclass(frozen=True)
 class Host:
-    """One host of a topology; ``position`` is its place in the file and the last part of its addresses."""
+    """One host of a topology; ``position`` is its place in the file and the last part of its addresses.
+
+    One ``on_the_internet`` has a documentation address too, and knows no way to what is inside tunnels.
+    """
 
     name: str
     groups: tuple[str, ...]
     position: int
     node_number: int | None
+    on_the_internet: bool
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class Instance:
         """The same digits as in the IPv4 address, so that a person sees the pair."""
         return self.ipv6[int(str(10 + host.position), 16)]
 
+    def internet_addresses(self, host: Host) -> tuple[IPv4Address, IPv6Address]:
+        """Where a host on the Internet is; the machine's own stand-in has the first address of each."""
+        return self.internet_ipv4[1 + host.position], self.internet_ipv6[1 + host.position]
+
     def host_fqdn(self, host: Host) -> str:
         return f"{host.name}.{self.domain}"
 
@@ -156,12 +164,12 @@ def _read_host(name: str, entry: dict[str, object], position: int) -> Host:
     # An interface name has at most 15 characters, and three of ours come before the host's: "vb-cw15-".
     if not re.fullmatch(r"[a-z][a-z0-9]{0,6}", name):
         raise LabError(f"host name {name!r}: at most seven of a-z and 0-9, a letter first")
-    if unknown := entry.keys() - {"groups", "node_number"}:
+    if unknown := entry.keys() - {"groups", "node_number", "internet"}:
         raise LabError(f"host {name}: unknown key {min(unknown)!r}")
     groups, number = entry.get("groups", []), entry.get("node_number")
     if not isinstance(groups, list) or not (number is None or isinstance(number, int)):
         raise LabError(f"host {name}: groups is a list, node_number a number")
-    return Host(name, tuple(groups), position, number)
+    return Host(name, tuple(groups), position, number, bool(entry.get("internet")))
 
 
 def make_instance(name: str, topology_name: str, release: str | None) -> Instance:
