@@ -2,7 +2,13 @@
 
 import argparse
 import json
+import re
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import select, update
 
@@ -11,19 +17,29 @@ from portal_app.cli import table
 from portal_app.clock import utc_now
 from portal_app.controller.watch import reconcile
 from portal_app.db import transaction
-from portal_app.errors import PortalError
+from portal_app.errors import NodeUnreachable, PortalError
 from portal_app.models import Node, NodeStatus
-from portal_app.services import audit, statistics
+from portal_app.services import audit, identity, maintenance, statistics
+from portal_app.services.maintenance import Occupants
+from portal_app.services.statistics import NodeReport, ShareReport
 from portal_app.settings import Settings
+
+#: Exit status when people are still connected and the operator did not ask for a cut.
+STILL_OCCUPIED = 4
+_ASK_AGAIN_SECONDS = 2.0
+_MOST_NAMES = 10
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser("node", help="list the nodes, reconcile one, set maintenance")
+    parser = subparsers.add_parser("node", help="how the nodes are; maintenance, drain, reconcile, enroll")
     commands = parser.add_subparsers(dest="node_command", required=True, metavar="COMMAND")
 
     listing = commands.add_parser("list", help="list the nodes as the controller last saw them")
-    listing.add_argument("--json", action="store_true", help="print a JSON list")
     listing.set_defaults(run=run_list)
+
+    show = commands.add_parser("show", help="everything about one node: state, load, what it serves")
+    show.add_argument("name")
+    show.set_defaults(run=run_show)
 
     again = commands.add_parser(
         "reconcile",
@@ -38,18 +54,98 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     again.add_argument("--confirm", action="store_true", help="let through what the node holds back")
     again.set_defaults(run=run_reconcile)
 
-    maintenance = commands.add_parser("maintenance", help="no new connections on a node, or again")
-    maintenance.add_argument("name")
-    maintenance.add_argument("state", choices=("on", "off"))
-    maintenance.set_defaults(run=run_maintenance)
+    switch = commands.add_parser(
+        "maintenance",
+        help="no new connections on a node, or again",
+        description="Open tunnels stay. The node remembers it over restarts; a drain sets it, too.",
+    )
+    switch.add_argument("name")
+    switch.add_argument("state", choices=("on", "off"))
+    switch.add_argument("--notice", metavar="TEXT", help="what users connected there read in the portal")
+    switch.set_defaults(run=run_maintenance)
+
+    drain = commands.add_parser(
+        "drain",
+        help="take a node out of service: no new connections, wait, cut",
+        description=(
+            "Sets maintenance, then waits until fewer than N users are connected or the time is up. With"
+            " --cut those who are left are cut then; the portal tells them when that will be, and their apps"
+            " get another node at their next connect. Exit status 4: time is up, people are still connected,"
+            " nothing was cut. Ctrl-C ends the waiting; maintenance stays on."
+        ),
+    )
+    drain.add_argument("name")
+    drain.add_argument(
+        "--below", type=int, default=1, metavar="N", help="fewer users than this are few enough (default: 1)"
+    )
+    drain.add_argument(
+        "--within",
+        type=_duration,
+        default=timedelta(0),
+        metavar="TIME",
+        help="wait no longer than this: 90, 90s, 15m, 2h (default: 0, do not wait)",
+    )
+    drain.add_argument("--cut", action="store_true", help="cut those who are left when the time is up")
+    drain.add_argument(
+        "--downloads",
+        action="store_true",
+        help="with --cut: end downloaded configurations for this node too; their owners need new ones",
+    )
+    drain.add_argument("--notice", metavar="TEXT", help="what users connected there read in the portal")
+    drain.set_defaults(run=run_drain)
+
+    enroll = commands.add_parser(
+        "enroll",
+        help="accept a machine as a node (the roles do this)",
+        description="A node that was installed anew is another machine; whoever deployed it says so here.",
+    )
+    enroll.add_argument(
+        "machines",
+        nargs="+",
+        metavar="NAME=INSTANCE",
+        type=_machine,
+        help="instance: the agent's instance-id",
+    )
+    enroll.set_defaults(run=run_enroll)
+
+    for command in (listing, show, again, switch, drain, enroll):
+        command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _duration(text: str) -> timedelta:
+    """Return a time span; a number alone is seconds.
+
+    >>> _duration("15m"), _duration("90")
+    (datetime.timedelta(seconds=900), datetime.timedelta(seconds=90))
+    """
+    found = re.fullmatch(r"(\d{1,6})([smh]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time span; write 90, 90s, 15m or 2h")
+    return timedelta(seconds=int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]])
+
+
+def _machine(text: str) -> tuple[str, str]:
+    name, _, instance = text.partition("=")
+    if not name or not instance:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=INSTANCE")
+    return name, instance
+
+
+def _print(arguments: argparse.Namespace, data: object, lines: Callable[[], object]) -> None:
+    if arguments.json:
+        print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    else:
+        print(lines())
 
 
 def run_list(arguments: argparse.Namespace, _settings: Settings) -> int:
     with transaction(read_only=True) as db:
         found = statistics.nodes(db, now=utc_now())
-    if arguments.json:
-        print(json.dumps([asdict(node) for node in found], indent=2, ensure_ascii=False, default=str))
-        return 0
+    _print(arguments, [asdict(node) for node in found], lambda: _nodes_table(found))
+    return 0
+
+
+def _nodes_table(found: list[NodeReport]) -> str:
     heads = ("node", "number", "state", "connections", "active", "load", "version", "seen", "remarks")
     rows = [
         (
@@ -65,8 +161,53 @@ def run_list(arguments: argparse.Namespace, _settings: Settings) -> int:
         )
         for node in found
     ]
-    print("\n".join(table.lines(heads, rows)))
+    return "\n".join(table.lines(heads, rows))
+
+
+def run_show(arguments: argparse.Namespace, _settings: Settings) -> int:
+    node = _node(arguments.name)
+    with transaction(read_only=True) as db:
+        report = next(r for r in statistics.nodes(db, now=utc_now()) if r.number == node.number)
+        shares = statistics.shares(db, node.number)
+    data = asdict(report) | {"profiles": [asdict(share) for share in shares]}
+    _print(arguments, data, lambda: _sheet(report, shares))
     return 0
+
+
+def _sheet(node: NodeReport, shares: list[ShareReport]) -> str:
+    def moment(at: Any) -> str:
+        return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "never"
+
+    facts = [
+        ("state", node.state),
+        ("number", node.number),
+        ("host name", node.hostname),
+        ("agent", f"{node.agent_address}, version {node.version or 'unknown'}"),
+        ("last answer", moment(node.answered_at)),
+        ("in step", moment(node.reconciled_at)),
+        ("up for", _span(node.uptime_seconds)),
+        (
+            "load",
+            "unknown" if node.load_percent is None else f"{node.load_percent} % of {node.cpu_count} CPU",
+        ),
+        ("connections", f"{node.connections}, {node.active} active"),
+        *(("remark", text) for text in node.remarks),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [node.name, *(f"  {name.ljust(width)}  {value}" for name, value in facts), ""]
+    heads = ("profile", "addresses", "of", "OpenVPN clients", "of", "processes")
+    rows = [
+        (s.profile_id, s.allocated, s.addresses, s.openvpn_active, s.openvpn_clients, " ".join(s.processes))
+        for s in shares
+    ]
+    return "\n".join(lines + list(table.lines(heads, rows)))
+
+
+def _span(seconds: int | None) -> str:
+    if seconds is None:
+        return "unknown"
+    days, rest = divmod(seconds, 86400)
+    return f"{days} d {rest // 3600} h" if days else f"{rest // 3600} h {rest % 3600 // 60} min"
 
 
 def run_reconcile(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -89,22 +230,82 @@ def run_reconcile(arguments: argparse.Namespace, settings: Settings) -> int:
         audit.record(
             db, "node.reconcile", actor="cli", object=node.name, now=utc_now(), confirmed=arguments.confirm
         )
-    print(f"{node.name}: {answer.get('added', 0)} added, {answer.get('removed', 0)} removed")
+    data = {"node": node.name, "added": answer.get("added", 0), "removed": answer.get("removed", 0)}
+    _print(arguments, data, lambda: "{node}: {added} added, {removed} removed".format_map(data))
     return 0
 
 
 def run_maintenance(arguments: argparse.Namespace, settings: Settings) -> int:
     node, on = _node(arguments.name), arguments.state == "on"
-    Agents(settings).set_maintenance(node, on)
-    with transaction() as db:
-        # Not only at the controller's next round: no connect may choose it after this returns (R63).
-        db.execute(
-            update(NodeStatus).where(NodeStatus.node_number == node.number).values(maintenance_mode=on)
-        )
-        audit.record(
-            db, "node.maintenance", actor="cli", object=node.name, now=utc_now(), state=arguments.state
-        )
-    print(f"{node.name}: maintenance {arguments.state}")
+    if arguments.notice and not on:
+        raise PortalError("--notice: only with maintenance on; off removes what users read")
+    maintenance.switch(Agents(settings), node, on=on, now=utc_now(), notice=arguments.notice)
+    data = {"node": node.name, "maintenance": arguments.state}
+    _print(arguments, data, lambda: "{node}: maintenance {maintenance}".format_map(data))
+    return 0
+
+
+def run_drain(arguments: argparse.Namespace, settings: Settings) -> int:
+    if arguments.below < 1:
+        raise PortalError(f"--below {arguments.below}: at least 1, which waits until nobody is connected")
+    if arguments.downloads and not arguments.cut:
+        raise PortalError("--downloads: only with --cut")
+    node, agents, now = _node(arguments.name), Agents(settings), utc_now()
+    cut_at = now + arguments.within if arguments.cut else None
+    maintenance.switch(agents, node, on=True, now=now, notice=arguments.notice, cut_at=cut_at)
+    _say(f"{node.name}: takes no new connections")
+    left = _wait_until_few(agents, node, arguments.below, arguments.within.total_seconds())
+    cut = maintenance.cut(agents, node, downloads=arguments.downloads, now=utc_now()) if arguments.cut else 0
+    data = {"node": node.name, "users": [] if arguments.cut else list(left.users), "cut": cut}
+    if arguments.cut:
+        _print(arguments, data, lambda: f"{node.name}: drained, {cut} connections ended")
+        return 0
+    few = len(left.users) < arguments.below
+    again = "" if few else "; to end their connections, repeat with --cut"
+    _print(arguments, data, lambda: f"{node.name}: in maintenance, {_said(left)}{again}")
+    return 0 if few else STILL_OCCUPIED
+
+
+def _wait_until_few(agents: Agents, node: Node, below: int, seconds: float) -> Occupants:
+    """Ask the node until fewer than ``below`` users are connected or the time is up."""
+    ends_at, said = time.monotonic() + seconds, None
+    while True:
+        try:
+            found = maintenance.occupants(agents, node)
+        except NodeUnreachable as error:
+            raise PortalError(f"{error}; it is in maintenance, who is connected is unknown") from error
+        if found != said and len(found.users) >= below:
+            _say(f"{node.name}: {_said(found)}")
+        said, left = found, ends_at - time.monotonic()
+        if len(found.users) < below or left <= 0:
+            return found
+        time.sleep(min(_ASK_AGAIN_SECONDS, left))
+
+
+def _said(found: Occupants) -> str:
+    """Return who is connected, in words."""
+    if not found.users:
+        return "nobody is connected"
+    more = f" and {len(found.users) - _MOST_NAMES} more" if len(found.users) > _MOST_NAMES else ""
+    count = f"{len(found.users)} user{'s are' if len(found.users) > 1 else ' is'} connected"
+    return f"{count}: {', '.join(found.users[:_MOST_NAMES])}{more}"
+
+
+def _say(text: str) -> None:
+    """Progress goes to stderr, so that stdout has the result alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_enroll(arguments: argparse.Namespace, _settings: Settings) -> int:
+    names = [name for name, _ in arguments.machines]
+    if len(set(names)) < len(names):
+        raise PortalError("a node is named twice")
+    news = identity.enroll(dict(arguments.machines), utc_now())
+    _print(
+        arguments,
+        {"enrolled": news},
+        lambda: "\n".join(f"{name}: enrolled" for name in news) or "no changes",
+    )
     return 0
 
 

@@ -38,6 +38,7 @@ class Expected:
     failing_since: datetime | None
     suspect_until: datetime | None
     maintenance_mode: bool
+    issued_public_key: str | None
     deployment_id: str
     epoch: int
 
@@ -107,6 +108,15 @@ def went_back(info: NodeInfo, expected: Expected) -> bool:
         info.deployment_id == expected.deployment_id
         and info.epoch == expected.epoch
         and info.generation > expected.generation
+    )
+
+
+def has_another_key(info: NodeInfo, expected: Expected) -> bool:
+    """Tell whether configurations name a WireGuard key that the node has no more: it was installed anew."""
+    return (
+        info.wireguard_public_key is not None
+        and expected.issued_public_key is not None
+        and info.wireguard_public_key != expected.issued_public_key
     )
 
 

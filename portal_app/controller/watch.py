@@ -20,7 +20,7 @@ from portal_app.db import transaction
 from portal_app.errors import NodeRefused, NodeUnreachable, PortalError
 from portal_app.events import log
 from portal_app.models import AddressUse, Deployment, Node, NodeStatus
-from portal_app.services import audit, journal, nodes
+from portal_app.services import audit, identity, journal, nodes
 from vpn_core.messages import OPENVPN, NodeInfo, WantedSet
 
 #: Threads per lane: nodes that answer, nodes that did not last time, and whole sets and journals.
@@ -157,7 +157,8 @@ class Watch:
         reason = observation.reason_to_send(info, expected, memory, seen.at, self.timing)
         if observation.went_back(info, expected):
             expected = self._catch_up(db, expected, info)
-        if reason or journal.is_behind(info, expected.journal_id, expected.journal_sequence):
+        another_key = observation.has_another_key(info, expected)
+        if reason or another_key or journal.is_behind(info, expected.journal_id, expected.journal_sequence):
             follow.append((expected, info, reason))
         self._report_state(expected, memory, info, seen.skew)
         memory.failing, memory.generation_before = False, expected.generation
@@ -177,6 +178,8 @@ class Watch:
             if expected.maintenance_mode == memory.maintenance_before
             else expected.maintenance_mode,
             "wireguard_public_key": info.wireguard_public_key,
+            # Another key counts when the connections that know the old one are ended (_follow).
+            "issued_public_key": expected.issued_public_key or info.wireguard_public_key,
             "instance_id": info.instance_id,
             "info": observation.kept(info, seen.skew),
         }
@@ -230,6 +233,15 @@ class Watch:
         try:
             # The journal first: a set that ends a connection must not hide whose session it was.
             journal.read(self.agents, node, info, log_origins=self.log_origins, now=self.clock())
+            if observation.has_another_key(info, node):
+                identity.replace_key(
+                    self.agents,
+                    node.number,
+                    node.name,
+                    str(info.wireguard_public_key),
+                    generation=node.generation,
+                    now=self.clock(),
+                )
             if reason is not None:
                 memory.set_at = time.monotonic()
                 reconcile(self.agents, node, now=self.clock, reason=reason)
@@ -334,6 +346,7 @@ def _expected(db: Session) -> list[Expected]:
             NodeStatus.failing_since,
             NodeStatus.suspect_until,
             NodeStatus.maintenance_mode,
+            NodeStatus.issued_public_key,
         ).join(NodeStatus, NodeStatus.node_number == Node.number)
     )
     return [Expected(**row._mapping, **deployment._mapping) for row in rows]

@@ -24,7 +24,9 @@ class NodeStatus(Base):
     """How the controller last saw a node, and how far its journal has been read.
 
     ``suspect_until`` is set by a connect that got no answer; ``journal_id`` and ``journal_sequence`` move in
-    the same transaction as the effect of the events, so each counts exactly once.
+    the same transaction as the effect of the events, so each counts exactly once. ``issued_public_key`` is
+    the key that configurations name, also while the node has none. ``notice`` and ``cut_at`` are what users
+    of a node in maintenance are told.
     """
 
     __tablename__ = "node_status"
@@ -43,6 +45,9 @@ class NodeStatus(Base):
     journal_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
     reconciled_at: Mapped[datetime | None]
     reconciled_generation: Mapped[int] = mapped_column(BigInteger, default=0)
+    notice: Mapped[str | None] = mapped_column(Text)
+    cut_at: Mapped[datetime | None]
+    issued_public_key: Mapped[str | None] = mapped_column(String(44))
 
 
 class Offer(Base):

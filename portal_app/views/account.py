@@ -19,7 +19,15 @@ from portal_app.db import retried, transaction
 from portal_app.errors import BadRequest, Conflict, NotFound, PortalError
 from portal_app.login import sign_in_required
 from portal_app.models import Authorization, Connection, Node, Profile, User, VpnSession
-from portal_app.services import audit, authorizations, browser_sessions, connections, profiles, transports
+from portal_app.services import (
+    audit,
+    authorizations,
+    browser_sessions,
+    connections,
+    maintenance,
+    profiles,
+    transports,
+)
 from portal_app.services.connections import Ended, Issued
 from portal_app.views import forms
 from vpn_core.messages import OPENVPN, WIREGUARD
@@ -89,6 +97,7 @@ def home() -> AnyResponse:
             app_count=_count(db, Authorization.id, *_living_apps(user, utc_now())),
             active_count=_count(db, VpnSession.session_id, *_in_use(user)),
             downloads=portal().settings.max_portal_connections > 0,
+            notices=maintenance.notices(db, user),
         )
 
 
@@ -166,7 +175,8 @@ def own_connections() -> AnyResponse:
     with transaction(read_only=True) as db:
         active = _uses(db, user, VpnSession.ended_at.is_(None), most=100)
         earlier = _uses(db, user, VpnSession.ended_at.is_not(None), most=EARLIER)
-    return _page("account/connections.html", active=active, earlier=earlier)
+        notices = maintenance.notices(db, user)
+    return _page("account/connections.html", active=active, earlier=earlier, notices=notices)
 
 
 def _page(template: str, **values: object) -> Response:

@@ -25,6 +25,8 @@ class AgentServer:
     ) -> None:
         self.number, self.address, self.mode = number, address, "ok"
         self.connections: dict[str, Connection] = {}
+        self.active: set[str] = set()
+        self.maintenance = False
         self.cuts: dict[str, int] = {}
         self.calls: list[tuple[str, str]] = []
         self.accepted = 0
@@ -50,8 +52,8 @@ class AgentServer:
     def info(self) -> dict[str, Any]:
         return NodeInfo(
             v="1.0", node_number=self.number, instance_id="0" * 32, boot_id="0" * 32, node_uptime=1000,
-            now=int(time.time()), maintenance_mode=False, cpu_count=2, load_average=(0.0, 0.0, 0.0),
-            rel_load_average=(0, 0, 0), profiles={}, wireguard_public_key=WIREGUARD_KEY, w_peer_count=0,
+            now=int(time.time()), maintenance_mode=self.maintenance, cpu_count=2,
+            load_average=(0.0, 0.0, 0.0), rel_load_average=(0, 0, 0), profiles={}, wireguard_public_key=WIREGUARD_KEY, w_peer_count=0,
             o_client_count=0, connection_count=len(self.connections), deployment_id=None, epoch=0,
             generation=0, journal_id="0" * 32, journal_head=0,
         ).to_dict()  # fmt: skip
@@ -74,6 +76,16 @@ class AgentServer:
             self.cuts[connection_id] = cut.generation
         protocol = known.protocol if known else "wireguard"
         return 200, Usage(connection_id, protocol, False, 0, 0).to_dict()
+
+    def set_maintenance(self, body: Any) -> tuple[int, Any]:
+        self.maintenance = body["on"]
+        return 204, None
+
+    def usage(self) -> dict[str, Any]:
+        """What is connected: the ids in ``active``, while they are admitted."""
+        with self.lock:
+            found = [Usage(i, c.protocol, i in self.active, 0, 0) for i, c in self.connections.items()]
+        return {"usage": [usage.to_dict() for usage in found]}
 
     @property
     def peers(self) -> set[str]:
@@ -110,10 +122,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_GET(self) -> None:
-        self._serve("GET", lambda: (200, self.server.agent.info()))
+        agent = self.server.agent
+        self._serve("GET", lambda: (200, agent.usage() if self.path == "/n/usage" else agent.info()))
 
     def do_PUT(self) -> None:
-        self._serve("PUT", lambda: self.server.agent.admit(self._id, self._body()))
+        agent = self.server.agent
+        if self.path == "/n/maintenance":
+            self._serve("PUT", lambda: agent.set_maintenance(self._body()))
+        else:
+            self._serve("PUT", lambda: agent.admit(self._id, self._body()))
 
     def do_DELETE(self) -> None:
         self._serve("DELETE", lambda: self.server.agent.cut(self._id, self._body()))

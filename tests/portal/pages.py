@@ -40,6 +40,20 @@ def send(client: FlaskClient, url: str, page: str = "/password", **form: str) ->
     return client.post(url, data={"csrf_token": csrf_token(client.get(page).text)} | form)
 
 
+def make_configuration(
+    client: FlaskClient, choice: str = "employees+wireguard+udp", name: str = "Router"
+) -> TestResponse:
+    """Open the configurations page and send its form."""
+    page = client.get("/configurations").text
+    return client.post("/configurations", data=form_of(page) | {"choice": choice, "display_name": name})
+
+
+def form_of(page: str) -> dict[str, str]:
+    """Return the hidden fields of the configurations page's form."""
+    keys = re.findall(r'name="form_key" value="([^"]+)"', page)
+    return {"csrf_token": csrf_token(page), "form_key": keys[0] if keys else "none"}
+
+
 def is_signed_in(client: FlaskClient) -> bool:
     return client.get("/").status_code == 200
 

@@ -9,6 +9,7 @@ from portal_app.controller.observation import (
     Expected,
     Memory,
     Timing,
+    has_another_key,
     hold,
     reason_to_send,
     refusal,
@@ -21,7 +22,7 @@ TIMING = Timing(poll=5, moved=30, full=600, flapping=600)
 EXPECTED = Expected(
     number=3, name="vpn3", agent_address="192.0.2.3", generation=10, instance_id="1" * 32, journal_id=None,
     journal_sequence=0, reconciled_generation=10, failing_since=None, suspect_until=None,
-    maintenance_mode=False, deployment_id=DEPLOYMENT, epoch=2,
+    maintenance_mode=False, issued_public_key=None, deployment_id=DEPLOYMENT, epoch=2,
 )  # fmt: skip
 INFO = NodeInfo(
     v="1", node_number=3, instance_id="1" * 32, boot_id="b" * 32, node_uptime=1, now=0,
@@ -142,3 +143,21 @@ def test_held_node_says_why():
     assert hold(told(held="a set would remove 9 of 10"), EXPECTED) == "held: a set would remove 9 of 10"
     assert "new-epoch" in str(hold(told(epoch=3), EXPECTED))
     assert hold(INFO, EXPECTED) is None
+
+
+@pytest.mark.parametrize(
+    ("has", "issued", "another"),
+    [
+        ("new", "old", True),
+        ("old", "old", False),
+        ("old", None, False),
+        # The interface is away: that is no other key.
+        (None, "old", False),
+    ],
+)
+def test_a_reinstalled_node_is_known_by_its_other_key(has, issued, another):
+    keys = {"old": "o" * 42 + "g=", "new": "n" * 42 + "g=", None: None}
+
+    info, expected = told(wireguard_public_key=keys[has]), replace(EXPECTED, issued_public_key=keys[issued])
+
+    assert has_another_key(info, expected) is another

@@ -29,7 +29,7 @@ from portal_app.services import users
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp, add_user, browser, csrf_token
 from tests.portal.conftest import seen_up
-from tests.portal.pages import elements, problem, send
+from tests.portal.pages import elements, form_of, make_configuration, problem, send
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}&"
 USER_PAGES = ["/", "/apps", "/configurations", "/connections", "/password"]
@@ -38,17 +38,6 @@ ADMIN_PAGES = ["/admin/nodes", "/admin/connections"]
 
 def signed_in(app: Flask, name: str = "alice", permissions: list[str] | None = None) -> FlaskClient:
     return browser(app, add_user(name, permissions))
-
-
-def make(client: FlaskClient, choice: str = "employees+wireguard+udp", name: str = "Router") -> Any:
-    """Open the configurations page and send its form."""
-    page = client.get("/configurations").text
-    return client.post("/configurations", data=form_of(page) | {"choice": choice, "display_name": name})
-
-
-def form_of(page: str) -> dict[str, str]:
-    keys = re.findall(r'name="form_key" value="([^"]+)"', page)
-    return {"csrf_token": csrf_token(page), "form_key": keys[0] if keys else "none"}
 
 
 def live_connections() -> list[Connection]:
@@ -99,7 +88,7 @@ def test_every_page_is_locked_down(app: Flask, node: AgentServer, url: str) -> N
 @pytest.mark.parametrize("url", [*USER_PAGES, *ADMIN_PAGES, "/nothing-here"])
 def test_every_page_can_be_read_by_a_screen_reader(app: Flask, node: AgentServer, url: str) -> None:
     client = signed_in(app, permissions=["admin"])
-    make(client)
+    make_configuration(client)
     page = client.get(url).text
 
     assert [e["lang"] for e in elements(page, "html")] == ["en"]
@@ -127,8 +116,8 @@ def test_static_files_are_cached_by_their_content(client: FlaskClient) -> None:
 def test_hostile_names_are_only_text(app: Flask, node: AgentServer) -> None:
     """W6."""
     client = signed_in(app, HOSTILE, ["admin"])
-    assert make(client, name=HOSTILE[:60]).status_code == 200
-    issued = make(client, "legacy+openvpn+udp", name=HOSTILE[:60])
+    assert make_configuration(client, name=HOSTILE[:60]).status_code == 200
+    issued = make_configuration(client, "legacy+openvpn+udp", name=HOSTILE[:60])
     with transaction() as db:
         db.execute(update(Profile).values(display_name=HOSTILE[:60]))
         db.execute(update(NodeStatus).values(error=HOSTILE))
@@ -150,7 +139,7 @@ def test_a_wireguard_configuration_is_shown_once_with_text_file_and_code(
 ) -> None:
     """W22, S9."""
     client = signed_in(app)
-    page = make(client)
+    page = make_configuration(client)
 
     assert page.status_code == 200
     assert page.headers["Cache-Control"] == "no-store"
@@ -178,7 +167,7 @@ def everything_stored() -> str:
 
 def test_an_openvpn_configuration_can_be_saved_as_a_file(app: Flask, node: AgentServer) -> None:
     """W22."""
-    page = make(signed_in(app), "legacy+openvpn+tcp", "Laptop")
+    page = make_configuration(signed_in(app), "legacy+openvpn+tcp", "Laptop")
 
     assert page.status_code == 200
     link = next(e for e in elements(page.text, "a") if "download" in e)
@@ -210,7 +199,7 @@ def test_a_wrong_choice_is_said_at_the_form(app: Flask, node: AgentServer) -> No
         ("employees+wireguard+udp", "x" * 65),
         ("employees+wireguard+udp", "a\u0007b"),
     ):
-        page = make(client, choice, name)
+        page = make_configuration(client, choice, name)
         assert (page.status_code, bool(problem(page.text))) == (400, True), choice
 
     assert live_connections() == []
@@ -220,7 +209,7 @@ def test_a_wrong_choice_is_said_at_the_form(app: Flask, node: AgentServer) -> No
 def test_a_user_makes_as_many_configurations_as_allowed(app: Flask, node: AgentServer) -> None:
     client = signed_in(app)
     form = form_of(client.get("/configurations").text)
-    assert [make(client).status_code for _ in range(2)] == [200, 200]
+    assert [make_configuration(client).status_code for _ in range(2)] == [200, 200]
     page = client.get("/configurations").text
     assert "You have 2 of 2" in page
     assert "form_key" not in page
@@ -238,13 +227,13 @@ def test_downloads_can_be_switched_off(app: Flask, node: AgentServer) -> None:
     assert "form_key" not in client.get("/configurations").text
     assert "switched off" in client.get("/").text
 
-    assert make(client).status_code == 403
+    assert make_configuration(client).status_code == 403
     assert live_connections() == []
 
 
 def test_no_capacity_is_said_at_the_form(app: Flask, node: AgentServer) -> None:
     seen_up(0, answered_at=utc_now() - timedelta(minutes=1))
-    page = make(signed_in(app))
+    page = make_configuration(signed_in(app))
 
     assert page.status_code == 503
     assert page.headers["Retry-After"]
@@ -253,7 +242,7 @@ def test_no_capacity_is_said_at_the_form(app: Flask, node: AgentServer) -> None:
 
 def test_a_user_ends_an_own_configuration_and_the_node_hears_it(app: Flask, node: AgentServer) -> None:
     client = signed_in(app)
-    make(client)
+    make_configuration(client)
     connection = live_connections()[0]
 
     assert send(client, f"/connections/{connection.id}/end").location == "/configurations"
@@ -296,7 +285,7 @@ def test_nobody_sees_or_ends_what_is_anothers(app: Flask, node: AgentServer) -> 
     """W7."""
     phone = VpnApp(app, add_user("alice")).authorize()
     phone.connect()
-    make(phone.browser, name="Alice's router")
+    make_configuration(phone.browser, name="Alice's router")
     for number, connection in enumerate(live_connections()):
         begin_use(connection, "alice", number)
     mallory = signed_in(app, "mallory", ["staff"])
@@ -317,7 +306,7 @@ def test_nobody_sees_or_ends_what_is_anothers(app: Flask, node: AgentServer) -> 
 
 def test_what_was_used_earlier_is_listed_with_its_amount(app: Flask, node: AgentServer) -> None:
     client = signed_in(app)
-    make(client)
+    make_configuration(client)
     begin_use(live_connections()[0], "alice", ended_at=utc_now(), received_bytes=1536, sent_bytes=3 * 2**20)
     page = client.get("/connections").text
 
@@ -332,9 +321,9 @@ def test_profiles_without_the_permission_are_not_there(app: Flask, node: AgentSe
     client, researcher = signed_in(app), signed_in(app, "rosa", ["research"])
 
     assert "Laboratory" not in client.get("/").text + client.get("/configurations").text
-    assert make(client, "lab+wireguard+udp").status_code == 400
+    assert make_configuration(client, "lab+wireguard+udp").status_code == 400
     assert "Laboratory" in researcher.get("/").text
-    assert make(researcher, "lab+wireguard+udp").status_code == 200
+    assert make_configuration(researcher, "lab+wireguard+udp").status_code == 200
 
 
 @pytest.mark.parametrize("url", ADMIN_PAGES)
@@ -368,7 +357,7 @@ def test_an_administrator_sees_how_the_nodes_are(app: Flask, make_nodes: Any) ->
 
 def test_an_administrator_finds_a_connection_by_user_and_by_address(app: Flask, node: AgentServer) -> None:
     for name in ("alice", "bob_1", "bob%2"):
-        make(signed_in(app, name), name="Router")
+        make_configuration(signed_in(app, name), name="Router")
     admin = signed_in(app, "root", ["admin"])
     by_name = {c.user_id: c for c in live_connections()}
 
@@ -393,7 +382,7 @@ def test_long_lists_of_connections_have_pages(
 ) -> None:
     monkeypatch.setattr("portal_app.views.admin.PAGE_SIZE", 2)
     for name in ("alice", "bob", "carol"):
-        make(signed_in(app, name))
+        make_configuration(signed_in(app, name))
     admin = signed_in(app, "root", ["admin"])
 
     assert "Page 1 of 2" in admin.get("/admin/connections").text
@@ -555,7 +544,7 @@ def test_a_field_that_comes_twice_or_is_huge_is_refused(app: Flask, node: AgentS
 def test_disabling_a_user_cuts_what_was_made_by_hand_and_by_apps(app: Flask, node: AgentServer) -> None:
     phone = VpnApp(app, add_user("alice")).authorize()
     phone.connect()
-    make(phone.browser)
+    make_configuration(phone.browser)
     assert len(node.peers) == 2
 
     assert users.disable("alice", actor="root", now=utc_now()) == 2
@@ -568,8 +557,8 @@ def test_a_lost_permission_cuts_only_what_it_allowed(app: Flask, node: AgentServ
     with transaction() as db:
         db.execute(update(Profile).where(Profile.profile_id == "lab").values(permissions=["research"]))
     client = signed_in(app, permissions=["research"])
-    make(client, "lab+wireguard+udp")
-    make(client, "employees+wireguard+udp")
+    make_configuration(client, "lab+wireguard+udp")
+    make_configuration(client, "employees+wireguard+udp")
     cut = users.set_permissions("alice", [], access_permissions=None, actor="root", now=utc_now())
 
     assert cut == 1
@@ -580,7 +569,7 @@ def test_a_lost_permission_cuts_only_what_it_allowed(app: Flask, node: AgentServ
 def test_a_user_is_deleted_with_everything_but_the_log(app: Flask, node: AgentServer) -> None:
     phone = VpnApp(app, add_user("alice")).authorize()
     phone.connect()
-    make(phone.browser)
+    make_configuration(phone.browser)
     assert users.delete("alice", actor="root", now=utc_now()) == 2
 
     with transaction(read_only=True) as db:
