@@ -5,7 +5,7 @@ The plan is made once, by the filter plugin; Ansible renders server configuratio
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import pairwise
 from typing import Any
@@ -32,10 +32,14 @@ AGENT_PORT = 41194
 
 @dataclass(frozen=True)
 class Settings:
-    """What the whole deployment shares: ``vpn_max_nodes``, ``vpn_wireguard_port``."""
+    """What the whole deployment shares: ``vpn_max_nodes``, ``vpn_wireguard_port``.
+
+    The plan is made as if ``leaving_node`` were not in the inventory; "" is none.
+    """
 
     max_nodes: int = DEFAULT_MAX_NODES
     wireguard_port: int = 51820
+    leaving_node: str = ""
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> "Settings":
@@ -46,6 +50,7 @@ class Settings:
             wireguard_port=fields.number(
                 "vpn_wireguard_port", entry.get("wireguard_port", cls.wireguard_port), 1, 65535
             ),
+            leaving_node=fields.typed("leaving_node", entry.get("leaving_node", ""), str),
         )
 
 
@@ -147,6 +152,9 @@ def make_plan(
     )
     parsed_profiles = [Profile.parse(profile_id, entry) for profile_id, entry in profiles.items()]
     _check_names(parsed_profiles, parsed_nodes)
+    if parsed_settings.leaving_node:
+        parsed_nodes = [node for node in parsed_nodes if node.name != parsed_settings.leaving_node]
+        parsed_profiles = list(_without_node(parsed_profiles, parsed_nodes, parsed_settings.leaving_node))
     _check_sizes(parsed_profiles, parsed_settings)
     _check_overlap(parsed_profiles, parsed_nodes)
     plan = Plan(
@@ -181,6 +189,23 @@ def _check_names(profiles: list[Profile], nodes: list[Node]) -> None:
                 raise PlanError(f"{where}: unknown node {name!r}; hosts in group 'nodes' are {hosts}")
         if profile.nodes == ():
             raise PlanError(f"{where}: [] is no node; leave the key out for all, or write hidden: true")
+
+
+def _without_node(profiles: list[Profile], left: list[Node], leaving: str) -> Iterator[Profile]:
+    """Yield the profiles as they are when a node has left; raise PlanError where nobody would serve one."""
+    if not left:
+        raise PlanError(f"{leaving} is the only node; add another one first")
+    for profile in profiles:
+        if profile.nodes is None:
+            yield profile
+            continue
+        nodes = tuple(name for name in profile.nodes if name != leaving)
+        if not nodes:
+            raise PlanError(
+                f"vpn_profiles.{profile.profile_id}.nodes: {leaving} is the only one that serves it;"
+                " name another node there, or take the profile out"
+            )
+        yield replace(profile, nodes=nodes)
 
 
 def _check_sizes(profiles: list[Profile], settings: Settings) -> None:

@@ -5,11 +5,13 @@ import json
 import sys
 from pathlib import Path
 
+from portal_app import create_app
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.services import users
 from portal_app.settings import Settings
+from vpn_core.messages import OPENVPN, WIREGUARD
 
 ACTOR = "cli"
 _LONGEST_FILE = 8192
@@ -63,6 +65,24 @@ def register(subparsers: "_Subparsers[argparse.ArgumentParser]") -> None:
         help="none for no permission",
     )
     permissions.set_defaults(run=_permissions)
+
+    configuration = commands.add_parser(
+        "configuration",
+        help="make a configuration for a user and print it",
+        description=(
+            "As the user's own page does, but a limit of how many does not count. What is printed holds a"
+            " private key that is kept nowhere: hand it over safely. It ends like every other connection."
+        ),
+    )
+    configuration.add_argument("name", type=_text)
+    configuration.add_argument("profile", type=_text)
+    configuration.add_argument("protocol", choices=(WIREGUARD, OPENVPN))
+    configuration.add_argument(
+        "--node", type=_text, help="only this node will do (default: the portal chooses)"
+    )
+    configuration.add_argument("--prefer-tcp", action="store_true", help="OpenVPN: try TCP first")
+    configuration.add_argument("--device", type=_text, default="made by the operator", help="name in lists")
+    configuration.set_defaults(run=_configuration)
 
     for command, function, text in (
         ("disable", _disable, "block sign-in and API; end all authorizations and connections"),
@@ -173,6 +193,22 @@ def _permissions(arguments: argparse.Namespace, settings: Settings) -> int:
         now=utc_now(),
     )
     print(f"permissions of {arguments.name} set; {cut} connections cut")
+    return 0
+
+
+def _configuration(arguments: argparse.Namespace, settings: Settings) -> int:
+    with create_app(settings).app_context():
+        issued = users.make_configuration(
+            arguments.name,
+            arguments.profile,
+            arguments.protocol,
+            arguments.device[:64],
+            prefer_tcp=arguments.prefer_tcp,
+            node=arguments.node,
+            actor=ACTOR,
+            now=utc_now(),
+        )
+    print(issued.config, end="")
     return 0
 
 

@@ -6,14 +6,20 @@ import json
 import os
 import secrets
 import subprocess
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from portal_app.errors import PortalError
 from portal_app.services.statistics import MAINTENANCE, UP_STATE
 from portal_app.settings import Settings
-from portal_app.verification import Check, temporary_name, verify
+from portal_app.verification import Check, Verification, temporary_name, verify, verify_node
+from portal_app.verification.browser import VerificationError
 from portal_app.verification.tunnel import OWN_MODULE
 
+#: The controller asks every node each five seconds.
+SEEN_SECONDS = 20
 LOCK = Path("/run/causeway-verify.lock")
 #: Where the role puts the own CA's certificate; the system's store is used where there is none.
 OWN_CA = Path("/etc/causeway/tls/ca.crt")
@@ -26,7 +32,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description=(
             "Makes a temporary account, signs in, approves, and for each profile and protocol connects from a"
             " network namespace, pings the gateway at full MTU, resolves a name where DNS is set, and"
-            " disconnects. Leaves nothing. Exit status 0 only if every line passed."
+            " disconnects; where there are several nodes, each of them once over each protocol. A node in"
+            " maintenance is left out. Leaves nothing. Exit status 0 only if every line passed."
         ),
     )
     parser.add_argument(
@@ -34,6 +41,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         type=Path,
         default=OWN_CA if OWN_CA.exists() else None,
         help="certificate to trust instead of the system's (default: the own CA, if any)",
+    )
+    parser.add_argument(
+        "--node",
+        action="append",
+        metavar="NAME",
+        help="only this node, with everything it serves; may repeat",
     )
     parser.add_argument("--dns-name", help="name to resolve through tunnels (default: the portal's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -57,12 +70,18 @@ def _run_locked(arguments: argparse.Namespace, settings: Settings) -> int:
     permissions = _needed_permissions(arguments, settings)
     words = [item for permission in permissions for item in ("--permission", permission)]
     _vpn_portal(arguments, "user", "add", name, "--password-file", "-", *words, stdin=password)
+    report = (lambda _check: None) if arguments.json else _print_line
+    dns_name = arguments.dns_name or settings.host_name
     try:
-        report = (lambda _check: None) if arguments.json else _print_line
-        done = verify(
-            settings.portal_url, name, password,
-            ca_file=arguments.ca_file, dns_name=arguments.dns_name or settings.host_name, report=report,
-        )  # fmt: skip
+        chosen = _chosen_nodes(arguments)
+        done = Verification(report)
+        done.check("nodes answer", lambda: _wait_until_up(arguments, {node["name"] for node in chosen}))
+        if not arguments.node:
+            verify(done, settings.portal_url, name, password, ca_file=arguments.ca_file, dns_name=dns_name)
+        # The only node was the one that the app got.
+        for node in chosen if arguments.node or len(chosen) > 1 else ():
+            make = partial(_make_configuration, arguments, name, node["name"])
+            verify_node(done, node, make, dns_name, whole=bool(arguments.node))
     finally:
         _vpn_portal(arguments, "user", "delete", name)
     not_up = [] if done.passed else _nodes_that_are_not_up(arguments)
@@ -78,6 +97,46 @@ def _run_locked(arguments: argparse.Namespace, settings: Settings) -> int:
         for text in not_up:
             print(text)
     return 0 if done.passed else 1
+
+
+def _chosen_nodes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the plan's entries of the nodes to prove: those that were named, else all that take people."""
+    plan = json.loads(_vpn_portal(arguments, "plan", "show", "--json"))
+    visible = {profile_id for profile_id, profile in plan["profiles"].items() if not profile["hidden"]}
+    planned = {name: _without_hidden(node, visible) for name, node in plan["nodes"].items()}
+    if arguments.node:
+        if unknown := sorted(set(arguments.node) - planned.keys()):
+            raise PortalError(f"no node {unknown[0]!r}; known are {', '.join(planned)}")
+        return [planned[name] for name in dict.fromkeys(arguments.node)]
+    return [planned[name] for name, state in _states(arguments).items() if state != MAINTENANCE]
+
+
+def _without_hidden(node: dict[str, Any], visible: set[str]) -> dict[str, Any]:
+    """Nobody gets a configuration of a hidden profile, so there is nothing to prove."""
+    served = {key: [s for s in node[key] if s["profile_id"] in visible] for key in ("wireguard", "openvpn")}
+    return node | served
+
+
+def _states(arguments: argparse.Namespace) -> dict[str, str]:
+    return {n["name"]: n["state"] for n in json.loads(_vpn_portal(arguments, "node", "list", "--json"))}
+
+
+def _wait_until_up(arguments: argparse.Namespace, names: set[str]) -> None:
+    """Wait for the controller to have seen nodes that were deployed a moment ago."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while missing := sorted(name for name in names if _states(arguments).get(name) != UP_STATE):
+        if time.monotonic() > deadline:
+            raise VerificationError(f"{', '.join(missing)}: not up after {SEEN_SECONDS} s")
+        time.sleep(1)
+
+
+def _make_configuration(
+    arguments: argparse.Namespace, user: str, node: str, profile_id: str, protocol: str
+) -> str:
+    try:
+        return _vpn_portal(arguments, "user", "configuration", user, profile_id, protocol, "--node", node)
+    except PortalError as error:
+        raise VerificationError(str(error)) from error
 
 
 def _print_line(check: Check) -> None:

@@ -91,6 +91,7 @@ class _Order:
     public_key: str | None = None
     private_key: str | None = None
     from_portal: bool = False
+    limited: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,17 +153,26 @@ def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
 
 
 def create_for_portal(
-    user: User, profile_id: str, protocol: str, display_name: str, *, prefer_tcp: bool = False, now: datetime
+    user: User,
+    profile_id: str,
+    protocol: str,
+    display_name: str,
+    *,
+    prefer_tcp: bool = False,
+    node: str | None = None,
+    limited: bool = True,
+    now: datetime,
 ) -> Issued:
     """Make a configuration with a key of the server's making, to be downloaded once.
 
-    Raises Forbidden when the user has as many as allowed, NotFound, NoCommonProtocol and NoCapacity as
-    ``connect``.
+    ``node`` names the only one that will do; an operator (``limited`` false) is not bound by how many a user
+    may have. Raises Forbidden when the user has as many as allowed, NotFound, NoCommonProtocol and NoCapacity
+    as ``connect``.
     """
     settings = portal().settings
     ends_at = time.monotonic() + BUDGET_SECONDS
     holder = Holder(user.id, user.name, list(user.permissions))
-    if settings.max_portal_connections < 1:
+    if limited and settings.max_portal_connections < 1:
         raise Forbidden("configurations cannot be made here; use the app")
     with transaction(read_only=True) as db:
         profile = profiles.find_offered(db, holder, profile_id)
@@ -170,7 +180,7 @@ def create_for_portal(
             raise NotFound("no such profile")
         if {WIREGUARD: profile.wireguard, OPENVPN: profile.openvpn}.get(protocol) is None:
             raise NoCommonProtocol(f"the profile does not offer {protocol}")
-        found = _candidates(db, holder, profile, protocol, now)
+        found = [c for c in _candidates(db, holder, profile, protocol, now) if node in (None, c.node.name)]
     private_key, public_key = client_config.wireguard_key_pair() if protocol == WIREGUARD else (None, None)
     wish = _Order(
         holder=holder,
@@ -181,6 +191,7 @@ def create_for_portal(
         public_key=public_key,
         private_key=private_key,
         from_portal=True,
+        limited=limited,
     )
     return _first_that_answers(wish, [(transports.Attempt(protocol, prefer_tcp), found)], ends_at)
 
@@ -346,7 +357,8 @@ def _to_end(
             reasons[row.id] = "same_key"
     living = [row for row in found if row.id not in reasons and row.expires_at > wish.now]
     if wish.from_portal:
-        if sum(row.authorization_id is None for row in living) >= settings.max_portal_connections:
+        held = sum(row.authorization_id is None for row in living)
+        if wish.limited and held >= settings.max_portal_connections:
             raise Forbidden(
                 f"{settings.max_portal_connections} configurations are allowed; end one of yours first"
             )

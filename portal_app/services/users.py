@@ -16,7 +16,7 @@ from portal_app.db import retried, transaction
 from portal_app.errors import BadRequest, Conflict, Forbidden, NotFound
 from portal_app.models import Authorization, Connection, LocalAccount, OneTimeLink, Profile, User
 from portal_app.services import audit, authorizations, browser_sessions, connections, passwords, profiles
-from portal_app.services.connections import Ended
+from portal_app.services.connections import Ended, Issued
 
 if TYPE_CHECKING:
     from portal_app.agents import Agents
@@ -191,6 +191,43 @@ def _store_password(
     db.execute(delete_from(OneTimeLink).where(OneTimeLink.user_id == user.id))
     browser_sessions.end_all(db, user.id)
     audit.record(db, "password set", actor=actor, object=user.name, source=source, now=now)
+
+
+def make_configuration(
+    name: str,
+    profile_id: str,
+    protocol: str,
+    device: str,
+    *,
+    prefer_tcp: bool = False,
+    node: str | None = None,
+    actor: str,
+    now: datetime,
+) -> Issued:
+    """Make a configuration for somebody, as an operator's act: it is an audit row, and no limit of theirs
+    counts.
+
+    Raises as ``connections.create_for_portal``, and NotFound for an unknown user.
+    """
+    with transaction(read_only=True) as db:
+        user = find(db, name)
+    if user is None:
+        raise NotFound(f"no user {name!r}")
+    if user.is_disabled:
+        raise Forbidden(f"{name} is disabled; enable the account first")
+    issued = connections.create_for_portal(
+        user, profile_id, protocol, device, prefer_tcp=prefer_tcp, node=node, limited=False, now=now
+    )
+    _record_configuration(name, issued, actor, now)
+    return issued
+
+
+@retried
+def _record_configuration(name: str, issued: Issued, actor: str, now: datetime) -> None:
+    with transaction() as db:
+        audit.record(
+            db, "configuration made", actor=actor, object=name, now=now, connection=issued.connection_id
+        )
 
 
 def disable(name: str, *, agents: "Agents | None" = None, actor: str, now: datetime) -> int:

@@ -57,32 +57,55 @@ class Verification:
 
 
 def verify(
-    portal_url: str,
-    user: str,
-    password: str,
-    *,
-    ca_file: Path | None,
-    dns_name: str,
-    report: Callable[[Check], None],
-) -> Verification:
+    done: Verification, portal_url: str, user: str, password: str, *, ca_file: Path | None, dns_name: str
+) -> None:
     """Prove the service with an existing account; ``dns_name`` is asked where a profile has DNS servers."""
-    done = Verification(report)
     app = App(portal_url, Browser(ca_file))
     if not done.check("well-known document", app.discover):
-        return done
+        return
     if not done.check("sign in, approve, get tokens", lambda: app.authorize(user, password)):
-        return done
+        return
     profiles = done.check("/info", app.info)
     if not isinstance(profiles, list) or not profiles:
         done.check("/info lists a profile", lambda: _fail("the account may use no profile"))
-        return done
+        return
     with tunnel.namespace():
         for profile in profiles:
             profile_id = profile["profile_id"]
             for transport in profile["vpn_proto_transport_list"]:
                 prove = partial(_prove, app, profile_id, transport, dns_name)
                 done.check(f"{profile_id} {transport}", prove)
-    return done
+
+
+def verify_node(
+    done: Verification, node: dict[str, Any], make: Callable[[str, str], str], dns_name: str, *, whole: bool
+) -> None:
+    """Prove that one node passes traffic: over each protocol once, or with ``whole`` each it serves.
+
+    ``node`` is its entry in the plan; ``make`` returns a configuration for a profile and protocol there.
+    """
+    ways = [(share["profile_id"], "wireguard", ["udp"]) for share in node["wireguard"]]
+    processes: dict[str, list[str]] = {}
+    for process in node["openvpn"]:
+        processes.setdefault(process["profile_id"], []).append(process["protocol"])
+    openvpn = [(profile_id, "openvpn", carriers) for profile_id, carriers in processes.items()]
+    if not whole:
+        ways, openvpn = ways[:1], openvpn[:1]
+    with tunnel.namespace():
+        for profile_id, protocol, carriers in ways + openvpn:
+            where = f"{node['name']}: {profile_id} {protocol}"
+            # A configuration of OpenVPN knows every way into the node.
+            config = done.check(f"{where} configuration", partial(make, profile_id, protocol))
+            for carrier in dict.fromkeys(carriers) if config else ():
+                done.check(f"{where}+{carrier}", partial(_pass_traffic, config, carrier, protocol, dns_name))
+
+
+def _pass_traffic(config: str, carrier: str, protocol: str, dns_name: str) -> None:
+    with tunnel.wireguard(config) if protocol == "wireguard" else tunnel.openvpn(config, carrier) as opened:
+        for gateway in opened.gateways:
+            tunnel.ping(gateway, opened.mtu)
+        for server in opened.dns_servers:
+            tunnel.resolve(server, dns_name)
 
 
 def _fail(message: str) -> None:

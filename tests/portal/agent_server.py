@@ -53,9 +53,10 @@ class AgentServer:
         return NodeInfo(
             v="1.0", node_number=self.number, instance_id="0" * 32, boot_id="0" * 32, node_uptime=1000,
             now=int(time.time()), maintenance_mode=self.maintenance, cpu_count=2,
-            load_average=(0.0, 0.0, 0.0), rel_load_average=(0, 0, 0), profiles={}, wireguard_public_key=WIREGUARD_KEY, w_peer_count=0,
-            o_client_count=0, connection_count=len(self.connections), deployment_id=None, epoch=0,
-            generation=0, journal_id="0" * 32, journal_head=0,
+            load_average=(0.0, 0.0, 0.0), rel_load_average=(0, 0, 0), profiles={},
+            wireguard_public_key=WIREGUARD_KEY, w_peer_count=0, o_client_count=0,
+            connection_count=len(self.connections), deployment_id=None, epoch=0, generation=0,
+            journal_id="0" * 32, journal_head=0,
         ).to_dict()  # fmt: skip
 
     def admit(self, connection_id: str, body: Any) -> tuple[int, Any]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.unit.inventory import node, openvpn, plan, profile, split_tunnel, wireguard
+from vpn_core.errors import PlanError
 from vpn_core.plan import make_plan
 
 EVERYTHING = {
@@ -222,3 +223,32 @@ def test_dns_server_in_one_of_two_adjacent_routes_is_routed():
     routes = ["198.51.100.0/25", "198.51.100.128/25"]
 
     plan({"a": split_tunnel(routes=routes, dns_servers=["198.51.100.130", "198.51.100.1", "@GW6@"])})
+
+
+def test_plan_without_a_node_that_leaves_is_that_of_an_inventory_without_it():
+    """R90: nobody else's addresses change."""
+    nodes = {"n1": node(1), "n2": node(2)}
+    elsewhere = wireguard(ipv4="10.70.0.0/16", ipv6="fd00:70::/96")
+    here, there = profile(nodes=["n1"]), profile(nodes=["n1", "n2"], wireguard=elsewhere)
+
+    left = plan({"a": here, "b": there}, nodes, {"leaving_node": "n2"}).to_dict()
+
+    assert left == plan({"a": here, "b": there | {"nodes": ["n1"]}}, {"n1": node(1)}).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("profiles", "nodes", "message"),
+    [
+        (
+            {"a": profile(nodes=["n1"])},
+            {"n1": node(1), "n2": node(2)},
+            "vpn_profiles.a.nodes: n1 is the only one that serves it;"
+            " name another node there, or take the profile out",
+        ),
+        ({"a": profile()}, {"n1": node(1)}, "n1 is the only node; add another one first"),
+    ],
+)
+def test_node_that_others_need_does_not_leave(profiles, nodes, message):
+    with pytest.raises(PlanError) as refused:
+        plan(profiles, nodes, {"leaving_node": "n1"})
+    assert str(refused.value) == message
