@@ -217,7 +217,14 @@ class Agent:
             journal_head=self.journal.head,
             held=store.held[:500],
             problems=tuple(text[:500] for text in self.problems()[:50]),
+            openvpn_clients=self._openvpn_clients(),
         )
+
+    def _openvpn_clients(self) -> dict[str, int]:
+        counts = dict.fromkeys((process.settings.profile_id for process in self.processes), 0)
+        for process in self.processes:
+            counts[process.settings.profile_id] += len(process.clients)
+        return counts
 
     def problems(self) -> list[str]:
         """Return what this agent could not do, and what it had to repair."""

@@ -1,8 +1,9 @@
 """What portal and agent say to each other (ARCHITECTURE.md, "The agent API").
 
 Each message is a frozen dataclass with ``parse`` (strict: unknown keys, wrong types and values outside their
-bounds raise MessageError and nothing is applied) and ``to_dict`` (JSON types). Both ends treat what arrives
-as untrusted. Times are whole seconds since 1970 UTC; bytes are as the node sees them, received from clients.
+bounds raise MessageError and nothing is applied; only NodeInfo passes over unknown keys) and ``to_dict``
+(JSON types). Both ends treat what arrives as untrusted. Times are whole seconds since 1970 UTC; bytes are as
+the node sees them, received from clients.
 """
 
 import re
@@ -301,6 +302,9 @@ class NodeInfo(Message):
     """Answer of ``GET /n/info`` (alias ``/i/node``). Keys of spec node.md section 4 keep upstream's names.
 
     ``held`` says why the agent holds a wanted set back ("" if not), ``problems`` what it could not do.
+    ``openvpn_clients`` counts by profile those attached (``o_client_count`` is their sum); None from an agent
+    that does not tell. What an agent of a later release tells on top, ``parse`` leaves out: portals and nodes
+    are upgraded one after the other (reliability.md R85).
     """
 
     v: str
@@ -325,11 +329,13 @@ class NodeInfo(Message):
     journal_head: int
     held: str = ""
     problems: tuple[str, ...] = field(default_factory=tuple)
+    openvpn_clients: dict[str, int] | None = None
 
     @classmethod
     def parse(cls, data: object) -> Self:
         if isinstance(data, Mapping):
-            data = {k: tuple(v) if k in _TUPLES and isinstance(v, list) else v for k, v in data.items()}
+            known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
+            data = {k: tuple(v) if k in _TUPLES and isinstance(v, list) else v for k, v in known.items()}
         return super().parse(data)
 
     def __post_init__(self) -> None:
@@ -361,6 +367,12 @@ class NodeInfo(Message):
         _check(isinstance(self.problems, tuple) and len(self.problems) <= 50, "problems", self.problems)
         for problem in self.problems:
             _short_text("problems", problem, 500)
+        if self.openvpn_clients is not None:
+            counts = self.openvpn_clients
+            _check(isinstance(counts, dict) and len(counts) <= 1000, "openvpn_clients", counts)
+            for profile_id, count in counts.items():
+                _matches("openvpn_clients", profile_id, PROFILE_ID)
+                _whole("openvpn_clients", count)
 
 
 _TUPLES = ("load_average", "rel_load_average", "problems")

@@ -78,6 +78,7 @@ async def test_a_wanted_client_comes_in_and_a_cut_client_is_out_within_a_second(
         world.connect(ID, "employees")
         await until(lambda: world.pings(seconds=0.2), seconds=20)
         await until(lambda: node.agent.info().o_client_count == 1)
+        assert node.agent.info().openvpn_clients == {"employees": 1}
         started = time.monotonic()
 
         usage = await node.cut(ID, 2)

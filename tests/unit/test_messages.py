@@ -91,6 +91,7 @@ INFO = {
     "journal_head": 0,
     "held": "",
     "problems": ["cannot save"],
+    "openvpn_clients": {"employees": 0, "lab": 3},
 }
 EXAMPLES: list[tuple[type[Message], dict[str, Any]]] = [
     (Connection, WIREGUARD),
@@ -136,10 +137,18 @@ def test_message_survives_the_way_through_json(kind, data):
     assert says(sent, data)
 
 
-@pytest.mark.parametrize(("kind", "data"), EXAMPLES, ids=NAMES)
+@pytest.mark.parametrize(("kind", "data"), EXAMPLES[:-1], ids=NAMES[:-1])
 def test_unknown_key_is_refused(kind, data):
     with pytest.raises(MessageError, match="unknown key 'surprise'"):
         kind.parse(data | {"surprise": 1})
+
+
+def test_portal_goes_on_with_agents_of_other_releases():
+    """R85: a later one tells more, an earlier one does not count clients by profile."""
+    earlier = {key: value for key, value in INFO.items() if key != "openvpn_clients"}
+
+    assert NodeInfo.parse(INFO | {"surprise": 1}) == NodeInfo.parse(INFO)
+    assert NodeInfo.parse(earlier).openvpn_clients is None
 
 
 @pytest.mark.parametrize(("kind", "data"), EXAMPLES, ids=NAMES)
@@ -273,6 +282,11 @@ def test_more_than_1000_events_are_refused():
 @pytest.mark.parametrize(
     "changes",
     [
+        {"openvpn_clients": ["employees"]},
+        {"openvpn_clients": {"../x": 1}},
+        {"openvpn_clients": {"employees": -1}},
+        {"openvpn_clients": {"employees": True}},
+        {"openvpn_clients": {f"p{n}": 1 for n in range(1001)}},
         {"load_average": [1, 2]},
         {"load_average": [1, 2, float("nan")]},
         {"load_average": [1, 2, float("inf")]},
