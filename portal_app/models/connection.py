@@ -54,6 +54,8 @@ class Connection(Base):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime] = mapped_column(index=True)
     generation: Mapped[int] = mapped_column(BigInteger)
+    #: Why its node was chosen, for administrators.
+    choice: Mapped[str | None] = mapped_column(String(255))
 
 
 class FreeAddress(Base):

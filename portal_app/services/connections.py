@@ -6,7 +6,7 @@ No transaction spans a call to a node. What a call could not do, the reconcile r
 import logging
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -32,7 +32,7 @@ from portal_app.errors import (
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, Profile, User
 from portal_app.render import client_config
-from portal_app.services import ending, leases, nodes, profiles, transports
+from portal_app.services import choice, ending, leases, nodes, profiles, transports
 from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
 from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority
 from vpn_core.messages import Connection as ConnectionMessage
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 #: The app waits 10 s; every /connect is answered within 5 (reliability.md R42, R54, R96).
 BUDGET_SECONDS = 4.5
 ADMIT_SECONDS = 1.4
+#: Of a log line that says why no node of a profile could be taken.
+LONGEST_WHY = 1000
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,19 @@ class _Made:
 
     row: ConnectionMessage
     authority: Authority
-    candidate: nodes.Candidate
+    candidate: choice.Candidate
+    why: str
     lease: leases.Lease | None
     wireguard_port: int
     ended: list[Ended] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """The nodes of a profile as they were read, and where the app gives an address of it back."""
+
+    rows: Sequence[Any]
+    held: Collection[int]
 
 
 class _FullError(Exception):
@@ -136,10 +147,7 @@ def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
         )
         if not order:
             raise NoCommonProtocol("no common VPN protocol between the app and this profile")
-        attempts = [
-            (attempt, _candidates(db, holder, profile, attempt.protocol, now))
-            for attempt in transports.attempts(order)
-        ]
+        serving = _serving(db, holder, profile)
     client = portal().clients.get(holder.client_id or "")
     wish = _Order(
         holder=holder,
@@ -149,7 +157,7 @@ def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
         now=now,
         public_key=wanted.public_key,
     )
-    return _first_that_answers(wish, attempts, ends_at)
+    return _first_that_answers(wish, transports.attempts(order), serving, ends_at)
 
 
 def create_for_portal(
@@ -180,7 +188,7 @@ def create_for_portal(
             raise NotFound("no such profile")
         if {WIREGUARD: profile.wireguard, OPENVPN: profile.openvpn}.get(protocol) is None:
             raise NoCommonProtocol(f"the profile does not offer {protocol}")
-        found = [c for c in _candidates(db, holder, profile, protocol, now) if node in (None, c.node.name)]
+        serving = _serving(db, holder, profile, node)
     private_key, public_key = client_config.wireguard_key_pair() if protocol == WIREGUARD else (None, None)
     wish = _Order(
         holder=holder,
@@ -193,14 +201,14 @@ def create_for_portal(
         from_portal=True,
         limited=limited,
     )
-    return _first_that_answers(wish, [(transports.Attempt(protocol, prefer_tcp), found)], ends_at)
+    return _first_that_answers(wish, [transports.Attempt(protocol, prefer_tcp)], serving, ends_at)
 
 
-def _candidates(
-    db: Session, holder: Holder, profile: Profile, protocol: str, now: datetime
-) -> list[nodes.Candidate]:
+def _serving(db: Session, holder: Holder, profile: Profile, node: str | None = None) -> _Serving:
+    rows = [row for row in nodes.offering(db, profile.profile_id) if node in (None, row.name)]
     held: Collection[int] = ()
-    if protocol == WIREGUARD and holder.authorization_id is not None:
+    # Only a full node has to know whether the app's own address comes back.
+    if holder.authorization_id is not None and any(row.allocated >= row.capacity > 0 for row in rows):
         held = set(
             db.scalars(
                 select(Connection.node_number).where(
@@ -210,28 +218,43 @@ def _candidates(
                 )
             )
         )
-    selection = portal().settings.node_selection
-    return nodes.candidates(db, profile, protocol, now, selection=selection, held=held)
+    return _Serving(rows, held)
 
 
 def _first_that_answers(
-    wish: _Order, attempts: list[tuple[transports.Attempt, list[nodes.Candidate]]], ends_at: float
+    wish: _Order, attempts: Sequence[transports.Attempt], serving: _Serving, ends_at: float
 ) -> Issued:
     """Try node after node and protocol after protocol until one admits the connection."""
     made: _Made | None = None
+    passed: list[str] = []
     try:
-        for attempt, candidates in attempts:
-            for candidate in candidates:
+        for attempt in attempts:
+            chosen = choice.choose(
+                serving.rows,
+                attempt.protocol,
+                wish.now,
+                selection=portal().settings.node_selection,
+                held=serving.held,
+            )
+            left_out = dict(chosen.left_out)
+            for candidate in chosen.candidates:
+                name = candidate.node.name
                 if ends_at - time.monotonic() < 0.2:
-                    break
+                    left_out[name] = "not asked, the time is over"
+                    continue
+                why = chosen.explain(candidate, left_out, passed)
+                withdrawn = made.row.connection_id if made else None
                 try:
-                    made = _make(wish, attempt, candidate, withdrawn=made.row.connection_id if made else None)
+                    made = _make(wish, attempt, candidate, why, withdrawn=withdrawn)
                 except _FullError:
+                    left_out[name] = "full"
                     continue
                 issued = _issue(wish, attempt, made)
-                if _admit(wish, made, ends_at):
+                if (trouble := _admit(wish, made, ends_at)) is None:
                     _log_connect(wish, made)
                     return issued
+                left_out[name] = trouble
+            passed.append(f"no {attempt.protocol}: {choice.listed(left_out) or 'no node offers it'}")
     except Exception:
         if made is not None:
             # Nobody gets to know of this connection. A database that is away keeps it until the next connect.
@@ -240,13 +263,19 @@ def _first_that_answers(
         raise
     if made is not None:
         _withdraw(made.row.connection_id, wish.now)
-    log("no_capacity", level=logging.WARNING, user=wish.holder.user_name, profile=wish.profile.profile_id)
+    log(
+        "no_capacity",
+        level=logging.WARNING,
+        user=wish.holder.user_name,
+        profile=wish.profile.profile_id,
+        why=choice.cut("; ".join(passed), LONGEST_WHY),
+    )
     raise NoCapacity("no capacity: no VPN server of this profile has room at the moment")
 
 
 @retried
 def _make(
-    wish: _Order, attempt: transports.Attempt, candidate: nodes.Candidate, *, withdrawn: str | None
+    wish: _Order, attempt: transports.Attempt, candidate: choice.Candidate, why: str, *, withdrawn: str | None
 ) -> _Made:
     """Commit the row of one connection at ``candidate``, and the end of what it replaces."""
     holder, now = wish.holder, wish.now
@@ -274,6 +303,8 @@ def _make(
             if lease is None:
                 raise _FullError
             started_at = max(now, lease.free_since or now)
+        elif not _has_room(db, candidate, wish.profile.profile_id):
+            raise _FullError
         row = {
             "id": uuid.uuid4().hex,
             "user_id": holder.user_id,
@@ -289,6 +320,7 @@ def _make(
             "created_at": started_at,
             "expires_at": wish.expires_at,
             "generation": nodes.next_generation(db, candidate.node.number),
+            "choice": why,
         }
         db.execute(insert(Connection), [row])
         if lease:
@@ -300,7 +332,17 @@ def _make(
                 "started_at": started_at,
             }
             db.execute(insert(AddressUse), [use])
-    return _Made(nodes.message_of(row), authority, candidate, lease, offer.wireguard_port, ended)
+    return _Made(nodes.message_of(row), authority, candidate, why, lease, offer.wireguard_port, ended)
+
+
+def _has_room(db: Session, candidate: choice.Candidate, profile_id: str) -> bool:
+    """Tell whether an OpenVPN server takes one more client. Few places were left when the node was heard: who
+    got in since then is counted, under the node's lock.
+    """
+    if candidate.reported_free is None:
+        return True
+    number, heard_at = candidate.node.number, candidate.heard_at
+    return nodes.admitted_since(db, number, profile_id, heard_at) < candidate.reported_free
 
 
 def _lock_holder(db: Session, holder: Holder, now: datetime) -> list[str]:
@@ -372,9 +414,9 @@ def _to_end(
     return reasons
 
 
-def _admit(wish: _Order, made: _Made, ends_at: float) -> bool:
-    """Tell the nodes; True when the connection is usable. A node that does not answer is kept out of the
-    way.
+def _admit(wish: _Order, made: _Made, ends_at: float) -> str | None:
+    """Tell the nodes; None when the connection is usable, else what is wrong. A node that does not answer is
+    kept out of the way.
     """
     agents = portal().agents
     # A key or address first leaves its old connection, else the old one's removal would hit the new one.
@@ -389,12 +431,12 @@ def _admit(wish: _Order, made: _Made, ends_at: float) -> bool:
             raise Superseded("ended by a later request of the same app") from error
         # Fast, and perhaps only about this profile: no reason to keep others away.
         logger.warning("admission refused: %s", error)
-        return False
+        return "refused"
     except NodeUnreachable as error:
         logger.warning("admission without answer: %s", error)
         nodes.mark_suspect(made.candidate.node.number, wish.now)
-        return False
-    return True
+        return "did not answer"
+    return None
 
 
 def _moves(item: Ended, made: _Made) -> bool:
@@ -467,5 +509,5 @@ def _log_connect(wish: _Order, made: _Made) -> None:
         ipv4=made.row.ipv4,
         ipv6=made.row.ipv6,
         expires=wish.expires_at,
-        choice=made.candidate.reason,
+        choice=made.why,
     )

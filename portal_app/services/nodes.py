@@ -1,20 +1,19 @@
-"""Nodes as a connect sees them: which are usable, in which order to try them, and their generations."""
+"""Nodes as a connect sees them, and their generations."""
 
 import logging
-import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import or_, select, true, update
+from sqlalchemy import func, select, true, update
 from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
 from portal_app.models import Connection, Deployment, Node, NodeStatus, Offer
 from portal_app.models import Profile as ProfileRow
-from vpn_core.messages import OPENVPN, WIREGUARD, Authority, WantedSet
+from vpn_core.messages import OPENVPN, Authority, WantedSet
 from vpn_core.messages import Connection as ConnectionMessage
 
 logger = logging.getLogger(__name__)
@@ -24,10 +23,6 @@ UP = timedelta(seconds=10)
 #: A connect that got no answer keeps the others away for so long; the controller clears it when the node
 #: answers.
 SUSPECT = timedelta(seconds=15)
-#: A node that is busy still counts a little, and so does one whose load is unknown.
-LEAST_IDLE, UNKNOWN_IDLE = 0.05, 0.5
-
-_random = random.SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -39,44 +34,26 @@ class NodeRef:
     agent_address: str
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A node that could take a connection now; ``reason`` says in the log why it comes at its place."""
-
-    node: NodeRef
-    hostname: str
-    wireguard_public_key: str | None
-    free: int
-    reason: str
-
-
 class NoDeployment(LookupError):
     """No plan was applied yet, so there is no node to call."""
 
 
-def candidates(
-    db: Session,
-    profile: ProfileRow,
-    protocol: str,
-    now: datetime,
-    *,
-    selection: str = "weighted",
-    held: Collection[int] = (),
-    rng: random.Random = _random,
-) -> list[Candidate]:
-    """Return the usable nodes that serve the profile over ``protocol``, best choice first.
-
-    Usable: Up, not in maintenance, not suspect, with something free, and for WireGuard with a known key.
-    ``held`` are nodes where the caller gives an address of this profile back, so that a full one will do.
-    """
-    rows = db.execute(
+def offering(db: Session, profile_id: str) -> Sequence[Any]:
+    """Return every node that offers a profile, with all that a choice between them needs."""
+    return db.execute(
         select(
             Node.number,
             Node.name,
             Node.hostname,
             Node.agent_address,
+            Node.generation,
+            NodeStatus.answered_at,
+            NodeStatus.failing_since,
+            NodeStatus.suspect_until,
+            NodeStatus.maintenance_mode,
             NodeStatus.wireguard_public_key,
             NodeStatus.info,
+            Offer.profile_id,
             Offer.capacity,
             Offer.allocated,
             Offer.wireguard.is_not(None).label("has_wireguard"),
@@ -84,46 +61,20 @@ def candidates(
         )
         .join(NodeStatus, NodeStatus.node_number == Node.number)
         .join(Offer, Offer.node_number == Node.number)
-        .where(
-            Offer.profile_id == profile.profile_id,
-            NodeStatus.answered_at >= now - UP,
-            NodeStatus.failing_since.is_(None),
-            NodeStatus.maintenance_mode.is_(False),
-            or_(NodeStatus.suspect_until.is_(None), NodeStatus.suspect_until <= now),
-        )
+        .where(Offer.profile_id == profile_id)
+        .order_by(Node.number)
     ).all()
-    found: list[tuple[float, Candidate]] = []
-    for row in rows:
-        if protocol == WIREGUARD:
-            if not row.has_wireguard or row.wireguard_public_key is None:
-                continue
-            free = row.capacity - row.allocated + (1 if row.number in held else 0)
-        else:
-            if not row.openvpn:
-                continue
-            free = sum(p["max_clients"] for p in row.openvpn) - _attached(row.info)
-        if free < 1:
-            continue
-        weight, reason = _weight(selection, free, row.info)
-        node = NodeRef(row.number, row.name, row.agent_address)
-        found.append((weight, Candidate(node, row.hostname, row.wireguard_public_key, free, reason)))
-    # A weighted shuffle (Efraimidis and Spirakis): the heaviest comes first most often, and nobody stampedes.
-    found.sort(key=lambda pair: rng.random() ** (1 / pair[0]), reverse=True)
-    return [candidate for _weight, candidate in found]
 
 
-def _attached(info: dict[str, Any] | None) -> int:
-    """Return the OpenVPN clients of the whole node: the agent counts them together."""
-    count = (info or {}).get("o_client_count", 0)
-    return count if isinstance(count, int) else 0
-
-
-def _weight(selection: str, free: int, info: dict[str, Any] | None) -> tuple[float, str]:
-    if selection == "random":
-        return 1.0, f"random free={free}"
-    load = (info or {}).get("rel_load_average") or []
-    idle = max(LEAST_IDLE, 1 - load[0] / 100) if load else UNKNOWN_IDLE
-    return free * idle, f"weighted free={free} idle={idle:.2f}"
+def admitted_since(db: Session, node_number: int, profile_id: str, heard_at: datetime) -> int:
+    """Return how many OpenVPN connections a profile got at a node that was heard before them."""
+    counted = select(func.count()).where(
+        Connection.node_number == node_number,
+        Connection.profile_id == profile_id,
+        Connection.protocol == OPENVPN,
+        Connection.created_at > heard_at,
+    )
+    return db.execute(counted).scalar_one()
 
 
 @retried

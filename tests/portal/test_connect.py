@@ -1,12 +1,13 @@
 """POST /api/v3/connect and /disconnect (spec api-v3.md, sections 7 and 8)."""
 
+import logging
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
@@ -402,6 +403,41 @@ def test_full_node_is_left_for_another(make_nodes, make_app_user):
     assert "Endpoint = node1.example.org" in make_app_user().connect().text
 
 
+@pytest.mark.parametrize(
+    ("state", "offer"),
+    [
+        ({"suspect_until": datetime(2100, 1, 1, tzinfo=UTC)}, {}),
+        ({"maintenance_mode": True}, {}),
+        ({"answered_at": None}, {}),
+        ({"wireguard_public_key": None}, {}),
+        ({}, {"wireguard": None, "capacity": 0}),
+    ],
+    ids=["suspect", "maintenance", "silent", "without key", "without the protocol"],
+)
+def test_node_that_cannot_be_taken_is_left_for_another_of_the_same_protocol(
+    make_nodes, make_app_user, state, offer
+):
+    """R42, R63"""
+    make_nodes(2)
+    seen_up(0, **state)
+    if offer:
+        with transaction() as db:
+            db.execute(update(Offer).where(Offer.node_number == 0).values(**offer))
+
+    response = make_app_user().connect()
+
+    assert response.headers["Content-Type"] == WIREGUARD
+    assert "Endpoint = node1.example.org" in response.text
+
+
+def test_nodes_without_the_protocol_give_way_to_the_next(make_nodes, make_app_user):
+    make_nodes(2)
+    with transaction() as db:
+        db.execute(update(Offer).values(wireguard=None, capacity=0))
+
+    assert make_app_user().connect().headers["Content-Type"] == OPENVPN
+
+
 def test_protocol_without_a_node_gives_way_to_the_next(node, make_app_user):
     fill(capacity=0)
 
@@ -412,6 +448,127 @@ def test_node_without_a_known_key_serves_openvpn_only(node, make_app_user):
     seen_up(0, wireguard_public_key=None)
 
     assert make_app_user().connect().headers["Content-Type"] == OPENVPN
+
+
+def said(caplog, event: str) -> list[str]:
+    return [r.message for r in caplog.records if r.message.startswith(f"event={event} ")]
+
+
+def test_choice_is_stored_and_logged_with_its_reasons(make_nodes, make_app_user, caplog):
+    """What spoke for the node, who waited, who was left out and why."""
+    caplog.set_level(logging.INFO)
+    make_nodes(4)
+    seen_up(0, info={"rel_load_average": [41, 0, 0], "o_client_count": 0})
+    seen_up(1, maintenance_mode=True)
+    seen_up(2, suspect_until=datetime(2100, 1, 1, tzinfo=UTC))
+    with transaction() as db:
+        db.execute(update(Offer).where(Offer.node_number == 3).values(allocated=Offer.capacity))
+
+    make_app_user().connect()
+
+    (row,) = rows()
+    assert row.choice == (
+        "node0: 41 % busy, 1021 free addresses; without node1 (in maintenance), node2 (suspect), node3 (full)"
+    )
+    (line,) = said(caplog, "connect")
+    assert f'choice="{row.choice}"' in line
+
+
+def test_choice_after_another_node_did_not_answer_says_so(make_nodes, make_app_user, monkeypatch):
+    """R42, R54"""
+    monkeypatch.setattr(connections, "ADMIT_SECONDS", 0.3)
+    bad, _ = make_nodes(2)
+    bad.mode = "silent"
+    with transaction() as db:
+        db.execute(update(Offer).where(Offer.node_number == 1).values(capacity=1))
+    seen_up(1, info={"rel_load_average": [99, 99, 99], "o_client_count": 0})
+
+    make_app_user().connect()
+
+    (row,) = rows()
+    assert row.choice == "node1: 99 % busy, 1 free address; without node0 (did not answer)"
+
+
+def test_choice_of_the_next_protocol_says_what_became_of_the_first(make_nodes, make_app_user):
+    make_nodes(1)
+    fill(capacity=0)
+
+    make_app_user().connect()
+
+    (row,) = rows()
+    assert row.protocol == "openvpn"
+    assert row.choice.endswith("free addresses; no wireguard: node0 (full)")
+
+
+def test_refusal_for_want_of_nodes_is_503_with_the_reason_of_each_in_the_log(
+    make_nodes, make_app_user, caplog, monkeypatch
+):
+    """R34: in maintenance, suspect, without the protocol, silent, refusing; the app learns none of it."""
+    monkeypatch.setattr(connections, "ADMIT_SECONDS", 0.3)
+    nodes = make_nodes(4)
+    seen_up(0, maintenance_mode=True)
+    seen_up(1, suspect_until=datetime(2100, 1, 1, tzinfo=UTC))
+    nodes[2].mode, nodes[3].mode = "silent", "refuse"
+    with transaction() as db:
+        db.execute(update(Offer).where(Offer.node_number == 3).values(openvpn=[]))
+
+    response = make_app_user().connect()
+
+    assert response.status_code == 503
+    assert response.json == {
+        "error": "no capacity: no VPN server of this profile has room at the moment",
+    }
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Retry-After"] == "10"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert rows() == []
+    (line,) = said(caplog, "no_capacity")
+    no_wireguard, no_openvpn = line.split("; ")
+    assert 'why="no wireguard: node0 (in maintenance), node1 (suspect), ' in no_wireguard
+    assert "node2 (did not answer)" in no_wireguard
+    assert "node3 (refused)" in no_wireguard
+    assert no_openvpn.startswith("no openvpn: node0 (in maintenance), node1 (suspect), node3 (lacks openvpn)")
+    assert "node2 (did not answer)" in no_openvpn
+
+
+def test_profile_that_no_node_serves_is_503(node, make_app_user, caplog):
+    with transaction() as db:
+        db.execute(delete(Offer))
+
+    assert make_app_user().connect().status_code == 503
+
+    (line,) = said(caplog, "no_capacity")
+    assert 'why="no wireguard: no node offers it; no openvpn: no node offers it"' in line
+
+
+@pytest.mark.parametrize("accept", [WIREGUARD, OPENVPN])
+def test_last_places_of_all_nodes_are_used_before_anybody_is_refused(make_nodes, make_app_user, accept):
+    """R34, R62: also those of OpenVPN, whose reports are some seconds old."""
+    make_nodes(3)
+    process = {"name": "employees-1", "max_clients": 10}
+    with transaction() as db:
+        for number, left in enumerate((0, 1, 2)):
+            values = {"capacity": left, "openvpn": [process | {"max_clients": 10 + left}]}
+            db.execute(update(Offer).where(Offer.node_number == number).values(values))
+    for number in range(3):
+        seen_up(
+            number,
+            info={"rel_load_average": [0, 0, 0], "openvpn_clients": {"employees": 10}, "generation": 0},
+        )
+
+    answers = [make_app_user(f"user{n}").connect(accept=accept).status_code for n in range(5)]
+
+    assert answers == [200, 200, 200, 503, 503]
+    assert sorted(row.node_number for row in rows()) == [1, 2, 2]
+
+
+def test_full_for_one_profile_is_not_full_for_another(node, make_app_user):
+    """OpenVPN clients are counted for the profile whose processes they sit on."""
+    count = {"employees": 0, "legacy": 10**6}
+    seen_up(0, info={"rel_load_average": [0, 0, 0], "o_client_count": 10**6, "openvpn_clients": count})
+
+    assert make_app_user("alice").connect("employees", accept=OPENVPN).status_code == 200
+    assert make_app_user("bob").connect("legacy", accept=OPENVPN).status_code == 503
 
 
 @pytest.mark.parametrize(

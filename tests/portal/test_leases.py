@@ -8,14 +8,15 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from sqlalchemy import delete, event, func, select, update
+from sqlalchemy import delete, event, select, update
 
 from portal_app import db as database_module
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
 from portal_app.errors import NoCapacity
-from portal_app.models import AddressUse, Base, Connection, FreeAddress, Node, Offer, User
+from portal_app.models import AddressUse, Base, Connection, FreeAddress, Node, Offer
 from portal_app.services import connections, leases, nodes
+from portal_app.services.choice import choose
 from tests.portal.app_user import VpnApp, add_user, public_key
 from tests.portal.conftest import apply_plan, seen_up
 from tests.portal.waiting import wait_until
@@ -280,18 +281,15 @@ def test_busy_nodes_and_full_ones_are_chosen_less_often(app):
     seen_up(2)
     with transaction() as db:
         db.execute(update(Offer).where(Offer.node_number == 2).values(allocated=Offer.capacity - 1))
-    rng, first = random.Random(1), Counter()  # noqa: S311 - the same each time
+    rng, first, evenly = random.Random(1), Counter(), Counter()  # noqa: S311 - the same each time
     with transaction(read_only=True) as db:
-        profile = db.get_one(nodes.ProfileRow, "lab")
-        for _ in range(300):
-            first[nodes.candidates(db, profile, "wireguard", utc_now(), rng=rng)[0].node.number] += 1
-        evenly = Counter(
-            nodes.candidates(db, profile, "wireguard", utc_now(), selection="random", rng=rng)[0].node.number
-            for _ in range(300)
-        )
-        assert len(nodes.candidates(db, profile, "wireguard", utc_now())) == 3
-        assert db.scalar(select(func.count()).select_from(User)) == 0
+        rows = nodes.offering(db, "lab")
+    for _ in range(300):
+        first[choose(rows, "wireguard", utc_now(), rng=rng).candidates[0].node.number] += 1
+        at_random = choose(rows, "wireguard", utc_now(), selection="random", rng=rng).candidates
+        evenly[at_random[0].node.number] += 1
 
-    assert first[0] > 10 * first[1] > 0
+    assert len(at_random) == 3
+    assert first[0] > 10 * first[1]
     assert first[2] < 10
     assert min(evenly[n] for n in range(3)) > 60

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from portal_app import db, migrations
@@ -86,6 +88,25 @@ def test_migrations_make_what_the_models_say(engine, database, tmp_path):
     Base.metadata.create_all(other)
     assert migrated == shape(other)
     other.dispose()
+
+
+def test_each_migration_serves_the_release_before(engine):
+    """R85: what that release reads and writes is still there, and nothing new has to be written."""
+    script = ScriptDirectory.from_config(migrations._config())
+    old: dict[str, Any] = {}
+    for step in reversed(list(script.walk_revisions())):
+        with engine.connect() as connection, connection.begin():
+            command.upgrade(migrations._config(connection), step.revision)
+        new = shape(engine)
+        assert old.keys() <= new.keys()
+        for table in old:
+            assert old[table]["columns"].items() <= new[table]["columns"].items()
+            added = new[table]["columns"].keys() - old[table]["columns"].keys()
+            assert all(new[table]["columns"][name][1] for name in added), "a new column may be empty"
+            for kind in ("primary key", "foreign keys", "unique", "check"):
+                assert new[table][kind] == old[table][kind]
+        old = new
+    assert step.revision == migrations.head()
 
 
 def test_sqlite_gives_an_id_once(engine, database):

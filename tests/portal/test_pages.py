@@ -355,6 +355,24 @@ def test_an_administrator_sees_how_the_nodes_are(app: Flask, make_nodes: Any) ->
     assert "80 % of 4 CPU" in page
 
 
+def test_an_administrator_sees_why_a_node_was_chosen(app: Flask, make_nodes: Any) -> None:
+    make_nodes(2)
+    seen_up(0, info={"rel_load_average": [41, 1, 1], "o_client_count": 0})
+    seen_up(1, maintenance_mode=True)
+    make_configuration(signed_in(app))
+    (connection,) = live_connections()
+    admin = signed_in(app, "root", ["admin"])
+
+    assert connection.choice == "node0: 41 % busy, 1021 free addresses; without node1 (in maintenance)"
+    assert (
+        f"<summary>node0</summary><small>{connection.choice}</small>" in admin.get("/admin/connections").text
+    )
+
+    with transaction() as db:
+        db.execute(update(Connection).values(choice=None))
+    assert '<td data-label="Node">node0</td>' in admin.get("/admin/connections").text
+
+
 def test_an_administrator_finds_a_connection_by_user_and_by_address(app: Flask, node: AgentServer) -> None:
     for name in ("alice", "bob_1", "bob%2"):
         make_configuration(signed_in(app, name), name="Router")

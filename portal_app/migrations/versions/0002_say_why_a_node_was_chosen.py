@@ -1,0 +1,22 @@
+"""Say why a node was chosen.
+
+The column may be empty: the release before goes on writing rows without it.
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = "0002"
+down_revision: str | None = "0001"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    op.add_column("connections", sa.Column("choice", sa.String(length=255), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("connections", "choice")
