@@ -13,7 +13,7 @@ from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import Authorization, AuthorizationCode, Connection, Node, NodeStatus, PeriodicJob
 from portal_app.oauth import clients
-from portal_app.services import allowed, authorizations, connections, retention
+from portal_app.services import allowed, authorizations, connections, fullness, retention
 from portal_app.settings import Settings
 from vpn_core.messages import WIREGUARD, Usage
 
@@ -44,6 +44,7 @@ def jobs(settings: Settings, agents: Agents) -> list[Job]:
             lambda now: end_gone(agents, gone, now),
         ),
         Job("forbidden", timedelta(minutes=1), lambda now: end_forbidden(agents, apps, settings, now)),
+        Job("nearly_full", timedelta(minutes=1), fullness.watch),
         Job("prune", timedelta(hours=1), lambda now: prune(keep, now)),
     ]
 

@@ -55,6 +55,7 @@ class Offer(Base):
 
     ``wireguard`` and ``openvpn`` are the node's share from the plan. WireGuard addresses up to
     ``next_position`` have been given out once; those given back wait in ``free_addresses``.
+    ``full_since`` stands from the alarm that an offer is nearly full until it no longer is.
     """
 
     __tablename__ = "offers"
@@ -67,3 +68,4 @@ class Offer(Base):
     capacity: Mapped[int] = mapped_column(default=0)
     next_position: Mapped[int] = mapped_column(default=0)
     allocated: Mapped[int] = mapped_column(default=0)
+    full_since: Mapped[datetime | None]

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from portal_app.models import Connection, Node, NodeStatus, Offer, Profile, VpnSession
+from portal_app.services import fullness
 from portal_app.services.nodes import UP
 from vpn_core.messages import OPENVPN, WIREGUARD
 
@@ -80,10 +81,16 @@ def nodes(db: Session, *, now: datetime) -> list[NodeReport]:
         .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
         .order_by(Node.number)
     ).all()
-    return [_node(node, status, connections.get(node.number, 0), now) for node, status in rows]
+    full = fullness.remarks(db)
+    return [
+        _node(node, status, connections.get(node.number, 0), full.get(node.number, []), now)
+        for node, status in rows
+    ]
 
 
-def _node(node: Node, status: NodeStatus | None, connections: int, now: datetime) -> NodeReport:
+def _node(
+    node: Node, status: NodeStatus | None, connections: int, full: list[str], now: datetime
+) -> NodeReport:
     info: dict[str, Any] = (status.info if status else None) or {}
     load = info.get("rel_load_average") or []
     return NodeReport(
@@ -102,7 +109,7 @@ def _node(node: Node, status: NodeStatus | None, connections: int, now: datetime
         failing_since=status.failing_since if status else None,
         reconciled_at=status.reconciled_at if status else None,
         generation=node.generation,
-        remarks=tuple(_remarks(status, info)),
+        remarks=(*_remarks(status, info), *full),
     )
 
 

@@ -13,6 +13,7 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.login import admin_required
 from portal_app.models import Connection, Node, NodeStatus, Offer, User, VpnSession
+from portal_app.services import fullness
 from portal_app.services.nodes import UP
 from portal_app.views import forms
 
@@ -40,6 +41,7 @@ class NodeView:
     held: str
     error: str | None
     problems: list[str]
+    nearly_full: list[str]
     answered_at: datetime | None
     reconciled_at: datetime | None
     load: str
@@ -75,8 +77,16 @@ def nodes() -> str:
         offers: dict[int, list[Offer]] = {}
         for offer in db.scalars(select(Offer).order_by(Offer.profile_id)):
             offers.setdefault(offer.node_number, []).append(offer)
+        full = fullness.remarks(db)
     views = [
-        _node_view(node, status, offers.get(node.number, []), counts.get(node.number, 0), now)
+        _node_view(
+            node,
+            status,
+            offers.get(node.number, []),
+            counts.get(node.number, 0),
+            full.get(node.number, []),
+            now,
+        )
         for node, status in rows
     ]
     return render_template("admin/nodes.html", nodes=views)
@@ -98,7 +108,12 @@ def all_connections() -> str:
 
 
 def _node_view(
-    node: Node, status: NodeStatus | None, offers: list[Offer], connections: int, now: datetime
+    node: Node,
+    status: NodeStatus | None,
+    offers: list[Offer],
+    connections: int,
+    nearly_full: list[str],
+    now: datetime,
 ) -> NodeView:
     info: dict[str, Any] = (status.info if status is not None else None) or {}
     load = info.get("rel_load_average") or []
@@ -110,6 +125,7 @@ def _node_view(
         held=str(info.get("held") or ""),
         error=status.error if status is not None else None,
         problems=[str(problem) for problem in info.get("problems") or []],
+        nearly_full=nearly_full,
         answered_at=status.answered_at if status is not None else None,
         reconciled_at=status.reconciled_at if status is not None else None,
         load=f"{load[0]} % of {info.get('cpu_count')} CPU" if load else "unknown",

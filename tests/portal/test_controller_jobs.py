@@ -1,5 +1,6 @@
 """The periodic jobs: what ends by itself, what is forgotten, and that each runs once per interval."""
 
+import logging
 import threading
 import uuid
 from dataclasses import replace
@@ -22,6 +23,7 @@ from portal_app.models import (
     AuthorizationCode,
     BrowserSession,
     Connection,
+    Offer,
     OneTimeLink,
     PeriodicJob,
     Profile,
@@ -30,7 +32,7 @@ from portal_app.models import (
     User,
     VpnSession,
 )
-from portal_app.services import leases, nodes, retention
+from portal_app.services import fullness, leases, nodes, retention, statistics
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import LINUX, add_user, public_key
 from tests.portal.conftest import seen_up
@@ -40,6 +42,71 @@ NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 #: Every test works on the database of ``app``.
 pytestmark = pytest.mark.usefixtures("app")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+def use(allocated: int, profile_id: str = "employees", openvpn: int = 0) -> None:
+    """Let node 0 have so many of 100 addresses in use, and so many of 10 OpenVPN places."""
+    with transaction() as session:
+        session.execute(
+            update(Offer)
+            .where(Offer.profile_id == profile_id)
+            .values(capacity=100, allocated=allocated, openvpn=[{"max_clients": 10}])
+        )
+    seen_up(0, info={"rel_load_average": [0, 0, 0], "openvpn_clients": {profile_id: openvpn}})
+
+
+def full_events(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [r.message for r in caplog.records if "node_nearly_full" in r.message or "has_room" in r.message]
+    caplog.clear()
+    return found
+
+
+def test_nearly_full_share_is_said_once_and_again_after_it_had_room(
+    node: AgentServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R62: the alarm at 90 % comes by itself; between 80 and 90 % nothing changes."""
+    caplog.set_level(logging.INFO)
+    said = {}
+    for step, allocated in enumerate((89, 90, 95, 100, 85, 90, 80, 79, 85, 90)):
+        use(allocated)
+        fullness.watch(NOON)
+        if events := full_events(caplog):
+            said[step] = events
+
+    alarm = "event=node_nearly_full node=node0 profile=employees full="
+    assert said == {
+        1: [alarm + '"90 % of 100 WireGuard addresses"'],
+        7: ['event=node_has_room node=node0 profile=employees full="79 % of 100 WireGuard addresses"'],
+        9: [alarm + '"90 % of 100 WireGuard addresses"'],
+    }
+    with transaction(read_only=True) as session:
+        audits = session.scalars(select(AuditEvent).where(AuditEvent.action == "node.nearly_full")).all()
+        remarks = statistics.nodes(session, now=NOON)[0].remarks
+    assert [(a.object, a.details["profile"]) for a in audits] == [("node0", "employees")] * 2
+    assert remarks == ("profile employees: 90 % of 100 WireGuard addresses in use",)
+
+
+def test_openvpn_places_are_watched_as_well(node: AgentServer, caplog: pytest.LogCaptureFixture) -> None:
+    """R62"""
+    use(10, openvpn=9)
+
+    fullness.watch(NOON)
+
+    assert full_events(caplog) == [
+        'event=node_nearly_full node=node0 profile=employees full="90 % of 10 OpenVPN places"'
+    ]
+
+
+def test_two_portals_say_it_once(node: AgentServer, caplog: pytest.LogCaptureFixture) -> None:
+    """R19: the state moves in the database."""
+    use(95)
+    threads = [threading.Thread(target=fullness.watch, args=(NOON,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(full_events(caplog)) == 1
 
 
 def authorize(user: User, expires_at: datetime = NOON + DAY, authorized_at: datetime = NOON - DAY) -> int:
@@ -391,5 +458,6 @@ def test_jobs_have_their_names_and_intervals(app: Flask, settings: Any, agents: 
         "expire": timedelta(seconds=10),
         "app_gone": HOUR,
         "forbidden": timedelta(minutes=1),
+        "nearly_full": timedelta(minutes=1),
         "prune": HOUR,
     }

@@ -21,6 +21,7 @@ from portal_app.models import (
     BrowserSession,
     Connection,
     NodeStatus,
+    Offer,
     Profile,
     User,
     VpnSession,
@@ -347,12 +348,17 @@ def test_an_administrator_sees_how_the_nodes_are(app: Flask, make_nodes: Any) ->
     seen_up(0, info={"rel_load_average": [80, 1, 1], "cpu_count": 4, "v": "0.1.0", "w_peer_count": 5})
     seen_up(1, failing_since=utc_now(), error="certificate?")
     seen_up(2, maintenance_mode=True)
+    with transaction() as db:
+        full = Offer.node_number == 1, Offer.profile_id == "lab"
+        db.execute(update(Offer).where(*full).values(capacity=10, allocated=9, full_since=utc_now()))
     page = signed_in(app, permissions=["admin"]).get("/admin/nodes").text
 
     states = re.findall(r"<h2>(\w+) <span class=\"tag \w+\">([^<]+)</span>", page)
     assert states == [("node0", "Up, busy"), ("node1", "Does not answer"), ("node2", "Maintenance")]
     assert "certificate?" in page
     assert "80 % of 4 CPU" in page
+    assert page.count("Nearly full:") == 1
+    assert "profile lab: 90 % of 10 WireGuard addresses in use" in page
 
 
 def test_an_administrator_sees_why_a_node_was_chosen(app: Flask, make_nodes: Any) -> None:

@@ -1,6 +1,6 @@
-"""Say why a node was chosen.
+"""Say why a node was chosen, and which offers are nearly full.
 
-The column may be empty: the release before goes on writing rows without it.
+Both columns may be empty: the release before goes on writing rows without them.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,9 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     op.add_column("connections", sa.Column("choice", sa.String(length=255), nullable=True))
+    op.add_column("offers", sa.Column("full_since", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("offers", "full_since")
     op.drop_column("connections", "choice")

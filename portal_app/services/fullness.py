@@ -1,0 +1,115 @@
+"""How full a node's share of a profile is, and the alarm before it is full (reliability.md R62)."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from portal_app.db import retried, transaction
+from portal_app.events import log
+from portal_app.models import Node, NodeStatus, Offer
+from portal_app.services import audit, choice
+
+#: Percent. An alarm comes once: between the two bounds nothing is said.
+ALARM, OVER = 90, 80
+
+
+@dataclass(frozen=True)
+class Fullness:
+    """What is in use of one protocol's places."""
+
+    used: int
+    places: int
+    what: str
+
+    @property
+    def percent(self) -> int:
+        return 100 * self.used // self.places
+
+    def __str__(self) -> str:
+        return f"{self.percent} % of {self.places} {self.what}"
+
+
+def of(offer: Offer, info: Mapping[str, Any] | None) -> Fullness | None:
+    """Return how full an offer's fuller protocol is; None when it has no places at all."""
+    clients = sum(process["max_clients"] for process in offer.openvpn)
+    attached = choice.attached(info or {}, offer.profile_id)
+    both = (
+        Fullness(offer.allocated, offer.capacity, "WireGuard addresses"),
+        Fullness(attached, clients, "OpenVPN places"),
+    )
+    return max((one for one in both if one.places), key=lambda one: one.used / one.places, default=None)
+
+
+def remarks(db: Session) -> dict[int, list[str]]:
+    """Return what there is to say about nearly full shares, by the number of the node."""
+    found: dict[int, list[str]] = {}
+    rows = db.execute(
+        select(Offer, NodeStatus.info)
+        .outerjoin(NodeStatus, NodeStatus.node_number == Offer.node_number)
+        .where(Offer.full_since.is_not(None))
+        .order_by(Offer.profile_id)
+    )
+    for offer, info in rows:
+        found.setdefault(offer.node_number, []).append(
+            f"profile {offer.profile_id}: {of(offer, info)} in use"
+        )
+    return found
+
+
+@retried
+def watch(now: datetime) -> None:
+    """Say which shares have become nearly full, and which have room again."""
+    with transaction(read_only=True) as db:
+        rows = db.execute(
+            select(Offer, Node.name, NodeStatus.info)
+            .join(Node, Node.number == Offer.node_number)
+            .outerjoin(NodeStatus, NodeStatus.node_number == Offer.node_number)
+        ).all()
+    for offer, name, info in rows:
+        fullness = of(offer, info)
+        percent = fullness.percent if fullness else 0
+        if offer.full_since is None and percent >= ALARM:
+            _alarm(offer, name, fullness, now)
+        elif offer.full_since is not None and percent < OVER:
+            _over(offer, name, fullness)
+
+
+def _alarm(offer: Offer, name: str, fullness: Fullness | None, now: datetime) -> None:
+    with transaction() as db:
+        if not _moved(db, offer, now):
+            return
+        audit.record(
+            db,
+            "node.nearly_full",
+            actor="controller",
+            object=name,
+            now=now,
+            profile=offer.profile_id,
+            full=str(fullness),
+        )
+    log("node_nearly_full", level=logging.WARNING, node=name, profile=offer.profile_id, full=fullness)
+
+
+def _over(offer: Offer, name: str, fullness: Fullness | None) -> None:
+    with transaction() as db:
+        moved = _moved(db, offer, None)
+    if moved:
+        log("node_has_room", node=name, profile=offer.profile_id, full=fullness)
+
+
+def _moved(db: Session, offer: Offer, full_since: datetime | None) -> bool:
+    """Write the new state; False when it was there already, or the offer is gone."""
+    unmoved = Offer.full_since.is_(None) if full_since else Offer.full_since.is_not(None)
+    moved = db.execute(
+        update(Offer)
+        .where(Offer.node_number == offer.node_number, Offer.profile_id == offer.profile_id, unmoved)
+        .values(full_since=full_since)
+        .returning(Offer.node_number)
+        .execution_options(synchronize_session=False)
+    )
+    return moved.one_or_none() is not None
