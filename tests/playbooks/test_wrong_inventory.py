@@ -99,6 +99,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no portal name": ({"vpn_portal_hostname": "vpn"}, "vpn_portal_hostname"),
     "unknown certificate": ({"vpn_portal_tls": "letsencrypt"}, "use selfsigned, provided or acme"),
+    "unknown way to choose a node": (
+        {"vpn_node_selection": "fastest"},
+        'vpn_node_selection: "fastest"; use weighted or random',
+    ),
     "certificate that is not in the vault": ({"vpn_portal_tls": "provided"}, "vault_portal_tls_certificate"),
 }
 
