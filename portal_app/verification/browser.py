@@ -217,11 +217,9 @@ class App:
 
         A 503 is asked again for a while: right after a deployment the controller has not seen its nodes yet.
         """
-        data = {"profile_id": profile_id} | ({"public_key": public_key} if public_key else {})
         deadline = time.monotonic() + CAPACITY_SECONDS
-        headers = self._bearer() | {"Accept": media_type}
         while True:
-            answer = self._browser.open(f"{self._endpoints['api_endpoint']}/connect", data, headers)
+            answer = self.ask(profile_id, media_type, public_key)
             if answer.status != 503 or time.monotonic() > deadline:
                 break
             time.sleep(1)
@@ -234,6 +232,12 @@ class App:
                 f"/connect: HTTP {answer.status} {answer.headers['Content-Type']} {answer.text[:200]}"
             )
         return answer.text
+
+    def ask(self, profile_id: str, media_type: str, public_key: str | None = None) -> Answer:
+        """Return whatever ``/connect`` answers, once."""
+        data = {"profile_id": profile_id} | ({"public_key": public_key} if public_key else {})
+        headers = self._bearer() | {"Accept": media_type}
+        return self._browser.open(f"{self._endpoints['api_endpoint']}/connect", data, headers)
 
     def disconnect(self) -> None:
         answer = self._browser.open(f"{self._endpoints['api_endpoint']}/disconnect", {}, self._bearer())

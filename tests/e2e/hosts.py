@@ -1,9 +1,11 @@
 """The deployed lab as tests see it: hosts by ssh, playbooks by name, the official app on the client host."""
 
+import importlib.util
 import io
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
+CLIENT_PACKAGES = "ca-certificates iproute2 iputils-ping openvpn wireguard-go wireguard-tools curl nmap"
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,22 @@ class Deployment:
     def ca_file(self) -> Path:
         return PROJECT / self.info["ca_file"]
 
+    def hosts(self, group: str) -> list[Host]:
+        return [self._host(found) for found in self.info["hosts"] if group in found["groups"]]
+
     def host(self, group: str) -> Host:
-        found = next(host for host in self.info["hosts"] if group in host["groups"])
+        return self.hosts(group)[0]
+
+    def named(self, name: str) -> Host:
+        return next(self._host(found) for found in self.info["hosts"] if found["name"] == name)
+
+    def _host(self, found: dict[str, Any]) -> Host:
         return Host(found["name"], found["address"], self.directory / "ssh_config")
+
+    def lab(self, *words: str) -> None:
+        """Run a command of the lab on this instance, such as ``power-off fra2``."""
+        program = [sys.executable, str(PROJECT / "molecule/shared/lab.py"), words[0], "--name", self.name]
+        subprocess.run([*program, *words[1:]], check=True, capture_output=True, timeout=180)
 
     @property
     def passwords(self) -> dict[str, str]:
@@ -113,6 +129,52 @@ class Deployment:
         return os.environ | extra | {"ANSIBLE_NOCOLOR": "1"}
 
 
+def converge(topology: str) -> Deployment:
+    """Bring a lab up and converge it by the command that people use.
+
+    With ``CAUSEWAY_LAB_AS_IT_IS=single_host,multi_node`` the instances named, or ``topology:name``, are taken
+    as they stand, for those who write tests.
+    """
+    standing = dict(
+        (word if ":" in word else f"{word}:{word}").split(":")
+        for word in os.environ.get("CAUSEWAY_LAB_AS_IT_IS", "").split(",")
+        if word
+    )
+    if topology in standing:
+        return read_deployment(topology, standing[topology])
+    log = PROJECT / ".lab" / f"make-lab-{topology}.log"
+    log.parent.mkdir(exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    with log.open("w") as output:
+        done = subprocess.run(
+            ["make", "lab", f"TOPOLOGY={topology}"],
+            cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=1800, env=environment,
+        )  # fmt: skip
+    assert done.returncode == 0, log.read_text()[-4000:]
+    return read_deployment(topology)
+
+
+def prepare_client(host: Host, deployment: Deployment) -> None:
+    """Put the official library, our browser, and the portal's CA onto a client host."""
+    host.put({"causeway-lab.crt": deployment.ca_file.read_bytes()}, "/usr/local/share/ca-certificates")
+    if host.run(f"dpkg -s {CLIENT_PACKAGES}", check=False).returncode != 0:
+        install = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
+        host.run(f"apt-get update -qq && {install} {CLIENT_PACKAGES}", timeout=300)
+    host.run("update-ca-certificates")
+    library = importlib.util.find_spec("eduvpn_common")
+    assert library is not None
+    assert library.origin is not None
+    root = Path(library.origin).parent
+    files = {f"eduvpn_common/{p.relative_to(root)}": p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    files["official_app.py"] = (PROJECT / "tests/e2e/official_app.py").read_bytes()
+    # Only the modules without dependencies: importing the portal's package itself would need Flask.
+    files |= {"portal_app/__init__.py": b"", "portal_app/verification/__init__.py": b""}
+    for module in ("browser", "tunnel", "resolver"):
+        path = PROJECT / f"portal_app/verification/{module}.py"
+        files[f"portal_app/verification/{module}.py"] = path.read_bytes()
+    host.put(files, "/opt/e2e")
+
+
 def read_deployment(topology: str, name: str | None = None) -> Deployment:
     """Return the instance that ``make lab-info`` describes."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
@@ -134,10 +196,12 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 class OfficialApp:
-    """The process of ``official_app.py`` on the client host."""
+    """The process of ``official_app.py`` on the client host; each ``name`` has its own tunnel and tokens."""
 
-    def __init__(self, client: Host) -> None:
-        command = client.ssh("cd /opt/e2e && exec python3 -u official_app.py 2>>/root/official-app.log")
+    def __init__(self, client: Host, name: str = "verify") -> None:
+        command = client.ssh(
+            f"cd /opt/e2e && exec python3 -u official_app.py {name} 2>>/root/official-app.log"
+        )
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def attempt(self, do: str, **arguments: Any) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from eduvpn_common.state import State, StateType
 from portal_app.verification import tunnel
 from portal_app.verification.browser import Browser
 
-DIRECTORY = Path("/root/official-app")
+#: Each process has a name, a tunnel and a home of its own.
+NAME = sys.argv[1] if len(sys.argv) > 1 else "verify"
+DIRECTORY = Path(f"/root/official-app-{NAME}")
 PROTOCOLS = {1: "openvpn", 2: "wireguard"}
 
 
@@ -161,6 +163,7 @@ class OfficialApp:
 
 
 def main() -> None:
+    tunnel.NAMESPACE, tunnel.DEVICE = f"causeway-{NAME}", f"cw{NAME}0"
     # The library logs to standard output: answers keep it, everything else goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

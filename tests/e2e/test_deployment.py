@@ -201,7 +201,7 @@ def test_no_secret_in_output_or_logs(deployment: Deployment, server: Host, clien
         ).split()
     )
     logs = "".join(path.read_text(errors="replace") for path in (deployment.directory / "logs").glob("*.log"))
-    logs += (PROJECT / ".lab/make-lab.log").read_text()
+    logs += (PROJECT / ".lab/make-lab-single_host.log").read_text()
     places = {
         "playbook output": logs,
         "journal of the host": server.output("journalctl --no-pager -o cat"),

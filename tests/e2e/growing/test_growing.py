@@ -1,0 +1,139 @@
+"""docs/grow.md: a single host becomes a portal with three nodes, and a node leaves; no user notices (R90)."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.hosts import Deployment, OfficialApp, converge, prepare_client
+from tests.e2e.multi_node.world import Pings, World
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    deployment = converge("growing")
+    client = deployment.host("clients")
+    prepare_client(client, deployment)
+    yield World(deployment, client)
+    put_into_inventory(deployment, [])
+
+
+#: Prints nothing on a host that is no node any more.
+WHAT_IS_LEFT = """
+ls -d /etc/causeway/node /var/lib/causeway-node /opt/causeway /usr/local/bin/vpn-node 2>/dev/null
+nft list tables
+systemctl list-units --plain --no-legend 'vpn-*' 'causeway-*' 'openvpn-server@*'
+"""
+
+
+def put_into_inventory(deployment: Deployment, names: list[str]) -> None:
+    """Write hosts into the group of nodes, beside the lab's own inventory: vpn1 and then the new ones."""
+    inventory = deployment.directory / "inventory"
+    hosts = {name: {"vpn_node": node_of(deployment, name)} for name in names}
+    (inventory / "growth.yml").write_text(json.dumps({"nodes": {"hosts": hosts}}))
+
+
+def node_of(deployment: Deployment, name: str) -> dict[str, object]:
+    domain = deployment.portal_url.partition("//vpn.")[2]
+    return {"number": int(name[-1]), "hostname": f"{name}.{domain}"}
+
+
+def run(deployment: Deployment, playbook: str, *options: str) -> str:
+    done = deployment.playbook(playbook, *options, log=f"growing-{playbook}")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_single_host_becomes_three_nodes_and_two_again(world: World) -> None:
+    """Tunnels over both protocols lose no ping, no address changes, nobody signs in again."""
+    deployment, apps = world.deployment, {}
+    put_into_inventory(deployment, [])
+    for name in ("alice", "bob"):
+        apps[name] = OfficialApp(world.client, name)
+        apps[name].do("start", user=name, password=world.password(name))
+        apps[name].do("add_server", url=deployment.portal_url)
+    try:
+        opened = {
+            "alice": world.connect(apps["alice"], "employees"),
+            "bob": world.connect(apps["bob"], "employees", prefer_tcp=True),
+        }
+        pings = {name: Pings(apps[name], got["gateway"], name) for name, got in opened.items()}
+        before = world.ask("plan", "show")["nodes"]["vpn1"]
+
+        put_into_inventory(deployment, ["node2"])
+        output = run(deployment, "add_node", "-e", "node=node2")
+        assert "node2: employees wireguard+udp" in output
+        put_into_inventory(deployment, ["node2", "node3"])
+        run(deployment, "add_node", "-e", "node=node3")
+
+        after = world.ask("plan", "show")["nodes"]
+        assert after["vpn1"] == before
+        assert {node["name"] for node in world.ask("node", "list") if node["state"] == "up"} == set(after)
+        assert {name: p.lost() for name, p in pings.items()} == {"alice": 0, "bob": 0}
+
+        # A new connect may go anywhere, without another sign-in; an old tunnel stays where it is.
+        with world.only("node3"):
+            moved = world.connect(apps["alice"], "employees")
+        assert (moved["node"], moved["sign_ins"]) == ("node3", 1)
+        assert apps["bob"].pings(opened["bob"]["gateway"])
+
+        pings = {"alice": Pings(apps["alice"], moved["gateway"], "alice")}
+        run(deployment, "remove_node", "-e", "node=node2")
+        put_into_inventory(deployment, ["node3"])
+        assert pings["alice"].lost() == 0
+        assert set(world.ask("plan", "show")["nodes"]) == {"vpn1", "node3"}
+        assert world.node("node2").output(WHAT_IS_LEFT, check=False) == ""
+    finally:
+        for app in apps.values():
+            app.attempt("down")
+            app.attempt("disconnect")
+            app.close()
+
+
+def test_drain_waits_for_people_and_names_who_is_left(world: World) -> None:
+    """R63: no new connections from the acknowledgement on; the cut is announced in the portal, and is one."""
+    deployment, app = world.deployment, OfficialApp(world.client, "bob")
+    put_into_inventory(deployment, ["node3"])
+    try:
+        app.do("start", user="bob", password=world.password("bob"))
+        app.do("add_server", url=deployment.portal_url)
+        with world.only("node3"):
+            got = world.connect(app, "employees")
+
+        done = deployment.playbook("drain_node", "-e", "node=node3", log="growing-drain")
+        assert done.returncode != 0
+        assert "still connected are bob" in " ".join(done.stdout.split())
+        assert app.pings(got["gateway"])
+        assert world.state("node3") == "maintenance"
+
+        run(deployment, "drain_node", "-e", "node=node3", "-e", "drain_cut=true")
+        assert not app.pings(got["gateway"])
+        assert world.connect(app, "employees")["node"] == "vpn1"
+    finally:
+        world.vpn_portal("node", "maintenance", "node3", "off", check=False)
+        app.attempt("down")
+        app.attempt("disconnect")
+        app.close()
+
+
+@pytest.mark.parametrize("playbook", ["add_node", "drain_node", "remove_node"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "node: not named; write -e node=NAME"),
+        (["-e", "node=nobody"], 'node: "nobody" is not in group nodes'),
+    ],
+)
+def test_playbook_for_no_node_does_nothing(world: World, playbook: str, words: list[str], said: str) -> None:
+    done = world.deployment.playbook(playbook, *words, log="growing-nobody")
+    assert done.returncode != 0
+    assert said in " ".join(done.stdout.split())
+    assert "changed=0" in done.stdout
+
+
+def test_node_that_a_profile_needs_is_not_removed(world: World) -> None:
+    put_into_inventory(world.deployment, [])
+    done = world.deployment.playbook("remove_node", "-e", "node=vpn1", log="growing-only")
+    assert done.returncode != 0
+    assert "vpn1 is the only node; add another one first" in " ".join(done.stdout.split())
+    assert world.state("vpn1") == "up"

@@ -1,0 +1,123 @@
+"""A portal and three nodes: deployed by ``site.yml``, reached through NAT, closed to all but the portal."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.hosts import Deployment, Host
+from tests.e2e.multi_node.world import World
+from tests.e2e.test_deployment import EXPOSURE, changed
+
+NODES = ["ams1", "fra1", "fra2"]
+SERVES = {"everywhere": set(NODES), "amsterdam": {"ams1"}, "frankfurt": {"fra1", "fra2"}}
+
+#: Answers with the address that a caller seems to have.
+WHO = """
+import socketserver
+from http.server import BaseHTTPRequestHandler
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = self.client_address[0].removeprefix("::ffff:").encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+class Server(socketserver.ThreadingTCPServer):
+    address_family, allow_reuse_address = socketserver.socket.AF_INET6, True
+Server(("::", 80), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def internet(deployment: Deployment) -> Iterator[dict[int, str]]:
+    """The addresses of the host on the Internet, by family; it says who called."""
+    host = deployment.host("internet")
+    host.put({"who.py": WHO.encode()}, "/opt/e2e")
+    host.run("systemctl is-active -q who || systemd-run -q --unit who python3 /opt/e2e/who.py")
+    variables = deployment.variables(host.name)
+    yield {4: variables["lab_internet_host_ipv4"], 6: variables["lab_internet_host_ipv6"]}
+    host.run("systemctl stop who")
+
+
+def test_second_run_changes_nothing_on_any_host(deployment: Deployment) -> None:
+    """R83."""
+    done = deployment.playbook("site", log="second-run")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert changed(done.stdout) == dict.fromkeys(["portal1", *NODES], 0), done.stdout
+
+
+def test_check_mode_changes_nothing_and_says_nothing_changes(deployment: Deployment) -> None:
+    """R84."""
+    done = deployment.playbook("site", "--check", "--diff", log="check-mode")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert set(changed(done.stdout).values()) == {0}, done.stdout
+
+
+def test_one_node_can_be_deployed_alone(deployment: Deployment) -> None:
+    done = deployment.playbook("node", "--limit", "fra2", log="part")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert set(changed(done.stdout).values()) == {0}, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("prefer_tcp", [False, True])
+def test_tunnels_reach_the_internet_through_the_address_of_their_node(
+    world: World, make_app, internet: dict[int, str], node: str, prefer_tcp: bool
+) -> None:
+    """Both protocols, IPv4 and IPv6: the host outside knows no way to what is inside tunnels."""
+    app = make_app("alice")
+    with world.only(node):
+        got = world.connect(app, "everywhere", prefer_tcp=prefer_tcp)
+    assert (got["node"], got["protocol"]) == (node, "openvpn" if prefer_tcp else "wireguard")
+    own = {4: world.node(node).address, 6: ipv6_of(world.node(node))}
+    for family, address in internet.items():
+        where = f"[{address}]" if family == 6 else address
+        said = app.do("inside", words=["curl", "-s", "-m", "5", f"http://{where}/"])
+        assert said["output"] == own[family], said
+
+
+def ipv6_of(host: Host) -> str:
+    found = re.search(r"inet6 (fd77[0-9a-f:]+)/", host.output("ip -6 address show dev host0"))
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("profile", SERVES)
+def test_profile_is_served_by_its_nodes_only(world: World, profile: str) -> None:
+    plan = world.ask("plan", "show")
+    assert set(plan["profiles"][profile]["nodes"]) == SERVES[profile]
+    for node in NODES:
+        shown = {share["profile_id"] for share in world.ask("node", "show", node)["profiles"]}
+        assert (profile in shown) == (node in SERVES[profile])
+
+
+def test_verification_proves_every_node(world: World) -> None:
+    done = world.ask("verify")
+    assert done["passed"], done
+    names = {check["name"] for check in done["checks"]}
+    ways = ("wireguard+udp", "openvpn+udp", "openvpn+tcp")
+    assert {f"{node}: everywhere {way}" for node in NODES for way in ways} <= names
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_units_of_nodes_are_sandboxed(world: World, node: str) -> None:
+    """H1."""
+    for unit in ("vpn-node-agent.service", "openvpn-server@everywhere-0.service"):
+        said = world.node(node).output(f"systemd-analyze security --no-pager {unit} | tail -1")
+        most = EXPOSURE.get(unit, 5.0)
+        score = re.search(r"(\d+\.\d)", said)
+        assert score, said
+        assert float(score[1]) <= most, said
+
+
+def test_a_node_is_no_portal_and_the_portal_no_node(world: World) -> None:
+    """N2, N10: each host runs, listens and holds what its part needs."""
+    for name in NODES:
+        node = world.node(name)
+        ports = set(node.output("ss -Hlnt | awk '{print $4}' | sed 's/.*://' | sort -u").split())
+        assert ports <= {"22", "41194", "1194", "1195", "1196", "53"}, ports
+        assert node.run("test -e /etc/causeway/portal -o -e /etc/causeway/tls", check=False).returncode != 0
+    listens = set(world.portal.output("ss -Hlntu | awk '{print $5}' | sed 's/.*://' | sort -u").split())
+    assert not listens & {"41194", "51820", "1194"}, listens
+    assert world.portal.run("test -e /etc/causeway/node", check=False).returncode != 0

@@ -1,0 +1,229 @@
+"""What the tests of several nodes do to them and ask of them."""
+
+import base64
+import json
+import os
+import re
+import secrets
+import shlex
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from portal_app.verification.browser import App, Browser, VerificationError
+from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+
+WIREGUARD_TYPE = "application/x-wireguard-profile"
+#: Nodes are asked every five seconds; what a call could not do is repaired within this (I3, I4).
+ROUND_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One connect of the prober: seconds since it began, how long it took, the answer, the node's name."""
+
+    at: float
+    seconds: float
+    status: int
+    node: str
+    text: str
+
+
+@dataclass
+class Prober:
+    """Users who connect and disconnect without a pause, as a campus does at nine."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def failures(self) -> list[Attempt]:
+        return [a for a in self.attempts if a.status != 200]
+
+    def slowest(self) -> float:
+        return max(a.seconds for a in self.attempts)
+
+    def nodes(self, after: float) -> set[str]:
+        """Nodes that answers named which were asked for later than ``after`` seconds."""
+        return {a.node for a in self.attempts if a.at > after}
+
+
+class World:
+    """The deployed hosts, seen from the portal's command line."""
+
+    def __init__(self, deployment: Deployment, client: Host) -> None:
+        self.deployment, self.client = deployment, client
+        self.portal = deployment.host("portals")
+        self._passwords = dict(deployment.passwords)
+
+    def node(self, name: str) -> Host:
+        return self.deployment.named(name)
+
+    def vpn_portal(self, *words: str, check: bool = True) -> str:
+        return self.portal.run(shlex.join(["vpn-portal", *words]), check=check).stdout
+
+    def ask(self, *words: str) -> Any:
+        return json.loads(self.vpn_portal(*words, "--json"))
+
+    def password(self, user: str) -> str:
+        """Return a user's password; the account is made when it is needed first."""
+        if user not in self._passwords:
+            password = secrets.token_urlsafe(18)
+            words = ["vpn-portal", "user", "add", user, "--password-file", "-", "--exists-ok"]
+            self.portal.run(shlex.join(words), stdin=password)
+            words = ["vpn-portal", "user", "passwd", user, "--password-file", "-"]
+            self.portal.run(shlex.join(words), stdin=password)
+            self._passwords[user] = password
+        return self._passwords[user]
+
+    def state(self, name: str) -> str:
+        return str(next(n["state"] for n in self.ask("node", "list") if n["name"] == name))
+
+    def wait_until_up(self, name: str, seconds: float = 60) -> None:
+        wait_until(lambda: self.state(name) == "up", seconds, f"{name} is up")
+
+    def wanted(self, name: str) -> set[str]:
+        """Return the public keys that the database wants on a node."""
+        return set(json.loads(self._python(WANTED, name)))
+
+    def peers(self, name: str) -> set[str]:
+        """Return the public keys on a node's interface."""
+        return set(self.node(name).output("wg show wg0 peers", check=False).split())
+
+    def wait_until_in_step(self, name: str, seconds: float = ROUND_SECONDS) -> None:
+        """I4: the peers of a node are the live connections for it, no more, no fewer."""
+        wait_until(
+            lambda: self.state(name) == "up" and self.peers(name) == self.wanted(name),
+            seconds,
+            f"{name} in step",
+        )
+
+    def open_sessions(self, name: str) -> list[dict[str, Any]]:
+        return list(json.loads(self._python(OPEN_SESSIONS, name)))
+
+    def _python(self, program: str, *arguments: str) -> str:
+        words = [
+            "runuser",
+            "-u",
+            "causeway-portal",
+            "--",
+            "/opt/causeway/current/bin/python",
+            "-",
+            *arguments,
+        ]
+        return self.portal.output(shlex.join(words), stdin=program)
+
+    @contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """Let every new connection go to one node: the others are in maintenance."""
+        others = [n["name"] for n in self.ask("node", "list") if n["name"] != name]
+        for other in others:
+            self.vpn_portal("node", "maintenance", other, "on")
+        try:
+            yield
+        finally:
+            for other in others:
+                self.vpn_portal("node", "maintenance", other, "off")
+
+    def connect(self, app: OfficialApp, profile: str, *, prefer_tcp: bool = False) -> dict[str, Any]:
+        """Let an app connect and open the tunnel; returns what it got with ``node`` and ``gateway``."""
+        got = app.do("get_config", url=self.deployment.portal_url, profile=profile, prefer_tcp=prefer_tcp)
+        opened = app.do(
+            "up", config=got["config"], protocol=got["protocol"], transport="tcp" if prefer_tcp else "udp"
+        )
+        gateway = opened["gateways"][0]
+        wait_until(lambda: app.pings(gateway), 20, f"tunnel of {profile}")
+        return got | {"node": node_of(got["config"]), "gateway": gateway, "gateways": opened["gateways"]}
+
+    @contextmanager
+    def probing(self, profile: str, users: int = 2) -> Iterator[Prober]:
+        """Let some users connect and disconnect all the time; what they see is in the prober."""
+        prober, stop = Prober(), threading.Event()
+        browser = Browser(self.deployment.ca_file)
+        apps = []
+        for number in range(users):
+            app, name = App(self.deployment.portal_url, browser), f"prober{number}"
+            app.discover()
+            app.authorize(name, self.password(name))
+            apps.append(app)
+        began = time.monotonic()
+
+        def work(app: App) -> None:
+            while not stop.is_set():
+                started = time.monotonic()
+                key = base64.b64encode(os.urandom(32)).decode()
+                answer = app.ask(profile, WIREGUARD_TYPE, key)
+                ended = time.monotonic()
+                node = node_of(answer.text) if answer.status == 200 else ""
+                prober.attempts.append(
+                    Attempt(started - began, ended - started, answer.status, node, answer.text[:300])
+                )
+                with suppress(VerificationError):
+                    app.disconnect()
+                stop.wait(0.2)
+
+        threads = [threading.Thread(target=work, args=(app,)) for app in apps]
+        for thread in threads:
+            thread.start()
+        try:
+            yield prober
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(60)
+
+
+def node_of(config: str) -> str:
+    """Return the short name of the node that a configuration leads to."""
+    found = re.search(r"^(?:Endpoint = |remote )([a-z0-9]+)\.", config, re.MULTILINE)
+    assert found, config[:500]
+    return found[1]
+
+
+class Pings:
+    """Pings through an app's tunnel, five a second, that run on until ``lost`` is asked."""
+
+    def __init__(self, app: OfficialApp, gateway: str, name: str) -> None:
+        self._app, self._file = app, f"/tmp/pings-{name}"
+        command = f"ping -n -q -i 0.2 {gateway} >{self._file} 2>&1 & echo $! >{self._file}.pid"
+        app.do("inside", words=["sh", "-c", command])
+
+    def lost(self) -> int:
+        """End them; return how many had no answer."""
+        self._app.do("inside", words=["sh", "-c", f"kill -INT $(cat {self._file}.pid)"])
+        found = wait_until(self._summary, 15, "pings end")
+        sent, received = int(found[1]), int(found[2])
+        assert sent > 10, found[0]
+        return sent - received
+
+    def _summary(self) -> re.Match[str] | None:
+        text = self._app.do("inside", words=["cat", self._file])["output"]
+        return re.search(r"(\d+) packets transmitted, (\d+) received", text)
+
+
+_HEAD = """
+import json, sys
+from sqlalchemy import select
+from portal_app import db
+from portal_app.models import Connection, Node, VpnSession
+from portal_app.settings import Settings
+db.connect_to(Settings.load().database_url)
+with db.transaction(read_only=True) as t:
+    number = t.scalar(select(Node.number).where(Node.name == sys.argv[1]))
+"""
+WANTED = (
+    _HEAD
+    + """
+    found = t.scalars(select(Connection.public_key).where(Connection.node_number == number)).all()
+print(json.dumps([key for key in found if key]))
+"""
+)
+OPEN_SESSIONS = (
+    _HEAD
+    + """
+    here = select(VpnSession).where(VpnSession.node_number == number, VpnSession.ended_at.is_(None))
+    found = t.scalars(here).all()
+print(json.dumps([{"user": s.user_name, "connection": s.connection_id} for s in found]))
+"""
+)
