@@ -88,14 +88,11 @@ def address(instance: Instance, host: Host) -> None:
     shutil.copyfile(network.resolv_conf(), resolv_conf)
     localhost = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
     (etc / "hosts").write_text(localhost + network.hosts_lines(instance))
-    internet = "".join(
-        f"Address={found}/{network.prefixlen}\n"
-        for found, network in zip(
-            instance.internet_addresses(host) if host.on_the_internet else (),
-            (instance.internet_ipv4, instance.internet_ipv6),
-            strict=False,
-        )
-    )
+    internet = ""
+    if host.on_the_internet:
+        ipv4, ipv6 = instance.internet_addresses(host)
+        internet = f"Address={ipv4}/{instance.internet_ipv4.prefixlen}\n"
+        internet += f"Address={ipv6}/{instance.internet_ipv6.prefixlen}\n"
     (etc / "systemd/network/10-lab.network").write_text(
         f"""\
 [Match]
