@@ -1,6 +1,7 @@
 """Settings of the portal: one TOML file, read once, unknown keys refused. Secrets are paths to files."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -48,6 +49,7 @@ class Settings:
     client_sets: list[str] = field(default_factory=lambda: ["eduVPN", "LC"])
     clients: list[dict[str, Any]] = field(default_factory=list)
     node_selection: str = "weighted"
+    withdrawn: list[str] = field(default_factory=list)
     log_origins: bool = False
     retention_days: int = 30
     tunnel_networks: list[str] = field(default_factory=list)
@@ -108,6 +110,8 @@ class Settings:
             raise SettingsError(
                 f"{where}: node_selection: {self.node_selection!r} must be 'weighted' or 'random'"
             )
+        if bad := [s for s in self.withdrawn if not re.fullmatch("[0-9a-fA-F]{1,40}", str(s))]:
+            raise SettingsError(f"{where}: withdrawn: {bad[0]!r} is no serial number in hex")
         for name in (
             "session_expiry_seconds",
             "browser_session_seconds",

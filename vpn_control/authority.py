@@ -127,6 +127,14 @@ def reason_to_issue(
     return None
 
 
+def serial_number(certificate: str | None) -> int | None:
+    """Return the serial number of a certificate in PEM; None for what is none."""
+    try:
+        return x509.load_pem_x509_certificate((certificate or "").encode()).serial_number
+    except ValueError:
+        return None
+
+
 def make_environment(now: datetime | None = None) -> Mapping[str, str]:
     """Return the variables of the authorities for a new environment's vault."""
     found = {}

@@ -103,6 +103,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"vpn_node_selection": "fastest"},
         'vpn_node_selection: "fastest"; use weighted or random',
     ),
+    "serial number that is a number": (
+        {"vpn_withdrawn_certificates": [12345]},
+        "vpn_withdrawn_certificates: 12345: no serial number in hex, such as 5f0a…; write it as a text",
+    ),
     "certificate that is not in the vault": ({"vpn_portal_tls": "provided"}, "vault_portal_tls_certificate"),
 }
 

@@ -15,6 +15,7 @@ from vpn_control.authority import (
     make_authority,
     make_environment,
     reason_to_issue,
+    serial_number,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -134,3 +135,9 @@ def test_environment_has_every_authority_with_its_key():
 
     assert set(made) == {f"{prefix}_{part}" for prefix in AUTHORITIES for part in ("certificate", "key")}
     assert len({made[f"{prefix}_key"] for prefix in AUTHORITIES}) == len(AUTHORITIES)
+
+
+def test_serial_number_is_that_of_the_certificate(authority):
+    assert serial_number(authority.certificate) == read(authority.certificate).serial_number
+    assert serial_number(None) is None
+    assert serial_number("no certificate") is None

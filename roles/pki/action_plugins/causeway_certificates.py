@@ -6,7 +6,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from vpn_control.authority import Authority, issue, reason_to_issue
+from vpn_control.authority import Authority, issue, reason_to_issue, serial_number
 
 #: What the host is told; the rest, the authority's key above all, stays here.
 _FOR_HOST = ("key", "certificate", "key_type", "owner", "group", "key_mode")
@@ -15,7 +15,7 @@ _FOR_HOST = ("key", "certificate", "key_type", "owner", "group", "key_mode")
 class ActionModule(ActionBase):  # type: ignore[misc]
     """Ask for the public keys, sign what is due, send the certificates."""
 
-    _VALID_ARGS = frozenset({"certificates"})
+    _VALID_ARGS = frozenset({"certificates", "withdrawn"})
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
@@ -24,8 +24,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if answer.get("failed"):
             return answer
         now = datetime.now(UTC)
+        withdrawn = {int(str(serial), 16) for serial in self._task.args.get("withdrawn") or ()}
         signed, issued = [], {}
         for item, found in zip(wanted, answer["found"], strict=True):
+            if serial_number(found["certificate"]) in withdrawn:
+                issued[str(item["certificate"])] = "it was withdrawn"
+                if self._task.check_mode:
+                    continue
+                # Whoever has the old certificate may have its key, too.
+                again = self._on_host([_for_host(item) | {"new_key": True}], task_vars)
+                if again.get("failed"):
+                    return again
+                found = again["found"][0] | {"certificate": None}
             public_key = found["public_key"]
             authority = Authority(item["authority_certificate"], item["authority_key"])
             reason: str | None = "there is none"
@@ -35,7 +45,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 )
             if reason is None:
                 continue
-            issued[str(item["certificate"])] = reason
+            issued.setdefault(str(item["certificate"]), reason)
             if public_key is not None and not self._task.check_mode:
                 try:
                     content = issue(

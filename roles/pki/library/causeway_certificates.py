@@ -9,7 +9,7 @@ description:
     decides whether a new certificate is needed, signs it and sends it back. The authority's key never
     reaches the host.
   - A certificate is made anew when it is missing, has another name, key, use or authority, or a third of its
-    life left.
+    life left. One that was withdrawn is made anew with another key.
 options:
   certificates:
     type: list
@@ -28,6 +28,11 @@ options:
       days: {type: int, default: 730, description: Life of the certificate.}
       authority_certificate: {type: str, required: true, description: The CA in PEM.}
       authority_key: {type: str, required: true, description: Its key in PEM. Stays on the control machine.}
+  withdrawn:
+    type: list
+    elements: str
+    default: []
+    description: Serial numbers, in hex, of certificates that count no more. Used on the control machine.
 author: Causeway
 """
 
@@ -96,6 +101,7 @@ def main():
         "group": {"type": "str", "default": "root"},
         "key_mode": {"type": "str", "default": "0600", "no_log": False},
         "content": {"type": "str"},
+        "new_key": {"type": "bool", "default": False, "no_log": False},
     }
     module = AnsibleModule(
         argument_spec={
@@ -105,7 +111,7 @@ def main():
     )
     found, changed = [], False
     for item in module.params["certificates"]:
-        key = read(item["key"])
+        key = None if item["new_key"] else read(item["key"])
         if key is None:
             changed = True
             if module.check_mode:
