@@ -99,6 +99,14 @@ class World:
             f"{name} in step",
         )
 
+    def sessions(self, user: str) -> list[dict[str, Any]]:
+        """Return the sessions of a user in the order of their begin: ``node``, ``protocol``, ``ended``."""
+        return list(json.loads(self._python(SESSIONS, user)))
+
+    def expire(self, user: str, seconds: int) -> None:
+        """Let a user's connections end in some seconds, and tell their nodes as the controller would."""
+        self._python(EXPIRE, user, str(seconds))
+
     def open_sessions(self, name: str) -> list[dict[str, Any]]:
         return list(json.loads(self._python(OPEN_SESSIONS, name)))
 
@@ -140,10 +148,10 @@ class World:
     def probing(self, profile: str, users: int = 2) -> Iterator[Prober]:
         """Let some users connect and disconnect all the time; what they see is in the prober."""
         prober, stop = Prober(), threading.Event()
-        browser = Browser(self.deployment.ca_file)
         apps = []
         for number in range(users):
-            app, name = App(self.deployment.portal_url, browser), f"prober{number}"
+            app = App(self.deployment.portal_url, Browser(self.deployment.ca_file))
+            name = f"prober{number}"
             app.discover()
             app.authorize(name, self.password(name))
             apps.append(app)
@@ -212,6 +220,39 @@ db.connect_to(Settings.load().database_url)
 with db.transaction(read_only=True) as t:
     number = t.scalar(select(Node.number).where(Node.name == sys.argv[1]))
 """
+SESSIONS = (
+    _HEAD
+    + """
+    found = t.scalars(
+        select(VpnSession).where(VpnSession.user_name == sys.argv[1]).order_by(VpnSession.started_at)
+    ).all()
+print(json.dumps([
+    {"connection": s.connection_id, "node": s.node_number, "protocol": s.protocol,
+     "started": s.started_at.timestamp(), "ended": s.ended_at and s.ended_at.timestamp()} for s in found]))
+"""
+)
+EXPIRE = (
+    _HEAD
+    + """
+from datetime import timedelta
+from sqlalchemy import update
+from portal_app.agents import Agents
+from portal_app.clock import utc_now
+from portal_app.models import User
+from portal_app.services import nodes
+with db.transaction() as t:
+    user = t.scalar(select(User.id).where(User.name == sys.argv[1]))
+    numbers = t.scalars(select(Connection.node_number).where(Connection.user_id == user)).all()
+    at = utc_now() + timedelta(seconds=int(sys.argv[2]))
+    t.execute(update(Connection).where(Connection.user_id == user).values(expires_at=at))
+    t.execute(update(Node).where(Node.number.in_(numbers)).values(generation=Node.generation + 1))
+agents = Agents(Settings.load())
+for number in numbers:
+    with db.transaction(read_only=True) as t:
+        node, wanted = t.get(Node, number), nodes.wanted_set(t, number)
+    agents.put_set(node, wanted)
+"""
+)
 WANTED = (
     _HEAD
     + """

@@ -1,0 +1,248 @@
+"""Who may speak to an agent, and whom portals believe: mutual TLS on port 41194 of deployed nodes."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.e2e.hosts import Host, OfficialApp, wait_until
+from tests.e2e.multi_node.world import Pings, World
+from vpn_control.authority import Authority, issue, make_authority
+
+NODE, NEIGHBOUR = "fra1", "fra2"
+DIRECTORY = "/root/e2e-certificates"
+AGENT_CERTIFICATE = "/etc/causeway/node/agent.crt"
+PEM = serialization.Encoding.PEM
+
+
+@pytest.fixture(scope="module")
+def management(world: World) -> Authority:
+    variables = world.deployment.variables(world.portal.name)
+    return Authority(variables["vault_management_ca_certificate"], variables["vault_management_ca_key"])
+
+
+def new_key() -> tuple[str, str]:
+    """Return a private and a public key in PEM."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    public = key.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return private.decode(), public.decode()
+
+
+@pytest.fixture(scope="module")
+def identities(world: World, management: Authority) -> Iterator[dict[str, str]]:
+    """Certificates with their keys on the portal's host, by what is wrong with them: options of curl."""
+    now, portal = datetime.now(UTC), world.portal
+    stranger = make_authority("Somebody else's CA", "ed25519", now)
+    files: dict[str, bytes] = {}
+    for name, authority, subject, use, age in (
+        ("expired", management, "portal", "client", timedelta(days=3)),
+        ("another authority", stranger, "portal", "client", timedelta()),
+        ("another name", management, "intruder", "client", timedelta()),
+        ("made for servers", management, "portal", "server", timedelta()),
+    ):
+        private, public = new_key()
+        files[f"{name}.key"] = private.encode()
+        files[f"{name}.crt"] = issue(authority, public, subject, use, 1, now - age).encode()
+    for suffix in ("crt", "key"):
+        found = world.node(NEIGHBOUR).output(f"cat /etc/causeway/node/agent.{suffix}")
+        files[f"another node's.{suffix}"] = found.encode() + b"\n"
+    portal.put(files, DIRECTORY)
+    names = {name.rsplit(".", 1)[0] for name in files}
+    yield {n: f"--cert '{DIRECTORY}/{n}.crt' --key '{DIRECTORY}/{n}.key'" for n in names} | {"none": ""}
+    portal.run(f"rm -r {DIRECTORY}")
+
+
+def ask(caller: Host, node: str, options: str) -> tuple[int, str]:
+    """Call a node's agent with curl; return its exit status and whatever was answered."""
+    done = caller.run(
+        f"curl -s -m 5 --cacert /etc/causeway/portal/management-ca.crt {options}"
+        f" --connect-to ::{node}:41194 https://node-2:41194/n/info",
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+OWN = "--cert /etc/causeway/portal/management.crt --key /etc/causeway/portal/secrets/management.key"
+
+
+@pytest.mark.parametrize(
+    "who",
+    ["none", "another node's", "expired", "another authority", "another name", "made for servers"],
+)
+def test_agent_answers_nobody_but_a_portal(world: World, identities: dict[str, str], who: str) -> None:
+    """N1, R66: it ends in the handshake, nothing is shown, and the log says who called, not too often."""
+    assert ask(world.portal, NODE, OWN)[0] == 0
+
+    status, answer = ask(world.portal, NODE, identities[who])
+
+    assert status in (35, 52, 56), status
+    assert answer == ""
+    log = world.node(NODE).output("journalctl -u vpn-node-agent.service --since '-300 s' -o cat")
+    assert f"event=refused source={world.portal.address}" in log, log[-500:]
+
+
+@pytest.mark.parametrize("caller", ["client1", "inet1", NEIGHBOUR])
+def test_agents_port_is_open_to_the_portal_only(world: World, caller: str) -> None:
+    """N10: for others it is as if nothing was there, over IPv4 and IPv6."""
+    for node in ("ams1", NODE):
+        fqdn = world.ask("node", "show", node)["hostname"]
+        for family in (4, 6):
+            host = world.deployment.named(caller)
+            tried = host.run(f"getent ahostsv{family} {fqdn} | head -1 | cut -d' ' -f1", check=False)
+            address = tried.stdout.strip()
+            probe = f"timeout 3 bash -c '</dev/tcp/{address}/41194' 2>/dev/null"
+            assert address
+            assert host.run(probe, check=False).returncode != 0
+
+
+def test_agents_ports_are_closed_to_tunnels(world: World, make_app) -> None:
+    """N10: not through a tunnel either, at the gateway or at the public address of any node."""
+    app = make_app("alice")
+    got = world.connect(app, "frankfurt")
+    for address in (got["gateway"], *(world.node(n).address for n in ("ams1", NODE, NEIGHBOUR))):
+        words = ["curl", "-sk", "-m", "3", f"https://{address}:41194/n/info"]
+        assert app.do("inside", words=words)["code"] in (7, 28)
+
+
+def test_node_with_the_certificate_of_another_is_not_believed(world: World) -> None:
+    """N6: the portal checks the name; the node is not used, and it is said why."""
+    node, other = world.node(NODE), world.node(NEIGHBOUR)
+    own = identity_of(node, "/etc/causeway/node")
+    try:
+        put_certificate(node, identity_of(other, "/etc/causeway/node"))
+        wait_until(lambda: world.state(NODE) == "down", 30, "the portal has noticed")
+        remarks = world.vpn_portal("node", "show", NODE)
+        assert "not its certificate" in remarks
+        with world.probing("frankfurt") as prober:
+            wait_until(lambda: len(prober.attempts) > 5, 60, "some connects")
+        assert prober.failures() == []
+        assert prober.nodes(0) == {NEIGHBOUR}
+    finally:
+        put_certificate(node, own)
+    world.wait_until_up(NODE)
+
+
+def identity_of(node: Host, directory: str) -> dict[str, bytes]:
+    names = ("agent.key", "agent.crt")
+    return {name: node.output(f"cat {directory}/{name}").encode() + b"\n" for name in names}
+
+
+def put_certificate(node: Host, files: dict[str, bytes]) -> None:
+    """Replace what an agent proves itself with; kept-alive connections end with its restart."""
+    node.put(files, "/root/e2e-agent")
+    node.run(
+        "for f in /root/e2e-agent/*; do cat $f >/etc/causeway/node/$(basename $f); done;"
+        " rm -r /root/e2e-agent; systemctl restart vpn-node-agent.service"
+    )
+
+
+def test_expired_certificate_ends_no_tunnel_and_one_run_repairs_it(
+    world: World, make_app, management: Authority
+) -> None:
+    """R68: the reason is shown; tunnels live on."""
+    app, node = make_app("alice"), world.node(NODE)
+    with world.only(NODE):
+        got = world.connect(app, "frankfurt")
+    pings = Pings(app, got["gateway"], "alice")
+    renew(node, management, "node-2", "server", age=timedelta(days=731))
+    wait_until(lambda: "expired" in world.vpn_portal("node", "show", NODE), 30, "the reason is shown")
+
+    done = world.deployment.playbook("node", "--limit", NODE, log="renew-expired")
+
+    assert done.returncode == 0, done.stdout[-3000:]
+    world.wait_until_up(NODE)
+    assert pings.lost() == 0
+
+
+def renew(node: Host, management: Authority, name: str, use: str, *, age: timedelta) -> None:
+    """Give the agent's key a certificate of two years that was made ``age`` ago."""
+    public = node.output("openssl pkey -pubout -in /etc/causeway/node/agent.key") + "\n"
+    certificate = issue(management, public, name, use, 730, datetime.now(UTC) - age)
+    put_certificate(node, {"agent.crt": certificate.encode()})
+
+
+def test_renewal_fails_no_call(world: World, management: Authority) -> None:
+    """R68: certificates with a third of their life left are renewed by a run, under load, on both sides."""
+    for name, number in ((NODE, 2), (NEIGHBOUR, 3)):
+        renew(world.node(name), management, f"node-{number}", "server", age=timedelta(days=600))
+        world.wait_until_up(name)
+    before = {name: serial(world.node(name), AGENT_CERTIFICATE) for name in (NODE, NEIGHBOUR)}
+
+    with world.probing("frankfurt") as prober:
+        done = world.deployment.playbook("node", "--limit", f"{NODE},{NEIGHBOUR}", log="renew")
+        wait_until(lambda: prober.attempts, 30, "a connect")
+
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert prober.failures() == []
+    for name, old in before.items():
+        assert serial(world.node(name), AGENT_CERTIFICATE) != old
+
+
+def serial(host: Host, file: str) -> str:
+    return host.output(f"openssl x509 -noout -serial -in {file}").removeprefix("serial=")
+
+
+def test_withdrawn_certificates_count_no_more(world: World, identities: dict[str, str]) -> None:
+    """N5: one variable and one run. The thief is refused, who was robbed has another key."""
+    portal, node = world.portal, world.node(NODE)
+    own = "/etc/causeway/portal/management.crt"
+    key = "/etc/causeway/portal/secrets/management.key"
+    portal.run(f"cp {own} {DIRECTORY}/old.crt; cp {key} {DIRECTORY}/old.key")
+    node.run("mkdir -p /root/e2e-old; cp /etc/causeway/node/agent.* /root/e2e-old/")
+    stolen = f"--cert {DIRECTORY}/old.crt --key {DIRECTORY}/old.key"
+    assert ask(portal, NODE, stolen)[0] == 0
+    withdrawn = {"vpn_withdrawn_certificates": [serial(portal, own), serial(node, AGENT_CERTIFICATE)]}
+    words = ["-e", json.dumps(withdrawn)]
+    before = portal.output(f"sha256sum {key}")
+
+    done = world.deployment.playbook("site", *words, log="withdraw")
+
+    try:
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert portal.output(f"sha256sum {key}") != before
+        for name in ("ams1", NODE, NEIGHBOUR):
+            assert ask(portal, name, stolen)[0] in (35, 52, 56, 60)
+        world.wait_until_up(NODE)
+        # The node's old certificate, on a machine that answers in its place.
+        new = identity_of(node, "/etc/causeway/node")
+        put_certificate(node, identity_of(node, "/root/e2e-old"))
+        wait_until(lambda: "is withdrawn" in world.vpn_portal("node", "show", NODE), 30, "it is not believed")
+        put_certificate(node, new)
+        world.wait_until_up(NODE)
+    finally:
+        # As the inventory says again; what was withdrawn is not in use any more.
+        done = world.deployment.playbook("site", log="withdraw-back")
+        node.run("rm -rf /root/e2e-old")
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_no_key_of_an_authority_is_on_any_host(world: World, management: Authority) -> None:
+    """N2, N3: searched by a piece of each key."""
+    variables = world.deployment.variables(world.portal.name)
+    pieces = {
+        name: value.splitlines()[1][:40]
+        for name, value in variables.items()
+        if name.endswith("_ca_key") and name != "vault_client_ca_key"
+    }
+    assert len(pieces) == 3
+    for name in ("portal1", "ams1", NODE, NEIGHBOUR):
+        for piece in pieces.values():
+            found = world.deployment.named(name).run(
+                f"grep -rlF -e '{piece}' /etc /opt /var/lib /var/log /root /run --exclude-dir=proc",
+                check=False,
+            )
+            assert found.stdout == ""
+
+
+def test_tunnels_end_with_their_own_node_only(world: World, make_app) -> None:
+    """N7 by deployment: what one node holds is about its own connections, and holds no name of a user."""
+    app: OfficialApp = make_app("alice")
+    got = world.connect(app, "frankfurt")
+    for name in ("ams1", NODE, NEIGHBOUR):
+        held = world.node(name).run("grep -rl alice /var/lib/causeway-node /etc/causeway", check=False)
+        assert held.stdout == "", f"N9: {name} knows a user"
+    assert app.pings(got["gateway"])
