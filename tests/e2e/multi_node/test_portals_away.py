@@ -1,4 +1,4 @@
-"""Every portal process is down for a while: what works goes on, what ends ends, nothing is lost (R51, R52)."""
+"""Every portal process is down for a while: what works goes on, what ends ends (R51, R52)."""
 
 import os
 import time

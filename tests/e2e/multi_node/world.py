@@ -189,6 +189,12 @@ def node_of(config: str) -> str:
     return found[1]
 
 
+def address_of(config: str) -> str:
+    """Return the IPv4 address that a WireGuard configuration gives."""
+    line = next(line for line in config.splitlines() if line.startswith("Address = "))
+    return line.removeprefix("Address = ").split("/")[0]
+
+
 class Pings:
     """Pings through an app's tunnel, five a second, that run on until ``lost`` is asked."""
 
