@@ -10,11 +10,11 @@ from sqlalchemy import select
 
 from portal_app import db, migrations
 from portal_app.agents import Agents
-from portal_app.cli import table
 from portal_app.db import transaction
 from portal_app.errors import PortalError, SettingsError
 from portal_app.models import Deployment, Node
 from portal_app.settings import Settings
+from vpn_core import table
 
 
 @dataclass(frozen=True)

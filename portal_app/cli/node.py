@@ -13,7 +13,6 @@ from typing import Any
 from sqlalchemy import select, update
 
 from portal_app.agents import Agents
-from portal_app.cli import table
 from portal_app.clock import utc_now
 from portal_app.controller.watch import reconcile
 from portal_app.db import transaction
@@ -23,6 +22,7 @@ from portal_app.services import audit, identity, maintenance, statistics
 from portal_app.services.maintenance import Occupants
 from portal_app.services.statistics import NodeReport, ShareReport
 from portal_app.settings import Settings
+from vpn_core import table
 
 #: Exit status when people are still connected and the operator did not ask for a cut.
 STILL_OCCUPIED = 4

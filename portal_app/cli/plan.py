@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from sqlalchemy import select
@@ -51,7 +52,12 @@ def run_apply(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.json:
         print(
             json.dumps(
-                {"changed": outcome.changed, "changes": outcome.changes, "cut": len(outcome.ended)},
+                {
+                    "changed": outcome.changed,
+                    "changes": outcome.changes,
+                    "cut": len(outcome.ended),
+                    "cuts": [asdict(cut) for cut in outcome.cuts],
+                },
                 ensure_ascii=False,
             )
         )

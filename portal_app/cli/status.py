@@ -1,4 +1,4 @@
-"""``vpn-portal status``: how full the profiles are (spec portal.md, section 7)."""
+"""``vpn-portal status``: how full the profiles are (spec portal.md, section 7), and each node."""
 
 import argparse
 import csv
@@ -6,11 +6,12 @@ import json
 import sys
 from dataclasses import asdict, fields
 
-from portal_app.cli import table
 from portal_app.db import transaction
-from portal_app.services import statistics
+from portal_app.errors import BadRequest
+from portal_app.services import occupancy, statistics
 from portal_app.services.statistics import ProfileReport
 from portal_app.settings import Settings
+from vpn_core import table
 
 DEFAULT_ALERT = 90
 
@@ -27,7 +28,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON list")
     form.add_argument("--csv", action="store_true", help="print comma-separated values")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--by-node",
+        action="store_true",
+        help="who is connected to which node and process instead, as a table or with --json",
+    )
+    what.add_argument(
         "--alert",
         type=_percentage,
         nargs="?",
@@ -45,6 +52,8 @@ def _percentage(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace, _settings: Settings) -> int:
+    if arguments.by_node:
+        return _run_by_node(arguments)
     with transaction(read_only=True) as db:
         found = statistics.profiles(db)
     if arguments.alert is not None:
@@ -60,6 +69,31 @@ def run(arguments: argparse.Namespace, _settings: Settings) -> int:
     else:
         heads = ("profile", "active", "of", "WireGuard active", "addresses", "of", "OpenVPN active", "of")
         print("\n".join(table.lines(heads, map(_row, found))))
+    return 0
+
+
+def _run_by_node(arguments: argparse.Namespace) -> int:
+    if arguments.csv:
+        raise BadRequest("--by-node has no --csv; use --json")
+    with transaction(read_only=True) as db:
+        found = occupancy.nodes(db)
+    if arguments.json:
+        print(json.dumps([asdict(node) for node in found], indent=2, ensure_ascii=False))
+        return 0
+    heads = ("node", "profile", "by", "connected", "users", "given out", "of")
+    rows: list[tuple[object, ...]] = []
+    for node in found:
+        rows += [
+            (node.node, s.profile_id, "WireGuard", s.connected.connections, s.connected.users, s.allocated,
+             s.capacity)
+            for s in node.shares
+        ]  # fmt: skip
+        rows += [
+            (node.node, p.profile_id, f"OpenVPN {p.protocol}/{p.port}", p.connected.connections,
+             p.connected.users, "-", p.capacity)
+            for p in node.processes
+        ]  # fmt: skip
+    print("\n".join(table.lines(heads, rows)))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Put a plan into the database: profiles, nodes, offers. Idempotent; says what it changed and whom it cut."""
 
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,10 +30,22 @@ class Outcome:
 
     changes: tuple[str, ...]
     ended: tuple[connections.Ended, ...]
+    cuts: tuple["Cut", ...]
 
     @property
     def changed(self) -> bool:
         return bool(self.changes)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Connections that end for one reason, of one profile on one node."""
+
+    profile_id: str
+    node: str
+    connections: int
+    users: int
+    because: str
 
 
 class _DryRunError(Exception):
@@ -45,7 +58,7 @@ def apply(plan: PlanFile, *, now: datetime, dry_run: bool = False, renumber: boo
 
     Raises Renumbers, having changed nothing, when clients would get other addresses without ``renumber``.
     """
-    outcome = Outcome((), ())
+    outcome = Outcome((), (), ())
     try:
         with transaction() as db:
             outcome = _Change(db, plan, now=now, renumber=renumber).make()
@@ -63,6 +76,7 @@ class _Change:
         self.db, self.plan, self.now, self.renumber = db, plan, now, renumber
         self.changes: list[str] = []
         self.ended: list[connections.Ended] = []
+        self.cuts: list[Cut] = []
         self.names = {node.number: node.name for node in plan.nodes}
 
     def make(self) -> Outcome:
@@ -83,7 +97,7 @@ class _Change:
             audit.record(
                 self.db, "plan.apply", actor="cli", now=self.now, changes=self.changes, cut=len(self.ended)
             )
-        return Outcome(tuple(self.changes), tuple(self.ended))
+        return Outcome(tuple(self.changes), tuple(self.ended), tuple(self.cuts))
 
     def _deployment(self) -> Deployment:
         deployment = self.db.scalars(select(Deployment).with_for_update()).one_or_none()
@@ -276,13 +290,22 @@ class _Change:
 
     def _end(self, criterion: ColumnElement[bool], reason: str, because: str) -> None:
         held = self.db.execute(
-            select(User.name, Connection.profile_id, Connection.node_number)
+            select(User.name, Connection.profile_id, Connection.node_number, Node.name.label("node"))
             .join(User, User.id == Connection.user_id)
+            .join(Node, Node.number == Connection.node_number)
             .where(criterion)
         ).all()
         if not held:
             return
         self.ended += connections.end(self.db, criterion, reason=reason, now=self.now)
+        of_offer: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for row in held:
+            node = self.names.get(row.node_number, row.node.removeprefix("~"))
+            of_offer[row.profile_id, node].append(row.name)
+        self.cuts += [
+            Cut(profile_id, node, len(users), len(set(users)), because)
+            for (profile_id, node), users in sorted(of_offer.items())
+        ]
         names = sorted({row.name for row in held})
         listed = ", ".join(names[:_MOST_NAMES]) + (
             f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
@@ -335,7 +358,8 @@ def _difference(key: str, before: Any, after: Any) -> str:
         ]
         return ", ".join(parts)
     if key == "openvpn":
-        return f"openvpn {_processes(before)} → {_processes(after)}"
+        was, will_be = _processes(before), _processes(after)
+        return f"openvpn {was} → {will_be}" if was != will_be else "openvpn pushes other settings"
     return f"{key} {_short(before)} → {_short(after)}"
 
 

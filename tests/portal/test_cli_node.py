@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,58 @@ def fill(profile_id: str, *, active: int = 0, allocated: int = 0, protocol: str 
     with transaction() as session:
         session.execute(insert(VpnSession), sessions)
         session.execute(update(Offer).where(Offer.profile_id == profile_id).values(allocated=allocated))
+
+
+def test_status_by_node_counts_connections_and_users_of_each_share_and_process(run):
+    """What a deployment would interrupt: a user with two devices is one user, who left is none."""
+    plan = apply_plan({0: "192.0.2.10", 1: "192.0.2.11"})
+    process = next(p for p in plan["nodes"]["node1"]["openvpn"] if p["name"] == "legacy-1")
+    rows = [
+        ("employees", "wireguard", "alice", None, None),
+        ("employees", "wireguard", "alice", None, None),
+        ("lab", "wireguard", "alice", None, None),
+        ("lab", "wireguard", "bob", None, utc_now()),
+        ("legacy", "openvpn", "bob", str(IPv4Address(process["ipv4_address"]) + 2), None),
+    ]
+    with transaction() as session:
+        session.execute(
+            insert(VpnSession),
+            [{"node_number": 1, "session_id": f"{n:032x}", "connection_id": f"{n:032x}", "ended_at": ended,
+              "profile_id": profile, "protocol": protocol, "user_name": user, "ipv4": ipv4,
+              "started_at": utc_now()}
+             for n, (profile, protocol, user, ipv4, ended) in enumerate(rows)],
+        )  # fmt: skip
+        session.execute(update(Offer).where(Offer.profile_id == "lab").values(allocated=3))
+
+    empty, node1 = json.loads(run("status", "--by-node", "--json").out)
+
+    assert (node1["node"], node1["number"]) == ("node1", 1)
+    assert node1["wireguard"] == {"connections": 3, "users": 1}
+    assert {s["profile_id"]: (s["connected"]["connections"], s["allocated"]) for s in node1["shares"]} == {
+        "employees": (2, 0), "lab": (1, 3),
+    }  # fmt: skip
+    processes = {
+        p["name"]: (p["connected"]["connections"], p["connected"]["users"]) for p in node1["processes"]
+    }
+    assert processes == {
+        "employees-0": (0, 0), "employees-1": (0, 0), "legacy-0": (0, 0), "legacy-1": (1, 1)
+    }  # fmt: skip
+    assert empty["wireguard"]["connections"] == 0
+    line = next(x for x in run("status", "--by-node").out.splitlines() if "tcp/1195" in x and "node1" in x)
+    assert line.split() == [
+        "node1",
+        "legacy",
+        "OpenVPN",
+        "tcp/1195",
+        "1",
+        "1",
+        "-",
+        str(process["max_clients"]),
+    ]
+
+
+def test_status_by_node_has_no_csv(run):
+    assert run("status", "--by-node", "--csv").error == "vpn-portal: --by-node has no --csv; use --json\n"
 
 
 def test_status_has_the_known_columns(run):

@@ -59,7 +59,7 @@ def test_apply_for_machines_says_whether_it_changed(run, write):
 
     assert (first["changed"], first["cut"]) == (True, 0)
     assert "profile lab: added" in first["changes"]
-    assert again == {"changed": False, "changes": [], "cut": 0}
+    assert again == {"changed": False, "changes": [], "cut": 0, "cuts": []}
 
 
 def test_dry_run_changes_nothing(run, write):
@@ -115,6 +115,10 @@ def test_whom_a_plan_cuts_is_named_and_their_node_is_told(
 
     dry = run_command("plan", "apply", file, "--dry-run")
     assert "  cut 1 connection, the profile is no longer offered there: alice\n" in dry.out
+    assert json.loads(run_command("plan", "apply", file, "--dry-run", "--json").out)["cuts"] == [
+        {"profile_id": "lab", "node": "node0", "connections": 1, "users": 1,
+         "because": "the profile is no longer offered there"}
+    ]  # fmt: skip
     assert node.peers == {peer}
     done = run_command("plan", "apply", file)
 

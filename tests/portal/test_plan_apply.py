@@ -197,6 +197,14 @@ def test_changed_value_is_named_with_before_and_after():
     assert outcome.changes == ("profile lab: routes 10.0.0.0/8 → 10.0.0.0/8 192.0.2.0/24",)
 
 
+def test_process_that_only_pushes_otherwise_is_not_told_with_the_same_ports_twice():
+    apply(made())
+
+    outcome = apply(made(changed(PROFILES, "employees.dns_search_domains", ["example.org"])))
+
+    assert "employees on node0: openvpn pushes other settings" in outcome.changes
+
+
 def test_address_of_an_agent_changes_without_cutting_anybody():
     apply(made())
     connection = lease(add_user("alice"))
