@@ -7,7 +7,8 @@ short_description: Lay down directories, files and links of one purpose in one c
 description:
   - Each file is written beside and renamed, so a killed run leaves the old or the new one, never half of it.
   - One call for all files of a role, because a task costs more time than writing a file.
-  - In check mode nothing is needed on the host, no user and no directory.
+  - In check mode nothing is needed on the host, no user and no directory. Its action plugin remembers what
+    would change, so that C(causeway_services) can tell what would be restarted for it.
 options:
   directories:
     type: list
@@ -59,11 +60,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-paths:
-  description: What was changed, or would be.
+changes:
+  description: >-
+    What was changed, or would be, by path: C(made), C(changed), C(removed), or for a link where it led and
+    leads, such as C(0.1.0 → 0.2.0).
   returned: always
-  type: list
-  elements: str
+  type: dict
 """
 
 import fnmatch
@@ -79,6 +81,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 #: How directories begin in which new files are written before they take their place.
 BESIDE = ".causeway-"
+MADE, CHANGED, REMOVED = "made", "changed", "removed"
 
 
 class Layer:
@@ -86,12 +89,11 @@ class Layer:
 
     def __init__(self, module):
         self.module = module
-        self.paths = []
+        self.changes = {}
         self.diff = []
 
-    def note(self, path, before, after):
-        if path not in self.paths:
-            self.paths.append(path)
+    def note(self, path, change, before, after):
+        self.changes.setdefault(path, change)
         if self.module.params["secret"]:
             before, after = (text and "(not shown)\n" for text in (before, after))
             after = after and after + "(changed)\n"
@@ -113,7 +115,8 @@ class Layer:
         if wanted == known[:2] and mode == known[2]:
             return
         text = "owner {} group {} mode {:04o}\n"
-        self.note(path, text.format(*known), text.format(*(wanted or (item["owner"], item["group"])), mode))
+        before = text.format(*known)
+        self.note(path, CHANGED, before, text.format(*(wanted or (item["owner"], item["group"])), mode))
         if not self.module.check_mode:
             os.chown(path, *wanted)
             os.chmod(path, mode)
@@ -123,7 +126,7 @@ class Layer:
         try:
             found = os.lstat(path)
         except FileNotFoundError:
-            self.note(path, "", "directory\n")
+            self.note(path, MADE, "", "directory\n")
             if not self.module.check_mode:
                 # Closed until it has its owner.
                 os.makedirs(path, mode=0o700)
@@ -149,7 +152,8 @@ class Layer:
         if link is not None:
             before = os.readlink(path) if found and stat.S_ISLNK(found.st_mode) else None
             if before != link:
-                self.note(path, f"link to {before}\n" if before else "", f"link to {link}\n")
+                change = f"{before} → {link}" if before else MADE
+                self.note(path, change, f"link to {before}\n" if before else "", f"link to {link}\n")
                 if not self.module.check_mode:
                     self.replace(path, lambda beside: os.symlink(link, beside))
             return
@@ -161,7 +165,8 @@ class Layer:
         if before == wanted:
             self.permissions(path, item, (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)))
             return
-        self.note(path, (before or b"").decode(errors="replace"), item["content"])
+        change = MADE if found is None else CHANGED
+        self.note(path, change, (before or b"").decode(errors="replace"), item["content"])
         if not self.module.check_mode:
             self.replace(path, lambda beside: self.write(beside, wanted, item))
 
@@ -179,7 +184,7 @@ class Layer:
             if status:
                 shown = "" if self.module.params["secret"] else ": " + (error or output).strip()
                 self.module.fail_json(
-                    msg=f"{item['path']} was refused by {command[0]}{shown}", paths=self.paths
+                    msg=f"{item['path']} was refused by {command[0]}{shown}", changes=self.changes
                 )
 
     def replace(self, path, make):
@@ -195,13 +200,13 @@ class Layer:
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
             if name.startswith(BESIDE) and stat.S_ISDIR(os.lstat(path).st_mode):
-                self.note(path, "left by a run that was killed\n", "")
+                self.note(path, REMOVED, "left by a run that was killed\n", "")
                 if not self.module.check_mode:
                     shutil.rmtree(path)
 
     def remove(self, path):
         if os.path.lexists(path):
-            self.note(path, "present\n", "")
+            self.note(path, REMOVED, "present\n", "")
             if not self.module.check_mode:
                 os.unlink(path)
 
@@ -242,7 +247,7 @@ def main():
         layer.file(item)
     for path in module.params["absent"]:
         layer.remove(path)
-    module.exit_json(changed=bool(layer.paths), paths=layer.paths, diff=layer.diff)
+    module.exit_json(changed=bool(layer.changes), changes=layer.changes, diff=layer.diff)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ description:
     what is on disk, in each run, by the times that systemd and the file system keep.
   - A unit is restarted when its own files or anything in C(restart_on) changed after it was started, and
     reloaded when anything in C(reload_on) changed after its last change of state.
+  - In check mode its action plugin adds the files that the run would have changed by then, so what is told is
+    what a run would do.
 options:
   units:
     type: list
@@ -31,6 +33,11 @@ options:
     type: int
     default: 60
     description: How long units may take to become active.
+  foreseen:
+    type: list
+    elements: path
+    default: []
+    description: Files that a run would have changed; the action plugin fills it in.
 author: Causeway
 """
 
@@ -48,10 +55,16 @@ done:
   returned: always
   type: list
   elements: str
+units:
+  description: >-
+    By name of a unit, what was done or would be (C(verb)), and the files that are the reason (C(because)).
+  returned: always
+  type: dict
 """
 
 import datetime
 import os
+import re
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -69,6 +82,7 @@ class Systemd:
     def __init__(self, module):
         self.module = module
         self.done = []
+        self.units = {}
         self.refusals = []
 
     def run(self, *words, check=True):
@@ -79,9 +93,11 @@ class Systemd:
             )
         return status, output, error
 
-    def do(self, verb, names):
-        if names:
+    def do(self, verb, because_of):
+        """Do it to the units that are the keys; the values are the files that are the reason."""
+        if names := list(because_of):
             self.done += [f"{verb} {name}" for name in names]
+            self.units |= {name: {"verb": verb, "because": because_of[name]} for name in names}
             if not self.module.check_mode:
                 status, _, error = self.run(verb, *names, check=False)
                 if status:
@@ -124,21 +140,34 @@ def newest(paths):
     return found
 
 
-def verb_for(unit, shown):
-    """Return start, restart, reload or nothing."""
+def verb_for(unit, shown, foreseen):
+    """Return start, restart, reload or None, and the files that are the reason."""
     if shown["ActiveState"] not in ("active", "reloading"):
         # Started before and refused by a condition of its own, such as a clock in a container.
-        return None if shown["ConditionResult"] == "no" and shown["ConditionTimestamp"] else "start"
-    own_files = [shown["FragmentPath"], *shown["DropInPaths"].split()]
-    if newest([path for path in own_files if path] + unit["restart_on"]) > seconds(
-        shown["ActiveEnterTimestamp"]
-    ):
-        return "restart"
-    if newest(unit["reload_on"]) > seconds(shown["StateChangeTimestamp"]):
-        return "reload"
+        refused = shown["ConditionResult"] == "no" and shown["ConditionTimestamp"]
+        return (None if refused else "start"), []
+    own_files = [path for path in (shown["FragmentPath"], *shown["DropInPaths"].split()) if path]
+    started, changed = seconds(shown["ActiveEnterTimestamp"]), seconds(shown["StateChangeTimestamp"])
+    because = [path for path in own_files + unit["restart_on"] if newest([path]) > started]
+    because += touched(own_places(unit["name"]) + own_files + unit["restart_on"], foreseen)
+    if because:
+        return "restart", sorted(set(because))
+    because = [path for path in unit["reload_on"] if newest([path]) > changed]
+    because += touched(unit["reload_on"], foreseen)
     if unit["reload_while"] and os.path.lexists(unit["reload_while"]):
-        return "reload"
-    return None
+        because.append(unit["reload_while"])
+    return ("reload", sorted(set(because))) if because else (None, [])
+
+
+def own_places(name):
+    """Return where a unit's own files are made, also those that systemd does not know yet."""
+    template = re.sub("@.*[.]", "@.", name)
+    return [f"{UNITS}/{name}", f"{UNITS}/{name}.d", f"{UNITS}/{template}.d"]
+
+
+def touched(paths, foreseen):
+    """Return what of ``foreseen`` is one of these paths or in one of them."""
+    return [file for file in foreseen for path in paths if file == path or file.startswith(path + "/")]
 
 
 def ended(shown):
@@ -193,6 +222,7 @@ def main():
         argument_spec={
             "units": {"type": "list", "elements": "dict", "required": True, "options": unit},
             "absent": {"type": "str"},
+            "foreseen": {"type": "list", "elements": "path", "default": []},
             "wait_seconds": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -200,13 +230,14 @@ def main():
     systemd = Systemd(module)
     units = {item["name"]: item for item in module.params["units"]}
     if module.params["absent"]:
-        systemd.do("disable", gone := superfluous(systemd, module.params["absent"], units))
+        gone = {name: [] for name in superfluous(systemd, module.params["absent"], units)}
+        systemd.do("disable", gone)
         systemd.do("stop", gone)
         if gone and not module.check_mode:
             systemd.run("reset-failed", *gone, check=False)
     if units:
         bring_up(systemd, units, module.params["wait_seconds"])
-    module.exit_json(changed=bool(systemd.done), done=systemd.done)
+    module.exit_json(changed=bool(systemd.done), done=systemd.done, units=systemd.units)
 
 
 def bring_up(systemd, units, wait_seconds):
@@ -219,24 +250,25 @@ def bring_up(systemd, units, wait_seconds):
         missing = [name for name in names if shown[name]["LoadState"] == "not-found"]
         if missing:
             systemd.module.fail_json(msg=f"{missing[0]}: there is no such unit")
-    verbs = {}
+    verbs, because = {}, {}
+    foreseen = systemd.module.params["foreseen"]
     for name in names:
-        verbs[name] = "start" if name in missing else verb_for(units[name], shown[name])
+        verbs[name], because[name] = (
+            ("start", []) if name in missing else verb_for(units[name], shown[name], foreseen)
+        )
         if verbs[name] == "start" and not units[name]["started"]:
             verbs[name] = None
-    systemd.do(
-        "enable",
-        [
-            n
-            for n in names
-            if units[n]["enabled"]
-            and shown[n]["UnitFileState"] in ("disabled", "indirect", "")
-            and n not in missing
-        ],
-    )
+    to_enable = {
+        n: []
+        for n in names
+        if units[n]["enabled"]
+        and shown[n]["UnitFileState"] in ("disabled", "indirect", "")
+        and n not in missing
+    }
+    systemd.do("enable", to_enable)
     for verb in ("start", "restart", "reload"):
-        systemd.do(verb, [name for name in names if verbs.get(name) == verb])
-    acted = [name for name in names if verbs.get(name)]
+        systemd.do(verb, {name: because[name] for name in names if verbs[name] == verb})
+    acted = [name for name in names if verbs[name]]
     if acted and not systemd.module.check_mode:
         wait(systemd, acted, wait_seconds)
         # All of them run, and yet something was not done: a unit may refuse to be restarted by hand.

@@ -6,6 +6,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from vpn_control import foreseen
 from vpn_control.authority import Authority, issue, reason_to_issue, serial_number
 
 #: What the host is told; the rest, the authority's key above all, stays here.
@@ -58,7 +59,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             answer = self._on_host(signed, task_vars)
             if answer.get("failed"):
                 return answer
-        return result | {"changed": bool(issued), "issued": issued}
+        result |= {"changed": bool(issued), "issued": issued}
+        if self._task.check_mode:
+            keys = [
+                str(i["key"])
+                for i, found in zip(wanted, answer["found"], strict=True)
+                if not found["public_key"]
+            ]
+            changes = dict.fromkeys(keys, "made") | {
+                path: f"certified: {why}" for path, why in issued.items()
+            }
+            return foreseen.with_files(result, task_vars, changes)
+        return result
 
     def _on_host(self, items: list[dict[str, Any]], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         answer: dict[str, Any] = self._execute_module(
