@@ -90,6 +90,13 @@ lab-info: ## one JSON object: addresses, accounts, keys
 lab-down: ## remove the instance named by TOPOLOGY or NAME, or all when neither is given
 	@$(LAB) down $(if $(filter command environment,$(origin TOPOLOGY) $(origin NAME)),$(INSTANCE),--all)
 
+##@ Before a deployment
+# What installs Ansible talks, and with JSON=1 stdout is one object.
+.PHONY: plan
+plan: ## what deploying INVENTORY would do, in human terms: changes, who is cut, capacity (JSON=1)
+	@$(MAKE) .venv/deploy.stamp >&2
+	@$(BIN)/python -m vpn_control.plan --inventory $(INVENTORY) $(if $(JSON),--json) -- $(ARGS)
+
 ##@ Checking
 QUICK := $(wildcard tests/unit tests/templates tests/contract)
 CHECKS := check-ruff check-format check-types check-lab-types check-yaml check-ansible check-quick

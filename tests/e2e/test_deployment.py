@@ -46,6 +46,8 @@ def test_check_mode_on_a_deployed_host_changes_nothing(deployment: Deployment) -
     done = deployment.playbook("site", "--check", "--diff", log="check-mode")
     assert done.returncode == 0, done.stdout[-3000:]
     assert set(changed(done.stdout).values()) == {0}, done.stdout
+    assert "Nothing changes.\n\nCapacity" in done.stdout
+    assert "unknown" not in done.stdout.split("Capacity")[1]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def test_check_mode_works_before_anything_is_there(fresh: Deployment) -> None:
     )
     done = fresh.playbook("site", "--check", "--diff", log="check-fresh")
     assert done.returncode == 0, done.stdout[-3000:]
+    assert "  vpn1: first deployment as portal and node: " in done.stdout
     after = host.output(
         "dpkg-query -W | sha256sum; find /etc -newer /etc/hostname -type f | sort | sha256sum"
     )

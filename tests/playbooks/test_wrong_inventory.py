@@ -4,6 +4,7 @@ The one host of these inventories is an address that nobody answers at (RFC 5737
 it, the run would have ended with "unreachable" and not with the message.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -46,9 +47,15 @@ def write(directory: Path, variables: dict[str, Any], hosts: dict[str, Any] | No
     (directory / "hosts.yml").write_text(yaml.safe_dump(inventory))
 
 
-def play(directory: Path, playbook: str) -> subprocess.CompletedProcess[str]:
+def play(directory: Path, playbook: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", directory, f"playbooks/{playbook}"],
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            "-i",
+            directory,
+            f"playbooks/{playbook}",
+            *options,
+        ],
         cwd=PROJECT,
         env=os.environ
         | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "400"},
@@ -126,6 +133,55 @@ def test_wrong_inventory_is_refused_before_any_host_is_reached(tmp_path, vault, 
     assert "PRIVATE KEY" not in printed
     # The message stands for itself, without Ansible's words about the filter that found it.
     assert "filter plugin" not in printed
+
+
+def plan(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run what ``make plan`` runs, from elsewhere than the project."""
+    return subprocess.run(
+        [sys.executable, "-m", "vpn_control.plan", "--inventory", directory, *options],
+        cwd=directory, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_plan_of_a_wrong_inventory_is_the_same_message_and_nothing_else(tmp_path, vault):
+    changes, message = WRONG["overlap"]
+    write(tmp_path, VARIABLES | changes)
+    (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+
+    done = plan(tmp_path)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    _asking, said = done.stderr.strip().splitlines()
+    assert said.startswith(message)
+
+
+@pytest.mark.slow
+def test_plan_of_hosts_that_cannot_be_reached_says_what_it_knows(tmp_path, vault):
+    """Nobody listens at that port: every host is unknown, the inventory is not."""
+    write(tmp_path, VARIABLES | {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_user": "root"})
+    (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+
+    done = plan(tmp_path, "--json")
+
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert [(host["name"], host["state"]) for host in said["hosts"]] == [("vpn1", "unknown")]
+    assert "Connection refused" in said["hosts"][0]["message"]
+    assert said["changes"] is None
+    assert (said["capacity"][0]["used"], said["capacity"][0]["most"]) == (None, 4093)
+
+
+@pytest.mark.slow
+def test_check_mode_ends_with_the_summary(tmp_path, vault):
+    write(tmp_path, VARIABLES | {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_user": "root"})
+    (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+
+    checked, run = play(tmp_path, "site.yml", "--check"), play(tmp_path, "site.yml")
+
+    assert "  vpn1: unknown, cannot be reached: connect to host 127.0.0.1 port 1: " in checked.stdout
+    assert "WireGuard  unknown  4093" in checked.stdout
+    assert "Capacity" not in run.stdout
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of vpn_core are true."""
+"""The examples in the docstrings of vpn_core and vpn_control are true."""
 
 import doctest
 import importlib
@@ -6,9 +6,14 @@ import pkgutil
 
 import pytest
 
+import vpn_control
 import vpn_core
 
-MODULES = [m.name for m in pkgutil.iter_modules(vpn_core.__path__, "vpn_core.")]
+MODULES = [
+    module.name
+    for package in (vpn_core, vpn_control)
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
