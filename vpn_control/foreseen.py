@@ -1,5 +1,5 @@
 """What a run in check mode would have changed so far: a fact of each host for the modules that come later,
-and a statistic for the summary at the end (``callback_plugins/causeway_summary.py``).
+and a statistic for the summary at the end (``playbooks/callback_plugins/causeway_summary.py``).
 
 Only paths and words about them: the tasks that lay down secrets hide all else.
 """

@@ -1,7 +1,7 @@
 """What a deployment would do, for people: made from what a run in check mode has recorded.
 
-The record is what ``callback_plugins/causeway_summary.py`` writes: ``plan`` (None if the inventory was
-refused), ``portals``, and per host what was handed over: ``files``, ``units``, ``packages``, ``portal``,
+The record is what ``playbooks/callback_plugins/causeway_summary.py`` writes: ``plan`` (None if the inventory
+was refused), ``portals``, and per host what was handed over: ``files``, ``units``, ``packages``, ``portal``,
 ``tasks``, and ``failed`` or ``unreachable``.
 """
 
