@@ -109,6 +109,8 @@ class Journal:
             session.ipv4,
             session.ipv6,
         )
+        # First: of an append that a power cut tore, a start alone would never end, and begin once more.
+        self._file.append({"op": "open", "session": OpenSession(**vars(session))})
         self._write(
             SessionEvent(
                 sequence=self._next,
@@ -123,7 +125,6 @@ class Journal:
                 origin=session.origin,
             )
         )
-        self._file.append({"op": "open", "session": OpenSession(**vars(session))})
 
     def end(self, session: OpenSession, at: int) -> None:
         """Write the end of a session with its counters."""

@@ -173,3 +173,22 @@ def test_counters_that_begin_anew_are_added() -> None:
     running.count(30, 5)
 
     assert (running.received_bytes, running.sent_bytes) == (180, 25)
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+async def test_a_session_whose_start_a_power_cut_tore_is_told_once(path: Path, lines: int) -> None:
+    """R97: whichever part of the append reached the disk, the agent goes on with this session."""
+    journal = loaded(path)
+    await journal.flush()
+    whole = path.read_bytes().count(b"\n")
+    journal.start(peer(1), session(1))
+    await journal.flush()
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: whole + lines]))
+
+    again = loaded(path)
+    again.end(again.open[session(1).session_id], 1100)
+    await again.flush()
+
+    assert [(e.session_id, e.started_at or e.at) for e in again.read(0).events[-1:]] == [
+        (session(1).session_id, 1000)
+    ]
