@@ -247,7 +247,7 @@ class Store:
             # The usual case, every few seconds and perhaps with 10,000 connections.
             if wanted.generation != self._full_generation:
                 self._commit({"op": "full", "generation": wanted.generation})
-            self._holds.pop(wanted.authority, None)
+            self._release(wanted.authority)
             self._skipped = 0
             return Changed()
         incoming, skipped = self._incoming(wanted, new_authority, now)
@@ -257,7 +257,7 @@ class Store:
             if c.connection_id not in incoming and (new_authority or c.generation <= wanted.generation)
         ]
         self._hold_mass_removal(wanted, removed, incoming, observed, now)
-        self._holds.pop(wanted.authority, None)
+        self._release(wanted.authority)
         if new_authority:
             self._adopt(wanted.authority)
         added = [c for c in incoming.values() if self.entries.get(c.connection_id) != c]
@@ -351,6 +351,14 @@ class Store:
         kept = wanted or (earlier.wanted if earlier else None)
         self._holds = {authority: _Hold(reason, kept, time.monotonic())}
         raise Conflict(f"held: {reason}")
+
+    def _release(self, obeyed: Authority) -> None:
+        """Forget what was held of the authority that is obeyed, and of its older epochs: it was late."""
+        self._holds = {
+            authority: hold
+            for authority, hold in self._holds.items()
+            if authority.deployment_id != obeyed.deployment_id or authority.epoch > obeyed.epoch
+        }
 
     def _hold_mass_removal(
         self,

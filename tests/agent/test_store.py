@@ -150,6 +150,30 @@ def test_a_newer_epoch_is_the_new_truth_though_generations_go_backwards(store: S
     assert store.generation == 5
 
 
+def test_a_late_message_of_an_older_epoch_does_not_keep_the_node_held(store: Store) -> None:
+    """R59: what was under way when the database was restored arrives after the new epoch's first set."""
+    newer = replace(AUTHORITY, epoch=2)
+    store.replace(wanted(5, authority=newer), NOW)
+    with pytest.raises(Conflict, match="epoch 1 is older than 2"):
+        store.admit(AUTHORITY, entry(1, 4), NOW)
+    assert store.held
+
+    store.replace(wanted(5, authority=newer), NOW)
+
+    assert store.held == ""
+
+
+def test_a_foreign_deployment_stays_held_whatever_the_own_one_says(store: Store) -> None:
+    """R58: the operator is to see it."""
+    store.replace(wanted(5), NOW)
+    with pytest.raises(Conflict, match="held"):
+        store.admit(Authority("b" * 32, 1), entry(1, 4), NOW)
+
+    store.replace(wanted(6), NOW)
+
+    assert "bbbbbbbb" in store.held
+
+
 def test_a_set_that_removes_most_peers_is_held_until_accepted(store: Store) -> None:
     """R58: an empty database."""
     store.replace(wanted(10, *(entry(n, n) for n in range(1, 11))), NOW)
