@@ -135,14 +135,15 @@ class Agent:
 
     async def cut(self, authority: Authority, connection_id: str, generation: int) -> Usage:
         """Cut one connection, and return what it has used."""
+        if self.wireguard is not None and connection_id in self.store.entries:
+            # Before the store changes: a round in between would end the session, and this end it once more.
+            await self.wireguard.refresh_if_cheap()
         changed = self.store.cut(authority, connection_id, generation)
         if not changed.removed:
             await self._save()
             return Usage(connection_id, WIREGUARD, False, 0, 0)
         connection = changed.removed[0]
         sessions = self._sessions_of(connection)
-        if self.wireguard is not None and connection.protocol == WIREGUARD:
-            await self.wireguard.refresh_if_cheap()
         usage = self._usage(connection, self.clock.now(), sessions)
         await self._all(self._enforce(changed), self._save())
         # OpenVPN says its last counters when the client is gone.
