@@ -310,13 +310,15 @@ class Agent:
         """Make the network like the store; raises AgentError when an added peer is not usable."""
         now = self.clock.now()
         batch: list[Change] = []
+        coming = {c.public_key for c in changed.added}
         for connection in changed.removed:
             if connection.protocol != WIREGUARD or self.wireguard is None:
                 continue
             key = str(connection.public_key)
             self.sessions.removed(connection, self.wireguard.seen.counters.get(key), now)
-            # The same key may have come back with a newer connection while this one was on its way.
-            if not self.store.owns(key):
+            # The same key may have come back with a newer connection while this one was on its way. Where it
+            # comes back with this very change it goes first, and takes handshake and counters along.
+            if not self.store.owns(key) or key in coming:
                 batch.append(Remove(key))
         for connection in changed.added:
             present = self.store.entries.get(connection.connection_id)

@@ -46,7 +46,7 @@ class Observed:
 
     public_key: str | None = None
     peers: Mapping[str, Peer] = field(default_factory=dict)
-    counters: Mapping[str, Counters] = field(default_factory=dict)
+    counters: dict[str, Counters] = field(default_factory=dict)
 
 
 def peer_of(connection: Connection) -> Peer:
@@ -112,6 +112,7 @@ class WireGuard:
         self._mine: set[str] = set()
         self._looked = False
         self._touched: set[str] = set()
+        self._lost_while_looking: list[set[str]] = []
 
     def identity(self) -> tuple[int, int]:
         """Return what differs when the interface was made anew: its index, its userspace socket's age."""
@@ -192,14 +193,28 @@ class WireGuard:
         for start in range(0, len(batch), CHANGES_PER_CALL):
             part = batch[start : start + CHANGES_PER_CALL]
             await self._run("set", self.interface, *_words(part))
-            self._mine -= {c.public_key for c in part if isinstance(c, Remove)}
+            removed = {c.public_key for c in part if isinstance(c, Remove)}
+            self._mine -= removed
+            # A key that comes back begins at zero: what was seen of it before is another peer's.
+            for key in removed:
+                self.seen.counters.pop(key, None)
+            for lost in self._lost_while_looking:
+                lost |= removed
             self._mine |= {c.public_key for c in part if isinstance(c, Set)}
 
     async def look(self) -> Observed:
         """Return the interface's state; raises like ``apply``."""
         started = time.monotonic()
-        text = await self._run("show", self.interface, "dump")
-        self.seen = await asyncio.to_thread(parse_dump, text, self._skew())
+        lost: set[str] = set()
+        self._lost_while_looking.append(lost)
+        try:
+            text = await self._run("show", self.interface, "dump")
+            seen = await asyncio.to_thread(parse_dump, text, self._skew())
+        finally:
+            self._lost_while_looking = [other for other in self._lost_while_looking if other is not lost]
+        for key in lost:
+            seen.counters.pop(key, None)
+        self.seen = seen
         self.look_seconds = time.monotonic() - started
         self.present = True
         return self.seen

@@ -64,3 +64,20 @@ def test_a_cut_during_a_round_ends_the_session_once(node: Node) -> None:
     node.run(while_it_looks())
 
     assert told(node) == [("start", alice.connection_id, None), ("end", alice.connection_id, 100)]
+
+
+def test_a_key_that_moves_to_a_new_connection_takes_no_session_along(node: Node) -> None:
+    """I7, R97: the cut of the old connection was lost, the admission of the new one displaces it."""
+    old = connection(1)
+    new = connection(2, public_key=old.public_key)
+    node.run(node.agent.admit(AUTHORITY, old))
+    node.interface.use(str(old.public_key), old.connection_id, 100)
+    node.live_until(node.time.elapsed + 6)
+
+    node.run(node.agent.admit(AUTHORITY, new))
+    node.live_until(node.time.elapsed + 6)
+    assert told(node) == [("start", old.connection_id, None), ("end", old.connection_id, 100)]
+    node.interface.use(str(new.public_key), new.connection_id, 7)
+    node.run(node.agent.cut(AUTHORITY, new.connection_id, 3))
+
+    assert told(node)[2:] == [("start", new.connection_id, None), ("end", new.connection_id, 7)]
