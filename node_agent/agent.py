@@ -127,6 +127,8 @@ class Agent:
 
     async def admit(self, authority: Authority, connection: Connection) -> None:
         """Admit one connection; usable when this returns."""
+        if self.store.displaced(connection):
+            await self._look_again()
         changed = self.store.admit(authority, connection, self.clock.now())
         # Also when nothing is new: the caller may repeat what an interface that was away did not get.
         present = self.store.entries.get(connection.connection_id)
@@ -135,9 +137,8 @@ class Agent:
 
     async def cut(self, authority: Authority, connection_id: str, generation: int) -> Usage:
         """Cut one connection, and return what it has used."""
-        if self.wireguard is not None and connection_id in self.store.entries:
-            # Before the store changes: a round in between would end the session, and this end it once more.
-            await self.wireguard.refresh_if_cheap()
+        if connection_id in self.store.entries:
+            await self._look_again()
         changed = self.store.cut(authority, connection_id, generation)
         if not changed.removed:
             await self._save()
@@ -151,6 +152,8 @@ class Agent:
 
     async def replace(self, wanted: WantedSet, portal_time: float | None = None) -> dict[str, int]:
         """Apply a full set. Its sender's time counts from now on if the set does (R58, R61)."""
+        if self.store.entries.keys() - {c.connection_id for c in wanted.connections}:
+            await self._look_again()
         observed = self.wireguard.seen.peers.keys() if self.wireguard else ()
         now = self.clock.now() if portal_time is None else portal_time
         changed = self.store.replace(wanted, now, observed)
@@ -162,6 +165,14 @@ class Agent:
             "added": len(changed.added),
             "generation": self.store.generation,
         }
+
+    async def _look_again(self) -> None:
+        """Get the last counters, and sessions that began since the last look, of what is about to go.
+
+        Before the store changes: a round in between would end the session, and its end be told once more.
+        """
+        if self.wireguard is not None:
+            await self.wireguard.refresh_if_cheap()
 
     async def _settle(self, changed: Changed) -> None:
         """Make many changes: they are accepted, and what fails now is repaired and reported by the rounds."""
@@ -441,6 +452,9 @@ class Agent:
     async def _expire_in_time(self) -> None:
         while True:
             await asyncio.sleep(1)
+            if self.store.next_expiry > self.clock.now():
+                continue
+            await self._look_again()
             gone = self.store.expire(self.clock.now())
             if gone:
                 log.info("event=expired connections=%d first=%s", len(gone), gone[0].connection_id)

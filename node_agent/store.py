@@ -206,7 +206,7 @@ class Store:
             raise Conflict(f"{connection.connection_id} was cut by generation {newest}")
         if present is not None and present.generation > connection.generation:
             return Changed()
-        displaced = self._displaced(connection)
+        displaced = self.displaced(connection)
         if any(old.generation >= connection.generation for old in displaced):
             raise Conflict("its key or address belongs to a newer connection")
         self._commit(
@@ -307,7 +307,8 @@ class Store:
         """Tell whether any connection has this key."""
         return public_key in self._owners
 
-    def _displaced(self, connection: Connection) -> list[Connection]:
+    def displaced(self, connection: Connection) -> list[Connection]:
+        """Return which other connections have this one's key or an address of it."""
         ids = {self._owners.get(name) for name in _owned(connection)} - {None, connection.connection_id}
         return [self.entries[i] for i in ids if i is not None]
 
@@ -402,6 +403,11 @@ class Store:
         return Changed()
 
     # --- what needs no portal
+
+    @property
+    def next_expiry(self) -> float:
+        """When the next connection expires, or one that is gone would have."""
+        return self._expiries[0][0] if self._expiries else float("inf")
 
     def expire(self, now: float) -> list[Connection]:
         """Drop and return what has expired: that is knowledge, whoever is away."""

@@ -10,7 +10,7 @@ import pytest
 from node_agent import agent as agent_module
 from tests.agent.conftest import AUTHORITY, peer
 from tests.agent.virtual_node import BEGIN, WG_SECONDS, Node, Time
-from vpn_core.messages import Connection
+from vpn_core.messages import Connection, WantedSet
 
 SHARE: dict[str, Any] = {
     "number": 1,
@@ -81,3 +81,22 @@ def test_a_key_that_moves_to_a_new_connection_takes_no_session_along(node: Node)
     node.run(node.agent.cut(AUTHORITY, new.connection_id, 3))
 
     assert told(node)[2:] == [("start", new.connection_id, None), ("end", new.connection_id, 7)]
+
+
+@pytest.mark.parametrize("how", ["a set", "its expiry", "a newer connection"])
+def test_a_session_shorter_than_two_looks_is_told_whatever_ends_it(node: Node, how: str) -> None:
+    """R97."""
+    alice = connection(1, expires_at=int(node.time.time()) + 6)
+    node.run(node.agent.admit(AUTHORITY, alice))
+    # One look is just over, and the next comes too late.
+    node.live_until(node.time.elapsed + 5.1)
+    node.interface.use(str(alice.public_key), alice.connection_id, 100)
+
+    if how == "a set":
+        node.run(node.agent.replace(WantedSet(AUTHORITY, 2, ()), node.time.time()))
+    elif how == "a newer connection":
+        node.run(node.agent.admit(AUTHORITY, connection(2, ipv4=alice.ipv4)))
+    else:
+        node.live_until(node.time.elapsed + 2)
+
+    assert told(node) == [("start", alice.connection_id, None), ("end", alice.connection_id, 100)]
