@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import pwd
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PortalError, SettingsError) as error:
         if "no such table" in str(error.__cause__):
             return _fail("the database has no tables yet; run vpn-portal migrate")
+        if re.search(r"no such column|column .* does not exist", str(error.__cause__)):
+            return _fail("the database has the tables of another release; run vpn-portal migrate")
         return _fail(str(error), getattr(error, "exit_status", 1))
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
