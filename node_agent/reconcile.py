@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A WireGuard peer; ``extras`` names what this node never sets (preshared key, keepalive)."""
+class Peer(NamedTuple):
+    """A WireGuard peer; ``extras`` names what this node never sets (preshared key, keepalive).
+
+    A tuple, because all of a node's peers are compared every few seconds.
+    """
 
     allowed_ips: frozenset[str]
     extras: frozenset[str] = frozenset()

@@ -42,37 +42,48 @@ class Counters:
 
 @dataclass(frozen=True)
 class Observed:
-    """One look at the interface."""
+    """One look at the interface; ``lines`` are the dump's, and what each of them said."""
 
     public_key: str | None = None
     peers: Mapping[str, Peer] = field(default_factory=dict)
     counters: dict[str, Counters] = field(default_factory=dict)
+    lines: Mapping[str, tuple[str, Peer, Counters]] = field(default_factory=dict)
+    skew: int = 0
 
 
 def peer_of(connection: Connection) -> Peer:
     return Peer(frozenset((f"{connection.ipv4}/32", f"{connection.ipv6}/128")))
 
 
-def parse_dump(text: str, skew_seconds: float = 0.0) -> Observed:
+def parse_dump(text: str, skew_seconds: float = 0.0, before: Observed | None = None) -> Observed:
     """Read what ``wg show IFACE dump`` printed; its first line holds the private key, which is dropped.
 
-    Times of handshakes are the host's, whose clock is ``skew_seconds`` ahead.
+    Times of handshakes are the host's, whose clock is ``skew_seconds`` ahead. Most peers rest most of the
+    time: a line that was there ``before`` is not read again.
     """
-    lines = text.splitlines()
-    own = lines[0].split("\t")[1] if lines else ""
-    peers: dict[str, Peer] = {}
-    counters: dict[str, Counters] = {}
-    for line in lines[1:]:
-        key, psk, endpoint, allowed, handshake, received, sent, keepalive = line.split("\t")
-        extras = {"preshared-key"} if psk != "(none)" else set()
-        if keepalive != "off":
-            extras.add("persistent-keepalive")
-        ips = frozenset() if allowed == "(none)" else frozenset(allowed.split(","))
-        peers[key] = Peer(ips, frozenset(extras))
-        source = None if endpoint == "(none)" else endpoint.rpartition(":")[0].strip("[]")
-        handshake_at = max(0, round(int(handshake) - skew_seconds)) if int(handshake) else 0
-        counters[key] = Counters(handshake_at, int(received), int(sent), source)
-    return Observed(own if is_public_key(own) else None, peers, counters)
+    skew = round(skew_seconds)
+    known = before.lines if before is not None and before.skew == skew else {}
+    own, _, rest = text.partition("\n")
+    own_key = own.split("\t")[1] if own else ""
+    lines = {line: known.get(line) or _parse_line(line, skew) for line in rest.splitlines()}
+    return Observed(
+        own_key if is_public_key(own_key) else None,
+        {key: peer for key, peer, _ in lines.values()},
+        {key: counters for key, _, counters in lines.values()},
+        lines,
+        skew,
+    )
+
+
+def _parse_line(line: str, skew: int) -> tuple[str, Peer, Counters]:
+    key, psk, endpoint, allowed, handshake, received, sent, keepalive = line.split("\t")
+    extras = {"preshared-key"} if psk != "(none)" else set()
+    if keepalive != "off":
+        extras.add("persistent-keepalive")
+    ips = frozenset() if allowed == "(none)" else frozenset(allowed.split(","))
+    source = None if endpoint == "(none)" else endpoint.rpartition(":")[0].strip("[]")
+    handshake_at = max(0, int(handshake) - skew) if int(handshake) else 0
+    return key, Peer(ips, frozenset(extras)), Counters(handshake_at, int(received), int(sent), source)
 
 
 def _words(batch: Iterable[Change]) -> list[str]:
@@ -113,6 +124,7 @@ class WireGuard:
         self._looked = False
         self._touched: set[str] = set()
         self._lost_while_looking: list[set[str]] = []
+        self._wanted: dict[str, tuple[Connection, Peer]] = {}
 
     def identity(self) -> tuple[int, int]:
         """Return what differs when the interface was made anew: its index, its userspace socket's age."""
@@ -209,7 +221,7 @@ class WireGuard:
         self._lost_while_looking.append(lost)
         try:
             text = await self._run("show", self.interface, "dump")
-            seen = await asyncio.to_thread(parse_dump, text, self._skew())
+            seen = await asyncio.to_thread(parse_dump, text, self._skew(), self.seen)
         finally:
             self._lost_while_looking = [other for other in self._lost_while_looking if other is not lost]
         for key in lost:
@@ -237,7 +249,7 @@ class WireGuard:
         self._touched = set()
         observed = await self.look()
         plan = await asyncio.to_thread(
-            lambda: list(changes({str(c.public_key): peer_of(c) for c in wanted}, observed.peers, keep=keep))
+            lambda: list(changes(self._peers_of(wanted), observed.peers, keep=keep))
         )
         plan = [change for change in plan if change.public_key not in self._touched]
         said = [] if recreated or not self._looked else self._strange(plan, observed, self._mine)
@@ -256,6 +268,16 @@ class WireGuard:
             # A cut that came meanwhile must not be undone by what was planned before it.
             await self._queued([change for change in part if change.public_key not in self._touched])
         return said
+
+    def _peers_of(self, wanted: Sequence[Connection]) -> dict[str, Peer]:
+        """Return what the interface should have; a connection that was wanted before is known."""
+        before, self._wanted = self._wanted, {}
+        for connection in wanted:
+            known = before.get(connection.connection_id)
+            if known is None or known[0] is not connection:
+                known = (connection, peer_of(connection))
+            self._wanted[connection.connection_id] = known
+        return {str(connection.public_key): peer for connection, peer in self._wanted.values()}
 
     @staticmethod
     def _strange(plan: Iterable[Change], observed: Observed, mine: set[str]) -> list[str]:

@@ -1,0 +1,39 @@
+"""What ``wg show dump`` says, read again every few seconds."""
+
+from node_agent.wireguard import parse_dump
+
+OWN = "private\tpublic\t51820\toff\n"
+
+
+def line(key: str, handshake: int = 0, received: int = 0, ips: str = "10.64.0.2/32") -> str:
+    return f"{key}\t(none)\t198.51.100.7:4500\t{ips}\t{handshake}\t{received}\t0\toff\n"
+
+
+def test_only_lines_that_changed_are_read_again() -> None:
+    before = parse_dump(OWN + line("rests") + line("moves"))
+
+    after = parse_dump(OWN + line("rests") + line("moves", 5, 9, "10.64.0.3/32"), before=before)
+
+    assert after.counters["rests"] is before.counters["rests"]
+    assert after.counters["moves"].received_bytes == 9
+    assert after.counters["moves"].last_handshake_at == 5
+    assert after.peers["moves"].allowed_ips == {"10.64.0.3/32"}
+
+
+def test_a_peer_that_is_gone_is_forgotten() -> None:
+    before = parse_dump(OWN + line("stays") + line("goes"))
+
+    after = parse_dump(OWN + line("stays"), before=before)
+
+    assert after.peers.keys() == after.counters.keys() == {"stays"}
+    assert len(after.lines) == 1
+
+
+def test_a_clock_that_was_set_is_followed_for_peers_that_rest_too() -> None:
+    """R61."""
+    before = parse_dump(OWN + line("rests", 1000))
+
+    after = parse_dump(OWN + line("rests", 1000), 600.0, before)
+
+    assert before.counters["rests"].last_handshake_at == 1000
+    assert after.counters["rests"].last_handshake_at == 400
