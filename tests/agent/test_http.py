@@ -234,6 +234,7 @@ async def test_what_the_node_does_not_serve_is_422(
             replace(peer(1), ipv4="10.64.127.255"),
             replace(peer(1), ipv6="fd00:64::1"),
             replace(peer(1), ipv6="fd00:64::"),
+            replace(peer(1), ipv6="fd00:64::ffff"),
             replace(peer(1), expires_at=1000),
             connection(),
         ):
