@@ -138,6 +138,7 @@ class Process:
         self._left.clear()
         rows = await management.status()
         now = int(self._clock.now())
+        earlier = self._earlier() if first else {}
         seen, unannounced, unwanted = set(), set(), set()
         for row in rows:
             # Events may already have told what came after the answer.
@@ -148,7 +149,7 @@ class Process:
                     unannounced.add(row.client_id)
                 continue
             seen.add(row.client_id)
-            self._follow(row, now)
+            self._follow(row, now, earlier)
             if self._decide(row.common_name, self.settings.profile_id, self.settings) is Decision.REFUSE:
                 unwanted.add(row.common_name)
         for client_id in (before & self.clients.keys()) - seen:
@@ -160,17 +161,16 @@ class Process:
             await self._send(management, f"client-kill {client_id}")
         self._unannounced = unannounced
         if first:
-            known = {client.session.session_id for client in self.clients.values()}
-            for session in list(self._journal.open.values()):
-                if session.process == self.settings.name and session.session_id not in known:
+            for sessions in self._earlier().values():
+                for session in sessions:
                     self._journal.end(session, session.last_at)
 
-    def _follow(self, row: ClientRow, now: int) -> None:
+    def _follow(self, row: ClientRow, now: int, earlier: dict[str, list[OpenSession]]) -> None:
         client = self.clients.get(row.client_id)
         if client is None or client.connected_at != row.connected_at:
             if client is not None:
                 self._journal.end(client.session, client.session.last_at)
-            client = self._resume(row) or self._start(
+            client = self._resume(row, earlier) or self._start(
                 row.client_id, row.common_name, row.connected_at, row.ipv4, row.ipv6, row.origin
             )
         if client is not None:
@@ -179,16 +179,22 @@ class Process:
             client.session.last_at = max(now, client.session.started_at)
             self._journal.touch(client.session)
 
-    def _resume(self, row: ClientRow) -> Client | None:
-        """Return the client with the session that an earlier run of the agent had written."""
-        started_at = self._clock.from_wall(row.connected_at)
+    def _earlier(self) -> dict[str, list[OpenSession]]:
+        """Return by connection the sessions that an earlier run of the agent had written."""
         followed = {client.session.session_id for client in self.clients.values()}
+        found: dict[str, list[OpenSession]] = {}
         for session in self._journal.open.values():
-            if (
-                (session.process, session.connection_id) == (self.settings.name, row.common_name)
-                and session.session_id not in followed
-                and abs(session.started_at - started_at) <= SAME_START_SECONDS
-            ):
+            if session.process == self.settings.name and session.session_id not in followed:
+                found.setdefault(session.connection_id, []).append(session)
+        return found
+
+    def _resume(self, row: ClientRow, earlier: dict[str, list[OpenSession]]) -> Client | None:
+        """Return the client with its session among the ``earlier`` ones, which is taken out of them."""
+        started_at = self._clock.from_wall(row.connected_at)
+        sessions = earlier.get(row.common_name, [])
+        for session in sessions:
+            if abs(session.started_at - started_at) <= SAME_START_SECONDS:
+                sessions.remove(session)
                 client = Client(row.client_id, row.common_name, row.connected_at, session)
                 self.clients[row.client_id] = client
                 return client
