@@ -1,0 +1,1 @@
+"""What several benchmarks set up: certificates, databases, agents real and simulated, and what they cost."""

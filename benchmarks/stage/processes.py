@@ -1,0 +1,44 @@
+"""What a process has used, from /proc."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Used:
+    """CPU seconds since the process began; ``children`` are those that have ended. ``at`` is monotonic."""
+
+    at: float
+    own: float
+    children: float
+
+    @classmethod
+    def by(cls, pid: int) -> "Used":
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        user, system, ended_user, ended_system = map(int, fields[11:15])
+        return cls(time.monotonic(), (user + system) / _TICK, (ended_user + ended_system) / _TICK)
+
+    def share_until(self, later: "Used") -> tuple[float, float]:
+        """Return the percent of one core that the process and its children took until ``later``."""
+        seconds = later.at - self.at
+        return 100 * (later.own - self.own) / seconds, 100 * (later.children - self.children) / seconds
+
+
+def memory_mb(pid: int, *, peak: bool = False) -> float:
+    """Return the resident memory, or the most it ever was."""
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(wanted):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"process {pid} has ended")
+
+
+def used_by_all(pid: int) -> float:
+    """Return the CPU seconds of a process, its living children and those that have ended."""
+    first = Used.by(pid)
+    living = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return first.own + first.children + sum(Used.by(int(child)).own for child in living)
