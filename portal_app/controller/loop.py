@@ -111,7 +111,9 @@ class Controller:
         now = time.monotonic()
         if now >= self._next_round:
             self._watch.submit()
-            self._next_round = now + self.timing.poll
+            # Rounds are as far apart as they begin; one that was missed is not made up for.
+            due = self._next_round + self.timing.poll
+            self._next_round = due if due > now else now + self.timing.poll
         if now >= self._next_jobs and not self._jobs_running.is_set():
             self._jobs_running.set()
             self._jobs_lane.submit(self._run_jobs)

@@ -23,8 +23,10 @@ from portal_app.models import AddressUse, Deployment, Node, NodeStatus
 from portal_app.services import audit, identity, journal, nodes
 from vpn_core.messages import OPENVPN, NodeInfo, WantedSet
 
-#: Threads per lane: nodes that answer, nodes that did not last time, and whole sets and journals.
-LIVING, FAILING, FOLLOWING = 8, 8, 4
+#: Threads per lane, at most: nodes that answer, nodes that did not last time, and whole sets and journals.
+#: A node that falls silent holds a thread for a call's whole deadline, and many may at once: what is known
+#: about the others must not grow older than ``nodes.UP`` meanwhile.
+LIVING, FAILING, FOLLOWING = 128, 64, 4
 _CHUNK = 500
 
 
@@ -230,6 +232,10 @@ class Watch:
 
     def _follow(self, node: Expected, info: NodeInfo, reason: str | None) -> None:
         memory = self._memories.get(node.number) or Memory()
+        if memory.failing:
+            # It went while this waited: others must not wait for its deadline (R98).
+            memory.following = False
+            return
         try:
             # The journal first: a set that ends a connection must not hide whose session it was.
             journal.read(self.agents, node, info, log_origins=self.log_origins, now=self.clock())

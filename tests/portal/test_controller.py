@@ -15,7 +15,7 @@ from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.controller.loop import Controller
 from portal_app.controller.observation import Timing
-from portal_app.controller.watch import Watch
+from portal_app.controller.watch import FOLLOWING, Watch
 from portal_app.db import transaction
 from portal_app.errors import NodeUnreachable
 from portal_app.models import AuditEvent, Connection, Deployment, Node, NodeStatus, User
@@ -23,6 +23,7 @@ from portal_app.services import connections, nodes
 from portal_app.settings import Settings
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp, add_user
+from tests.portal.certificates import Deployment as Certificates
 from tests.portal.conftest import seen_up
 from tests.portal.real_agent import loopback_address
 
@@ -431,28 +432,86 @@ def test_answer_from_before_does_not_undo_maintenance(make_agents, agents, monke
     watch.stop()
 
 
+@pytest.fixture
+def others(agent_servers: list[AgentServer], deployment: Certificates) -> Callable[[int], list[AgentServer]]:
+    """Put so many more nodes beside node 0 and start what answers for them."""
+
+    def make(count: int) -> list[AgentServer]:
+        made = [AgentServer(deployment, number, loopback_address()) for number in range(1, count + 1)]
+        agent_servers.extend(made)
+        with transaction() as session:
+            for server in made:
+                session.add(
+                    Node(number=server.number, name=f"other{server.number}", hostname="s.example.org",
+                         agent_address=server.address)
+                )  # fmt: skip
+                session.flush()
+                session.add(NodeStatus(node_number=server.number))
+        return made
+
+    return make
+
+
 @on_postgresql
-def test_silent_nodes_do_not_delay_the_others(make_agents, agents, settings, deployment, monkeypatch):
+def test_silent_nodes_do_not_delay_the_others(make_agents, agents, settings, others, monkeypatch):
     """R98: while a silent node is asked once, the living one is asked again and again."""
     (agent,) = make_agents()
     asked = count_calls(agents, monkeypatch)
-    silent = [AgentServer(deployment, number, loopback_address()) for number in range(1, 16)]
-    with transaction() as session:
+    silent = others(15)
+    for server in silent:
+        server.mode = "silent"
+    with running(settings, agents):
+        eventually(lambda: all(status(s.number).failing_since for s in silent))
+        asked.clear()
+        eventually(lambda: asked.count(1) == 3, seconds=30)
+        first, last = asked.index(1), len(asked) - 1 - asked[::-1].index(1)
+        assert asked[first:last].count(agent.number) >= 6
+
+
+@on_postgresql
+def test_nodes_that_fall_silent_at_once_do_not_delay_the_others(
+    make_agents, agents, settings, others, monkeypatch
+):
+    """R98: they are noticed together, and the living one is asked again and again meanwhile."""
+    (agent,) = make_agents()
+    silent = others(20)
+    asked = count_calls(agents, monkeypatch)
+    with running(settings, agents):
+        eventually(lambda: all(status(s.number).info for s in silent))
         for server in silent:
             server.mode = "silent"
-            session.add(
-                Node(number=server.number, name=f"silent{server.number}", hostname="s.example.org",
-                     agent_address=server.address)
-            )  # fmt: skip
-            session.flush()
-            session.add(NodeStatus(node_number=server.number))
-    try:
-        with running(settings, agents):
-            eventually(lambda: all(status(s.number).failing_since for s in silent))
-            asked.clear()
-            eventually(lambda: asked.count(1) == 3, seconds=30)
-            first, last = asked.index(1), len(asked) - 1 - asked[::-1].index(1)
-            assert asked[first:last].count(agent.number) >= 6
-    finally:
-        for server in silent:
-            server.stop()
+        asked.clear()
+        eventually(lambda: all(status(s.number).failing_since for s in silent))
+
+    assert asked.count(agent.number) >= 5
+    assert all(asked.count(server.number) <= 2 for server in silent)
+
+
+@on_sqlite
+def test_node_that_went_while_its_set_waited_holds_up_no_other(make_agents, agents, monkeypatch):
+    """R98: the others' sets and journals do not wait for its deadline."""
+    (agent,) = make_agents()
+    called: list[object] = []
+    monkeypatch.setattr(agents, "events", lambda *_a, **_o: called.append("events"))
+    monkeypatch.setattr(agents, "put_set", lambda *_a, **_o: called.append("set"))
+    watch = Watch(agents, log_origins=False, clock=utc_now, timing=QUICK)
+    go_on = threading.Event()
+    for _ in range(FOLLOWING):
+        watch._lanes["following"].submit(lambda: go_on.wait(20))
+
+    def round_of_one() -> None:
+        watch.submit()
+        seen = watch.seen.get(timeout=20)
+        assert seen is not None
+        watch.collect([seen])
+
+    round_of_one()
+    assert watch._memories[0].following
+    agent.stop()
+    round_of_one()
+    go_on.set()
+    eventually(lambda: not watch._memories[0].following)
+
+    assert status().failing_since is not None
+    assert called == []
+    watch.stop()
