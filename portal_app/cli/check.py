@@ -6,15 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
 from sqlalchemy import select
 
 from portal_app import db, migrations
 from portal_app.agents import Agents
+from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import PortalError, SettingsError
 from portal_app.models import Deployment, Node
 from portal_app.settings import Settings
 from vpn_core import table
+
+#: A run of the playbooks renews what has a third of its life left; with less than this, nobody ran them.
+LEAST_LIFE = 0.25
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,22 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
         settings.management_certificate_file,
     ):
         yield _file(path, secret=False)
+    yield _own_certificate(settings.management_certificate_file)
+
+
+def _own_certificate(path: Path) -> Finding:
+    """Say which certificate this portal shows to nodes, and fail long before it ends (R68)."""
+    subject = "management certificate"
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return Finding(False, subject, "cannot be read; run the playbook again")
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    left = certificate.not_valid_after_utc - utc_now()
+    if left < life * LEAST_LIFE:
+        ends = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        return Finding(False, subject, f"ends on {ends}; run site.yml, which renews it")
+    return Finding(True, subject, f"serial {certificate.serial_number:x}, {left.days} days left")
 
 
 def _file(path: Path, *, secret: bool) -> Finding:
