@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
@@ -89,6 +89,20 @@ class _DeadlineSocket(ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:
         self.settimeout(_remaining())
         super().do_handshake(block)
+
+
+def _socket_class(withdrawn: Collection[str]) -> type[ssl.SSLSocket]:
+    """Return a socket that takes no agent whose certificate was withdrawn: nobody is behind it (N5)."""
+    serials = {int(serial, 16) for serial in withdrawn}
+
+    class NoneWithdrawn(_DeadlineSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            serial = str((self.getpeercert() or {}).get("serialNumber", "0"))
+            if int(serial, 16) in serials:
+                raise ssl.SSLCertVerificationError(f"{serial.lower()} is withdrawn")
+
+    return NoneWithdrawn
 
 
 class _Names:
@@ -307,7 +321,7 @@ class Agents:
 def _context(settings: Settings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.sslsocket_class = _DeadlineSocket
+    context.sslsocket_class = _socket_class(settings.withdrawn)
     files = (
         settings.management_ca_certificate_file,
         settings.management_certificate_file,
@@ -335,7 +349,7 @@ def _reason(error: Exception) -> str:
     if isinstance(inner, TimeoutError | urllib3.exceptions.TimeoutError):
         return "no answer in time"
     if isinstance(inner, ssl.SSLCertVerificationError):
-        return f"not its certificate: {inner.verify_message}"
+        return f"not its certificate: {getattr(inner, 'verify_message', '') or inner.args[0]}"
     if isinstance(inner, ConnectionResetError | ssl.SSLError | urllib3.exceptions.ProtocolError):
         # In TLS 1.3 a refused client certificate looks like a cut connection.
         return f"connection cut ({type(inner).__name__}); is this portal's management certificate valid?"

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from cryptography import x509
 
 from portal_app import agents as agents_module
 from portal_app.agents import Agents
@@ -115,6 +116,20 @@ def test_certificate_of_another_ca_is_refused(agents, start, deployment):
     with pytest.raises(NodeUnreachable, match="not its certificate"):
         agents.admit(node, ADMIT)
 
+    assert server.calls == []
+
+
+def test_withdrawn_certificate_is_refused(settings, start, deployment):
+    """N5: nothing is sent to whoever has it."""
+    pair = deployment.node(1)
+    serial = x509.load_pem_x509_certificate(pair.certificate.read_bytes()).serial_number
+    server, node = start(certificate=pair)
+    wary = Agents(dataclasses.replace(settings, withdrawn=["00", f"{serial:x}"]))
+
+    with pytest.raises(NodeUnreachable, match=f"not its certificate: {serial:x} is withdrawn"):
+        wary.admit(node, ADMIT)
+
+    wary.close()
     assert server.calls == []
 
 
