@@ -143,7 +143,9 @@ class Door:
             except BaseException:
                 self._shaking.release()
                 raise
-            task = asyncio.create_task(self._shake(connection, str(address[0])))
+            # An IPv4 caller of the IPv6 socket, as people write its address.
+            source = str(address[0]).removeprefix("::ffff:")
+            task = asyncio.create_task(self._shake(connection, source))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -160,7 +162,8 @@ class Door:
                 ssl_shutdown_timeout=1.0,
             )
         except OSError as error:
-            self._log_refusal(source, str(error))
+            # An error of our own has its text alone, which str() would show as a tuple.
+            self._log_refusal(source, str(error.args[0] if len(error.args) == 1 else error))
             with contextlib.suppress(OSError):
                 connection.close()
         finally:

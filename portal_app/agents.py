@@ -98,9 +98,9 @@ def _socket_class(withdrawn: Collection[str]) -> type[ssl.SSLSocket]:
     class NoneWithdrawn(_DeadlineSocket):
         def do_handshake(self, block: bool = False) -> None:
             super().do_handshake(block)
-            serial = str((self.getpeercert() or {}).get("serialNumber", "0"))
-            if int(serial, 16) in serials:
-                raise ssl.SSLCertVerificationError(f"{serial.lower()} is withdrawn")
+            serial = int(str((self.getpeercert() or {}).get("serialNumber", "0")), 16)
+            if serial in serials:
+                raise ssl.SSLCertVerificationError(f"{serial:x} is withdrawn")
 
     return NoneWithdrawn
 
