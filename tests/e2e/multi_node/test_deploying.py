@@ -51,7 +51,7 @@ def test_host_that_is_lost_during_a_run_keeps_no_other_back(world: World) -> Non
     assert status != 0, output[-2000:]
     for name in ("ams1", "fra1"):
         assert "journal_days = 29" in world.node(name).output(f"cat {SETTINGS}")
-        assert world.state(name) == "up"
+        world.wait_until_up(name)
     assert "journal_days = 29" not in world.node(LOST).output(f"cat {SETTINGS}")
     again = world.deployment.playbook("node", *CHANGE, log="again")
     assert again.returncode == 0, again.stdout[-2000:]
