@@ -235,10 +235,10 @@ def test_withdrawn_certificates_count_no_more(world: World, identities: dict[str
 
 
 def test_no_key_of_an_authority_is_on_any_host(world: World, management: Authority) -> None:
-    """N2, N3: searched by a piece of each key."""
+    """N2, N3: searched by a piece of each key; the first 48 characters are the same in all of its kind."""
     variables = world.deployment.variables(world.portal.name)
     pieces = {
-        name: value.splitlines()[1][:40]
+        name: value.splitlines()[1][-16:]
         for name, value in variables.items()
         if name.endswith("_ca_key") and name != "vault_client_ca_key"
     }
