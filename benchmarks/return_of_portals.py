@@ -3,8 +3,8 @@
 ``python -m benchmarks.return_of_portals`` (root) runs gunicorn and ``vpn-portal controller`` as their units
 do, on SQLite and on PostgreSQL, with simulated agents over real mutual TLS, all in a network namespace that
 ends with it. Apps ask ``/info``, connect and disconnect at a fixed rate: for a while as usual, then from the
-moment at which the portal answers again. Meanwhile every session must come into the database once, and every
-node must get exactly its set.
+moment at which the portal answers again, first after a plain restart, then after the outage. Meanwhile every
+session must come into the database once, and every node must get exactly its set.
 """
 
 import argparse
@@ -247,6 +247,8 @@ def measure(kind: str, directory: Path, arguments: argparse.Namespace) -> list[o
                 _wait(lambda: len(look().in_step) == count)
                 Load(path, tokens, arguments.rate).run(5)
                 usual = Load(path, tokens, arguments.rate).run(seconds)
+            with portal.controller(place), web(place) as path:
+                restarted = Load(path, tokens, arguments.rate).run(seconds)
             nodes.live_on({n: [(i, PROFILE) for i in ids[MISSED:][:each]] for n, ids in made.items()})
             missed = miss(made)
             began = time.monotonic()
@@ -261,12 +263,13 @@ def measure(kind: str, directory: Path, arguments: argparse.Namespace) -> list[o
                 # The users' last changes are followed by sets as well.
                 _wait(lambda: len(look().in_step) == count)
             check_sets(nodes)
-    assert not usual.failed, usual.failed[:3]
-    assert not returned.failed, returned.failed[:3]
+    loads = (usual, restarted, returned)
+    assert not any(load.failed for load in loads), [load.failed[:3] for load in loads]
     return [
-        kind, len(usual.taken), f"{statistics.median(usual.taken):.1f} / {usual.p99():.1f}",
-        f"{statistics.median(returned.taken):.1f} / {returned.p99():.1f}",
-        f"{returned.p99() / usual.p99():.2f}", returned.unavailable, f"{answering:.1f}", f"{stepped:.1f}",
+        kind, len(usual.taken),
+        *(f"{statistics.median(load.taken):.1f} / {load.p99():.1f}" for load in loads),
+        f"{returned.p99() / usual.p99():.2f}", f"{returned.p99() / restarted.p99():.2f}",
+        returned.unavailable, f"{answering:.1f}", f"{stepped:.1f}",
         f"{cpu:.1f}",
     ]  # fmt: skip
 
@@ -302,8 +305,10 @@ def main() -> None:
             "database",
             "requests",
             "usual ms: median / p99",
-            "on return ms: median / p99",
-            "ratio of p99",
+            "after a restart ms",
+            "on return ms",
+            "p99 to usual",
+            "p99 to a restart",
             "503 at first",
             "first answer after s",
             "all in step after s",

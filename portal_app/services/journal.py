@@ -5,8 +5,11 @@ with a position acknowledges all up to it: what is lost is read again, what come
 """
 
 import logging
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -25,7 +28,9 @@ from vpn_core.messages import OPENVPN, Events, NodeInfo, SessionEvent
 _BATCHES = 10
 _CHUNK = 500
 #: So many entries per transaction: whoever waits for SQLite's one writer does not wait long (R53).
-_PER_TRANSACTION = 250
+_PER_TRANSACTION = 50
+#: A database that is slow itself is not waited for twice.
+_LONGEST_REST_SECONDS = 0.5
 #: A node's clock may be this far ahead of ours before its times are cut to ours.
 _AHEAD = timedelta(seconds=60)
 
@@ -71,7 +76,8 @@ def read(agents: Agents, node: NodeAddress, info: NodeInfo, *, log_origins: bool
             events = agents.events(node, 0, None)
         before = position
         for part in _parts(events):
-            moved = store(node, part, position, log_origins=log_origins, now=now)
+            with _in_turn():
+                moved = store(node, part, position, log_origins=log_origins, now=now)
             if moved is None:
                 return stored
             stored, position = stored + len(part.events), moved
@@ -79,6 +85,18 @@ def read(agents: Agents, node: NodeAddress, info: NodeInfo, *, log_origins: bool
         if position == before:
             return stored
     return stored
+
+
+_turn = threading.Lock()
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Store one part at a time, then rest as long as it took: users wait for the same database (R53)."""
+    with _turn:
+        began = time.monotonic()
+        yield
+        time.sleep(min(_LONGEST_REST_SECONDS, time.monotonic() - began))
 
 
 def _parts(events: Events) -> Iterator[Events]:

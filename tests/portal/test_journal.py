@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -415,3 +416,40 @@ def test_thousand_entries_read_again_from_the_start_change_nothing():
     with transaction(read_only=True) as db:
         assert db.scalar(select(func.count()).select_from(VpnSession)) == 500
         assert db.scalar(select(func.count()).select_from(AddressUse)) == 500
+
+
+def test_long_journals_are_stored_in_short_transactions_one_at_a_time(monkeypatch):
+    """R53: users of the same database get in between."""
+    storing, overlaps, sizes = threading.Lock(), [], []
+    original = journal.store
+
+    def watched(node: Any, part: Events, *arguments: Any, **options: Any) -> Position | None:
+        alone = storing.acquire(blocking=False)
+        overlaps.append(not alone)
+        sizes.append(len(part.events))
+        try:
+            return original(node, part, *arguments, **options)
+        finally:
+            if alone:
+                storing.release()
+
+    monkeypatch.setattr(journal, "store", watched)
+
+    def read_all(number: int) -> None:
+        told, connection = Told(), make_connection(number=number)
+        for minute in range(120):
+            told.end(told.start(connection, minute), connection, minute + 0.5)
+        agents = SimpleNamespace(events=lambda _node, after, _journal: told.answer(after))
+        info = SimpleNamespace(journal_id=JOURNAL, journal_head=told.sequence)
+        node = nodes.NodeRef(number, f"node{number}", NODE.agent_address)
+        journal.read(agents, node, info, log_origins=False, now=NOON + timedelta(hours=3))
+
+    threads = [threading.Thread(target=read_all, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert len(sessions()) == 240
+    assert max(sizes) <= 50
+    assert not any(overlaps)
