@@ -31,20 +31,20 @@ def test_run_without_a_host_touches_none_and_can_leave_it_out(world: World) -> N
 
 def test_host_that_is_lost_during_a_run_keeps_no_other_back(world: World) -> None:
     """R81: the others finish, the run ends with an error, the next one finishes the rest."""
-    process = subprocess.Popen(
+    seen = []
+    with subprocess.Popen(
         [*world.deployment.playbook_command("node"), *CHANGE],
         cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=world.deployment.environment,
-    )  # fmt: skip
-    assert process.stdout
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith("TASK [wireguard"):
-            world.deployment.lab("power-off", LOST)
-            break
-    seen += list(process.stdout)
-    status = process.wait(300)
+    ) as process:  # fmt: skip
+        assert process.stdout
+        for line in process.stdout:
+            if not seen and line.startswith("TASK [wireguard"):
+                world.deployment.lab("power-off", LOST)
+                seen.append(line)
+            elif seen:
+                seen.append(line)
+    status = process.returncode
     world.deployment.lab("power-on", LOST)
 
     output = "".join(seen)
