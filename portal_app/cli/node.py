@@ -13,14 +13,16 @@ from typing import Any
 from sqlalchemy import select, update
 
 from portal_app.agents import Agents
+from portal_app.cli import status
 from portal_app.clock import utc_now
 from portal_app.controller.watch import reconcile
 from portal_app.db import transaction
 from portal_app.errors import NodeUnreachable, PortalError
 from portal_app.models import Node, NodeStatus
-from portal_app.services import audit, identity, maintenance, statistics
+from portal_app.services import audit, identity, maintenance, occupancy, statistics
 from portal_app.services.maintenance import Occupants
-from portal_app.services.statistics import NodeReport, ShareReport
+from portal_app.services.occupancy import NodeOccupancy
+from portal_app.services.statistics import NodeReport
 from portal_app.settings import Settings
 from vpn_core import table
 
@@ -168,13 +170,13 @@ def run_show(arguments: argparse.Namespace, _settings: Settings) -> int:
     node = _node(arguments.name)
     with transaction(read_only=True) as db:
         report = next(r for r in statistics.nodes(db, now=utc_now()) if r.number == node.number)
-        shares = statistics.shares(db, node.number)
-    data = asdict(report) | {"profiles": [asdict(share) for share in shares]}
-    _print(arguments, data, lambda: _sheet(report, shares))
+        used = next(o for o in occupancy.nodes(db) if o.number == node.number)
+    data = asdict(report) | {key: asdict(used)[key] for key in ("shares", "processes")}
+    _print(arguments, data, lambda: _sheet(report, used))
     return 0
 
 
-def _sheet(node: NodeReport, shares: list[ShareReport]) -> str:
+def _sheet(node: NodeReport, used: NodeOccupancy) -> str:
     def moment(at: Any) -> str:
         return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "never"
 
@@ -195,12 +197,7 @@ def _sheet(node: NodeReport, shares: list[ShareReport]) -> str:
     ]
     width = max(len(name) for name, _ in facts)
     lines = [node.name, *(f"  {name.ljust(width)}  {value}" for name, value in facts), ""]
-    heads = ("profile", "addresses", "of", "OpenVPN clients", "of", "processes")
-    rows = [
-        (s.profile_id, s.allocated, s.addresses, s.openvpn_active, s.openvpn_clients, " ".join(s.processes))
-        for s in shares
-    ]
-    return "\n".join(lines + list(table.lines(heads, rows)))
+    return "\n".join(lines + list(table.lines(status.NODE_HEADS, status.node_rows(used))))
 
 
 def _span(seconds: int | None) -> str:

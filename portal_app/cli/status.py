@@ -9,11 +9,13 @@ from dataclasses import asdict, fields
 from portal_app.db import transaction
 from portal_app.errors import BadRequest
 from portal_app.services import occupancy, statistics
+from portal_app.services.occupancy import NodeOccupancy
 from portal_app.services.statistics import ProfileReport
 from portal_app.settings import Settings
 from vpn_core import table
 
 DEFAULT_ALERT = 90
+NODE_HEADS = ("profile", "by", "connected", "users", "given out", "of")
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -80,21 +82,29 @@ def _run_by_node(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(node) for node in found], indent=2, ensure_ascii=False))
         return 0
-    heads = ("node", "profile", "by", "connected", "users", "given out", "of")
-    rows: list[tuple[object, ...]] = []
-    for node in found:
-        rows += [
-            (node.node, s.profile_id, "WireGuard", s.connected.connections, s.connected.users, s.allocated,
-             s.capacity)
-            for s in node.shares
-        ]  # fmt: skip
-        rows += [
-            (node.node, p.profile_id, f"OpenVPN {p.protocol}/{p.port}", p.connected.connections,
-             p.connected.users, "-", p.capacity)
-            for p in node.processes
-        ]  # fmt: skip
-    print("\n".join(table.lines(heads, rows)))
+    rows = [(node.node, *row) for node in found for row in node_rows(node)]
+    print("\n".join(table.lines(("node", *NODE_HEADS), rows)))
     return 0
+
+
+def node_rows(node: NodeOccupancy) -> list[tuple[object, ...]]:
+    """Return a line of the table, under ``NODE_HEADS``, for each thing that a node offers."""
+    shares = [
+        (s.profile_id, "WireGuard", s.connected.connections, s.connected.users, s.allocated, s.capacity)
+        for s in node.shares
+    ]
+    processes = [
+        (
+            p.profile_id,
+            f"OpenVPN {p.protocol}/{p.port}",
+            p.connected.connections,
+            p.connected.users,
+            "-",
+            p.capacity,
+        )
+        for p in node.processes
+    ]  # fmt: skip
+    return [*shares, *processes]
 
 
 def _row(profile: ProfileReport) -> tuple[object, ...]:

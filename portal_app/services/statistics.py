@@ -60,18 +60,6 @@ class ProfileReport:
         return max(self.percentage_in_use, self.wireguard_percentage_allocated)
 
 
-@dataclass(frozen=True)
-class ShareReport:
-    """What one node offers of one profile, and how much of it is in use."""
-
-    profile_id: str
-    addresses: int
-    allocated: int
-    openvpn_clients: int
-    openvpn_active: int
-    processes: tuple[str, ...]
-
-
 def nodes(db: Session, *, now: datetime) -> list[NodeReport]:
     """Return every node in the order of the numbers."""
     counted = select(Connection.node_number, func.count()).group_by(Connection.node_number)
@@ -133,38 +121,6 @@ def _remarks(status: NodeStatus | None, info: dict[str, Any]) -> list[str]:
     if abs(skew) > 5:
         remarks.append(f"clock is {abs(skew)} s {'ahead' if skew > 0 else 'behind'}")
     return remarks
-
-
-def shares(db: Session, node_number: int) -> list[ShareReport]:
-    """Return what a node offers, in the order of the inventory's profiles."""
-    active: dict[str, int] = dict(
-        db.execute(
-            select(VpnSession.profile_id, func.count(VpnSession.connection_id.distinct()))
-            .where(
-                VpnSession.ended_at.is_(None),
-                VpnSession.node_number == node_number,
-                VpnSession.protocol == OPENVPN,
-            )
-            .group_by(VpnSession.profile_id)
-        ).all()
-    )
-    offers = db.scalars(
-        select(Offer)
-        .join(Profile, Profile.profile_id == Offer.profile_id)
-        .where(Offer.node_number == node_number)
-        .order_by(Profile.position)
-    )
-    return [
-        ShareReport(
-            profile_id=offer.profile_id,
-            addresses=offer.capacity,
-            allocated=offer.allocated,
-            openvpn_clients=sum(process["max_clients"] for process in offer.openvpn),
-            openvpn_active=active.get(offer.profile_id, 0),
-            processes=tuple(f"{p['protocol']}/{p['port']}" for p in offer.openvpn),
-        )
-        for offer in offers
-    ]
 
 
 def profiles(db: Session) -> list[ProfileReport]:

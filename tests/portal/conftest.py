@@ -15,6 +15,7 @@ from sqlalchemy import update
 
 from portal_app import create_app, db
 from portal_app.agents import Agents
+from portal_app.cli import main
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import Base, NodeStatus
@@ -243,6 +244,24 @@ def make_agents(
     yield make
     for agent in started:
         agent.stop()
+
+
+@pytest.fixture
+def run(
+    settings: Settings, app: Flask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Done]]:
+    """Run ``vpn-portal`` in this process, which a test can look into: ``run("node", "list").out``."""
+    file = tmp_path / "settings.toml"
+    write_settings(settings, file)
+
+    def command(*words: str) -> Done:
+        capsys.readouterr()
+        status = main(["--settings", str(file), *words])
+        output = capsys.readouterr()
+        return Done(status, output.out, output.err)
+
+    yield command
+    db.engine().dispose()
 
 
 @pytest.fixture

@@ -10,30 +10,13 @@ import pytest
 from sqlalchemy import insert, text, update
 
 from portal_app import db, migrations
-from portal_app.cli import main
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import Offer, VpnSession
 from portal_app.settings import Settings
 from tests.portal.agent_server import AgentServer
-from tests.portal.commands import Done, write_settings
+from tests.portal.commands import Done
 from tests.portal.conftest import apply_plan, seen_up
-
-
-@pytest.fixture
-def run(
-    settings: Settings, app: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Done]]:
-    file = tmp_path / "settings.toml"
-    write_settings(settings, file)
-
-    def command(*words: str) -> Done:
-        status = main(["--settings", str(file), *words])
-        output = capsys.readouterr()
-        return Done(status, output.out, output.err)
-
-    yield command
-    db.engine().dispose()
 
 
 def info(**changes: object) -> dict[str, object]:

@@ -1,37 +1,17 @@
 """``vpn-portal plan`` as the role and an operator call it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from portal_app import db
-from portal_app.cli import main
-from portal_app.settings import Settings
 from tests.portal.agent_server import AgentServer
-from tests.portal.commands import Done, write_settings
 from tests.portal.conftest import PROFILES
 from vpn_core.plan import make_plan
 
 HOSTS: dict[str, Any] = {"vpn1": {"number": 0, "hostname": "vpn1.example.org"}}
-
-
-@pytest.fixture
-def run(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Done]]:
-    file = tmp_path / "settings.toml"
-    write_settings(settings, file)
-
-    def command(*words: str) -> Done:
-        status = main(["--settings", str(file), *words])
-        output = capsys.readouterr()
-        return Done(status, output.out, output.err)
-
-    yield command
-    db.engine().dispose()
 
 
 @pytest.fixture

@@ -2,45 +2,22 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
-from portal_app import db
-from portal_app.cli import main
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import AddressUse, AuditEvent, Connection, Node, NodeStatus
 from portal_app.services import identity
-from portal_app.settings import Settings
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp, browser
-from tests.portal.commands import Done, write_settings
 from tests.portal.pages import make_configuration
 
 #: The new key of a node.
 KEY = base64.b64encode(b"n" * 32).decode()
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"])
-
-
-@pytest.fixture
-def run(
-    settings: Settings, app: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Done]]:
-    file = tmp_path / "settings.toml"
-    write_settings(settings, file)
-
-    def command(*words: str) -> Done:
-        capsys.readouterr()
-        status = main(["--settings", str(file), *words])
-        output = capsys.readouterr()
-        return Done(status, output.out, output.err)
-
-    yield command
-    db.engine().dispose()
 
 
 def status(number: int = 0) -> NodeStatus:
@@ -205,11 +182,13 @@ def test_show_tells_what_a_node_serves(node, make_app_user, run):
     lines = run("node", "show", "node0").out.splitlines()
 
     assert (data["state"], data["connections"]) == ("up", 1)
-    assert [p["profile_id"] for p in data["profiles"]] == ["employees", "lab", "legacy"]
-    assert data["profiles"][0]["allocated"] == 1
+    assert [share["profile_id"] for share in data["shares"]] == ["employees", "lab"]
+    assert data["shares"][0]["allocated"] == 1
+    assert [p["name"] for p in data["processes"]] == ["employees-0", "employees-1", "legacy-0", "legacy-1"]
     assert lines[0] == "node0"
     assert lines[1].split() == ["state", "up"]
-    assert any(line.split()[:3] == ["employees", "1", "1021"] for line in lines)
+    assert any(line.split() == ["employees", "WireGuard", "0", "0", "1", "1021"] for line in lines)
+    assert any(line.split()[:3] == ["legacy", "OpenVPN", "udp/1195"] for line in lines)
 
 
 def test_enrolling_is_news_once(node, run):

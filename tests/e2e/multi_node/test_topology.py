@@ -88,8 +88,9 @@ def test_profile_is_served_by_its_nodes_only(world: World, profile: str) -> None
     plan = world.ask("plan", "show")
     assert set(plan["profiles"][profile]["nodes"]) == SERVES[profile]
     for node in NODES:
-        shown = {share["profile_id"] for share in world.ask("node", "show", node)["profiles"]}
-        assert (profile in shown) == (node in SERVES[profile])
+        shown = world.ask("node", "show", node)
+        for kind in ("shares", "processes"):
+            assert (profile in {one["profile_id"] for one in shown[kind]}) == (node in SERVES[profile])
 
 
 def test_verification_proves_every_node(world: World) -> None:
