@@ -137,7 +137,7 @@ test: check test-packages ## everything, the end-to-end tests on lab hosts inclu
 	$(call say,Running the tests of portal and agent (about 8 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --quiet --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
 	$(call say,Running the tests on lab hosts (about 45 minutes))
-	@$(AS_ROOT) $(BIN)/pytest --durations=15 -m lab tests/lab tests/e2e
+	@$(AS_ROOT) $(BIN)/pytest --durations=15 --tb=short -m lab tests/lab tests/e2e
 
 .PHONY: bench
 bench: setup ## measure; benchmarks/ says what and how

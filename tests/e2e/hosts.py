@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-CLIENT_PACKAGES = "ca-certificates iproute2 iputils-ping openvpn wireguard-go wireguard-tools curl nmap"
+CLIENT_PACKAGES = (
+    "ca-certificates iproute2 iputils-ping nftables openvpn wireguard-go wireguard-tools curl nmap"
+)
 
 
 @dataclass(frozen=True)
@@ -196,12 +198,15 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 class OfficialApp:
-    """The process of ``official_app.py`` on the client host; each ``name`` has its own tunnel and tokens."""
+    """The process of ``official_app.py`` on the client host; each ``name`` has its own tunnel and tokens.
 
-    def __init__(self, client: Host, name: str = "verify") -> None:
-        command = client.ssh(
-            f"cd /opt/e2e && exec python3 -u official_app.py {name} 2>>/root/official-app.log"
-        )
+    ``within`` names a network namespace to run it in.
+    """
+
+    def __init__(self, client: Host, name: str = "verify", *, within: str | None = None) -> None:
+        program = f"python3 -u official_app.py {name} 2>>/root/official-app.log"
+        enter = f"nsenter --net=/run/netns/{within} " if within else ""
+        command = client.ssh(f"cd /opt/e2e && exec {enter}{program}")
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def attempt(self, do: str, **arguments: Any) -> dict[str, Any]:

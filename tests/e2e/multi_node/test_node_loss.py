@@ -40,6 +40,9 @@ def people(world: World, make_app: Callable[..., OfficialApp]) -> Iterator[Peopl
             found[name] = (apps[name], got["gateway"])
     yield People(**found)
     world.vpn_portal("user", "enable", "dave", check=False)
+    # A test that failed may have left it off; the ones after it shall say their own.
+    world.deployment.lab("power-on", VICTIM)
+    world.wait_until_up(VICTIM)
 
 
 def assert_nobody_noticed(prober: Prober) -> None:

@@ -200,20 +200,21 @@ class Pings:
 
     def __init__(self, app: OfficialApp, gateway: str, name: str) -> None:
         self._app, self._file = app, f"/tmp/pings-{name}"
-        command = f"ping -n -q -i 0.2 {gateway} >{self._file} 2>&1 & echo $! >{self._file}.pid"
+        command = f"ping -n -i 0.2 {gateway} >{self._file} 2>&1 & echo $! >{self._file}.pid"
         app.do("inside", words=["sh", "-c", command])
 
     def lost(self) -> int:
-        """End them; return how many had no answer."""
+        """End them; return how many had no answer. The very last one may have been under way."""
         self._app.do("inside", words=["sh", "-c", f"kill -INT $(cat {self._file}.pid)"])
-        found = wait_until(self._summary, 15, "pings end")
-        sent, received = int(found[1]), int(found[2])
-        assert sent > 10, found[0]
-        return sent - received
+        said = wait_until(self._said, 15, "pings end")
+        sent = int(re.findall(r"(\d+) packets transmitted", said)[0])
+        answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", said)}
+        assert sent > 10, said
+        return len(set(range(1, sent)) - answered)
 
-    def _summary(self) -> re.Match[str] | None:
-        text = self._app.do("inside", words=["cat", self._file])["output"]
-        return re.search(r"(\d+) packets transmitted, (\d+) received", text)
+    def _said(self) -> str | None:
+        text: str = self._app.do("inside", words=["cat", self._file])["output"]
+        return text if "packets transmitted" in text else None
 
 
 _HEAD = """

@@ -1,0 +1,200 @@
+"""Throughput of a tunnel that we deployed against a hand-made one between the same two hosts.
+
+``python -m benchmarks.throughput`` needs a converged lab (``make lab``). The hand-made tunnels are what
+manuals show: WireGuard as ``wg-quick`` sets it up (MTU 1420), OpenVPN over UDP with its defaults and the
+fingerprints of two certificates. Each is measured in turn with ours, by iperf3 with one TCP stream, down
+(server to client) and up. The ratios of one run count. What it made is removed at the end.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.e2e.hosts import Host, OfficialApp, prepare_client, read_deployment, wait_until
+
+PROFILE = "employees"
+WAYS = {"down": "", "up": "--reverse"}
+#: The client's address in the hand-made tunnels.
+HAND_ADDRESS = "192.0.2.2"
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A tunnel that is open: the client's namespace, and its address in it."""
+
+    namespace: str
+    address: str
+
+
+@contextmanager
+def ours(url: str, client: Host, password: str, protocol: str) -> Iterator[Tunnel]:
+    """Open a tunnel as the official app does."""
+    app = OfficialApp(client, "alice")
+    try:
+        app.do("start", user="alice", password=password)
+        app.do("add_server", url=url)
+        # The library asks for OpenVPN only when TCP is preferred; the configuration has UDP as well.
+        got = app.do("get_config", url=url, profile=PROFILE, prefer_tcp=protocol == "openvpn")
+        assert got["protocol"] == protocol
+        app.do("up", config=got["config"], protocol=protocol, transport="udp")
+        shown = json.loads(client.output("ip -n causeway-alice -j -4 address show dev cwalice0"))
+        yield Tunnel("causeway-alice", shown[0]["addr_info"][0]["local"])
+    finally:
+        app.attempt("down")
+        app.attempt("disconnect")
+        app.close()
+
+
+@contextmanager
+def by_hand(server: Host, client: Host, protocol: str) -> Iterator[Tunnel]:
+    """Open a tunnel by the tools' own means, in a namespace of the client."""
+    for host in (server, client):
+        host.run(f"mkdir -p -m 0700 /run/handmade; {KEYS}")
+    of_server, of_client = (host.output("cat /run/handmade/public") for host in (server, client))
+    prints = [host.output("cat /run/handmade/fingerprint") for host in (server, client)]
+    opened = server.output(
+        "nft --echo --handle insert rule inet causeway input udp dport { 51999, 1999 } accept"
+    )
+    try:
+        if protocol == "wireguard":
+            server.run(WIREGUARD_SERVER.format(peer=of_client))
+            client.run(WIREGUARD_CLIENT.format(peer=of_server, server=server.address))
+        else:
+            server.run(OPENVPN_SERVER.format(peer=prints[1]))
+            client.run(OPENVPN_CLIENT.format(peer=prints[0], server=server.address))
+        ping = "ip netns exec handmade ping -c 1 -W 1 192.0.2.1"
+        wait_until(lambda: client.run(ping, check=False).returncode == 0, 20, "the hand-made tunnel")
+        yield Tunnel("handmade", HAND_ADDRESS)
+    finally:
+        server.run(f"nft delete rule inet causeway input handle {opened.split()[-1]}")
+        for host in (client, server):
+            host.run(CLEAN, check=False)
+
+
+KEYS = """
+set -e
+cd /run/handmade
+umask 077
+wg genkey | tee private | wg pubkey >public
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=handmade \
+    -keyout key -out crt 2>/dev/null
+openssl x509 -in crt -noout -fingerprint -sha256 | cut -d= -f2 >fingerprint
+"""
+WIREGUARD_SERVER = """
+set -e
+systemd-run -q --collect --unit handmade wireguard-go --foreground hand0
+until wg show hand0 >/dev/null 2>&1; do sleep 0.1; done
+wg set hand0 listen-port 51999 private-key /run/handmade/private peer {peer} allowed-ips 192.0.2.2/32
+ip address add 192.0.2.1/24 dev hand0
+ip link set hand0 mtu 1420 up
+"""
+WIREGUARD_CLIENT = """
+set -e
+ip netns add handmade
+systemd-run -q --collect --unit handmade wireguard-go --foreground hand0
+until wg show hand0 >/dev/null 2>&1; do sleep 0.1; done
+wg set hand0 private-key /run/handmade/private peer {peer} allowed-ips 192.0.2.0/24 endpoint {server}:51999
+ip link set hand0 netns handmade
+ip -n handmade address add 192.0.2.2/24 dev hand0
+ip -n handmade link set hand0 mtu 1420 up
+"""
+_OPENVPN = """
+set -e
+cat >/run/handmade/conf <<X
+dev hand0
+dev-type tun
+cert /run/handmade/crt
+key /run/handmade/key
+verb 1
+{config}
+X
+systemd-run -q --collect --unit handmade openvpn --config /run/handmade/conf
+"""
+OPENVPN_SERVER = _OPENVPN.replace(
+    "{config}",
+    """server 192.0.2.0 255.255.255.0
+topology subnet
+port 1999
+proto udp
+dh none
+keepalive 10 60
+<peer-fingerprint>
+{peer}
+</peer-fingerprint>""",
+)
+OPENVPN_CLIENT = (
+    _OPENVPN.replace(
+        "{config}",
+        """client
+nobind
+remote {server} 1999 udp
+ifconfig-noexec
+route-noexec
+<peer-fingerprint>
+{peer}
+</peer-fingerprint>""",
+    )
+    + """
+ip netns add handmade
+until journalctl -u handmade --since -20s | grep -q "Sequence Completed"; do sleep 0.1; done
+ip link set hand0 netns handmade
+ip -n handmade address add 192.0.2.2/24 dev hand0
+ip -n handmade link set hand0 mtu 1500 up
+"""
+)
+CLEAN = "systemctl stop handmade; ip netns delete handmade; rm -r /run/handmade; true"
+
+
+def mbit(server: Host, client: Host, tunnel: Tunnel, way: str, seconds: int) -> float:
+    """Return what one TCP stream carries (Mbit/s). iperf3 listens at the client: no firewall stands there."""
+    inside = f"ip netns exec {tunnel.namespace}"
+    client.run(f"{inside} iperf3 --server --one-off --daemon")
+    listens = f"{inside} ss -Hltn sport = 5201 | grep -q ."
+    wait_until(lambda: client.run(listens, check=False).returncode == 0, 10, "iperf3 listens")
+    said = server.output(f"iperf3 --json --omit 1 --time {seconds} --client {tunnel.address} {WAYS[way]}")
+    return float(json.loads(said)["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=8, help="measurements of each tunnel and way")
+    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    arguments = parser.parse_args()
+    deployment = read_deployment("single_host")
+    server, client = deployment.host("portals"), deployment.host("clients")
+    prepare_client(client, deployment)
+    for host in (server, client):
+        host.run("dpkg -s iperf3 >/dev/null 2>&1 || { apt-get update -qq; apt-get install -y -qq iperf3; }")
+    password = deployment.passwords["alice"]
+
+    print("| protocol | way | ours, Mbit/s | by hand, Mbit/s | ratio of medians | ratios of the rounds |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for protocol in ("wireguard", "openvpn"):
+        with (
+            ours(deployment.portal_url, client, password, protocol) as our_tunnel,
+            by_hand(server, client, protocol) as hand_tunnel,
+        ):
+            for way in WAYS:
+                found: list[tuple[float, float]] = []
+                for number in range(arguments.rounds):
+                    # Who begins changes, so that neither always has the warmer machine.
+                    tunnels = [our_tunnel, hand_tunnel]
+                    order = tunnels if number % 2 == 0 else tunnels[::-1]
+                    got = {id(t): mbit(server, client, t, way, arguments.seconds) for t in order}
+                    found.append((got[id(our_tunnel)], got[id(hand_tunnel)]))
+                own, hand = (statistics.median(column) for column in zip(*found, strict=True))
+                each = sorted(a / b for a, b in found)
+                print(
+                    f"| {protocol} | {way} | {own:.0f} | {hand:.0f} | {own / hand:.2f}"
+                    f" | {each[0]:.2f} to {each[-1]:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
