@@ -141,9 +141,9 @@ def test_agent_is_killed_again_and_again(world: World, people: People) -> None:
 KILL_FIVE_TIMES = """
 pid() { systemctl show -p MainPID --value vpn-node-agent.service; }
 for i in 1 2 3 4 5; do
-  old=$(pid)
+  old=$(pid) new=0
   kill -KILL $old
-  until [ $(pid) != 0 ] && [ $(pid) != $old ]; do sleep 0.1; done
+  until [ $new != 0 ] && [ $new != $old ]; do sleep 0.1; new=$(pid); done
 done
 """
 
