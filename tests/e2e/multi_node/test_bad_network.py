@@ -1,5 +1,6 @@
 """The way between people, nodes and the portal is bad: it loses packets, is full, is narrow (R64, R65)."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,55 +10,60 @@ from tests.e2e.hosts import Host, OfficialApp, wait_until
 from tests.e2e.multi_node.test_node_loss import CONNECT_SECONDS, OTHER, VICTIM
 from tests.e2e.multi_node.world import ROUND_SECONDS, World
 
-#: The tests' own way in stays good. Who sends faster than the uplink takes loses what is too much.
-BAD_UPLINK = """
-table inet e2e {
-  chain out {
-    type filter hook output priority -300
-    tcp sport 22 accept
-    numgen random mod 10 == 0 counter drop
-    limit rate over 250 kbytes/second burst 16 kbytes counter drop
-  }
-  chain in {
+#: One packet in ten gets lost on its way to a host; the tests' own way in stays good.
+LOSS = """
+table inet e2e {{
+  chain in {{
     type filter hook input priority -300
     tcp dport 22 accept
-    numgen random mod 10 == 0 counter drop
-  }
-}
+    tcp sport 22 accept
+    {whose} numgen random mod 10 == 0 counter drop
+  }}
+}}
 """
-#: Sends what the uplink takes and a little more, in datagrams that nobody waits for.
+#: What leaves the node waits in a short queue for 2 Mbit/s. Somebody sends a little more than that.
 FILL_UPLINK = """
 import socket, sys, time
 away = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+began, sent = time.monotonic(), 0
 while True:
-    away.sendto(bytes(1300), (sys.argv[1], 9))
-    time.sleep(1300 / 260_000)
+    while sent < 260_000 * (time.monotonic() - began):
+        sent += away.sendto(bytes(1300), (sys.argv[1], 9))
+    time.sleep(0.01)
 """
+UPLINK = "tc qdisc replace dev host0 root tbf rate 2mbit burst 16k latency 100ms"
 
 
 @contextmanager
-def bad_uplink(node: Host, towards: str) -> Iterator[None]:
-    """A node whose uplink is full and loses one packet in ten, each way."""
+def bad_uplink(world: World, node: Host) -> Iterator[None]:
+    """A node whose uplink is full, and whose packets get lost both ways."""
+    others = (world.portal, world.client)
     node.put({"fill.py": FILL_UPLINK.encode()}, "/run/e2e")
-    node.run("nft -f -", stdin=BAD_UPLINK)
     try:
-        node.run(f"systemd-run -q --collect --unit e2e-fill python3 /run/e2e/fill.py {towards}")
+        node.run(UPLINK)
+        node.run(f"systemd-run -q --collect --unit e2e-fill python3 /run/e2e/fill.py {world.client.address}")
+        node.run("nft -f -", stdin=LOSS.format(whose=""))
+        for host in others:
+            host.run("nft -f -", stdin=LOSS.format(whose=f"ip saddr {node.address}"))
         yield
-        counters = node.output("nft list table inet e2e")
-        assert "packets 0" not in counters, counters
+        said = node.output("tc -s qdisc show dev host0; systemctl is-active e2e-fill")
+        assert re.search(r"dropped [1-9]", said), said
+        assert said.endswith("\nactive"), said
     finally:
-        node.run("systemctl stop e2e-fill; nft delete table inet e2e", check=False)
+        node.run("systemctl stop e2e-fill; tc qdisc delete dev host0 root", check=False)
+        for host in (node, *others):
+            host.run("nft delete table inet e2e", check=False)
 
 
 def test_uplink_of_a_node_is_full_and_loses_packets(
     world: World, make_app: Callable[..., OfficialApp]
 ) -> None:
     """R64: nobody's connect fails, and what is to end there ends."""
-    node, dave = world.node(VICTIM), make_app("dave")
+    dave = make_app("dave")
     with world.only(VICTIM):
         got = world.connect(dave, "frankfurt")
     try:
-        with bad_uplink(node, world.client.address):
+        with bad_uplink(world, world.node(VICTIM)):
             with world.probing("everywhere") as prober:
                 wait_until(lambda: VICTIM in prober.nodes(0), 60, "the node is chosen all the same")
                 world.vpn_portal("user", "disable", "dave")
