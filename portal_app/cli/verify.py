@@ -48,6 +48,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="only this node, with everything it serves; may repeat",
     )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave this node out, such as one that is known to be down; may repeat",
+    )
     parser.add_argument("--dns-name", help="name to resolve through tunnels (default: the portal's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.set_defaults(run=run, as_root=True)
@@ -100,7 +107,9 @@ def _run_locked(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _chosen_nodes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the plan's entries of the nodes to prove: those that were named, else all that take people."""
+    """Return the plan's entries of the nodes to prove: those that were named, else all that take people
+    and were not left out.
+    """
     plan = json.loads(_vpn_portal(arguments, "plan", "show", "--json"))
     visible = {profile_id for profile_id, profile in plan["profiles"].items() if not profile["hidden"]}
     planned = {name: _without_hidden(node, visible) for name, node in plan["nodes"].items()}
@@ -108,7 +117,11 @@ def _chosen_nodes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if unknown := sorted(set(arguments.node) - planned.keys()):
             raise PortalError(f"no node {unknown[0]!r}; known are {', '.join(planned)}")
         return [planned[name] for name in dict.fromkeys(arguments.node)]
-    return [planned[name] for name, state in _states(arguments).items() if state != MAINTENANCE]
+    return [
+        planned[name]
+        for name, state in _states(arguments).items()
+        if state != MAINTENANCE and name not in arguments.without
+    ]
 
 
 def _without_hidden(node: dict[str, Any], visible: set[str]) -> dict[str, Any]:

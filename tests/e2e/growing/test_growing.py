@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import yaml
 
 from tests.e2e.hosts import Deployment, OfficialApp, converge, prepare_client
 from tests.e2e.multi_node.world import Pings, World
+from tests.e2e.test_deployment import changed
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,7 @@ WHAT_IS_LEFT = """
 ls -d /etc/causeway/node /var/lib/causeway-node /opt/causeway /usr/local/bin/vpn-node 2>/dev/null
 nft list tables
 systemctl list-units --plain --no-legend 'vpn-*' 'causeway-*' 'openvpn-server@*'
+sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding | grep -v '= 0$'
 """
 
 
@@ -31,6 +35,20 @@ def put_into_inventory(deployment: Deployment, names: list[str]) -> None:
     inventory = deployment.directory / "inventory"
     hosts = {name: {"vpn_node": node_of(deployment, name)} for name in names}
     (inventory / "growth.yml").write_text(json.dumps({"nodes": {"hosts": hosts}}))
+
+
+@contextmanager
+def not_a_node(deployment: Deployment, name: str) -> Iterator[None]:
+    """Take a host out of the group of nodes, as the last step of docs/grow.md says."""
+    file = deployment.directory / "inventory/hosts.yml"
+    before = file.read_text()
+    inventory = yaml.safe_load(before)
+    del inventory["all"]["children"]["nodes"]["hosts"][name]
+    file.write_text(yaml.safe_dump(inventory))
+    try:
+        yield
+    finally:
+        file.write_text(before)
 
 
 def node_of(deployment: Deployment, name: str) -> dict[str, object]:
@@ -137,3 +155,37 @@ def test_node_that_a_profile_needs_is_not_removed(world: World) -> None:
     assert done.returncode != 0
     assert "vpn1 is the only node; add another one first" in " ".join(done.stdout.split())
     assert world.state("vpn1") == "up"
+
+
+def test_portal_that_was_a_node_too_is_a_portal_only(world: World) -> None:
+    """People on the first host are cut and come back at another node; nobody else notices."""
+    deployment = world.deployment
+    put_into_inventory(deployment, ["node3"])
+    apps = {name: OfficialApp(world.client, name) for name in ("alice", "bob")}
+    try:
+        for name, app in apps.items():
+            app.do("start", user=name, password=world.password(name))
+            app.do("add_server", url=deployment.portal_url)
+        with world.only("node3"):
+            elsewhere = world.connect(apps["alice"], "employees")
+        with world.only("vpn1"):
+            here = world.connect(apps["bob"], "employees", prefer_tcp=True)
+        pings = Pings(apps["alice"], elsewhere["gateway"], "alice")
+
+        output = run(deployment, "remove_node", "-e", "node=vpn1", "-e", "drain_cut=true")
+        assert "1 connections ended" in output
+        # An interrupted run is repeated.
+        run(deployment, "remove_node", "-e", "node=vpn1")
+        with not_a_node(deployment, "vpn1"):
+            run(deployment, "site")
+            assert set(changed(run(deployment, "site")).values()) == {0}
+        assert pings.lost() == 0
+        assert not apps["bob"].pings(here["gateway"])
+        assert world.connect(apps["bob"], "employees")["node"] == "node3"
+        assert world.node("vpn1").output("cat /proc/sys/net/ipv4/ip_forward") == "0"
+        assert set(world.ask("plan", "show")["nodes"]) == {"node3"}
+    finally:
+        for app in apps.values():
+            app.attempt("down")
+            app.attempt("disconnect")
+            app.close()

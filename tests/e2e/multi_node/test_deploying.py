@@ -19,7 +19,7 @@ def test_run_without_a_host_touches_none_and_can_leave_it_out(world: World) -> N
     world.deployment.lab("power-off", LOST)
     try:
         stopped = world.deployment.playbook("site", *CHANGE, log="unreachable")
-        left_out = world.deployment.playbook("node", "--limit", f"!{LOST}", log="left-out")
+        left_out = world.deployment.playbook("site", "--limit", f"!{LOST}", log="left-out")
     finally:
         world.deployment.lab("power-on", LOST)
     assert stopped.returncode != 0

@@ -20,12 +20,13 @@ UNSELECTED_SECONDS, CONNECT_SECONDS = 10, 5
 
 @dataclass
 class People:
-    """Open tunnels: app and gateway of each."""
+    """Open tunnels: app and gateway of each, and what address carol has."""
 
     alice: tuple[OfficialApp, str]
     carol: tuple[OfficialApp, str]
     dave: tuple[OfficialApp, str]
     erin: tuple[OfficialApp, str]
+    address: str
 
 
 @pytest.fixture
@@ -38,7 +39,9 @@ def people(world: World, make_app: Callable[..., OfficialApp]) -> Iterator[Peopl
             got = world.connect(apps[name], "frankfurt", prefer_tcp=name == "erin")
             assert got["node"] == VICTIM
             found[name] = (apps[name], got["gateway"])
-    yield People(**found)
+            if name == "carol":
+                address = address_of(got["config"])
+    yield People(**found, address=address)
     world.vpn_portal("user", "enable", "dave", check=False)
     # A test that failed may have left it off; the ones after it shall say their own.
     world.deployment.lab("power-on", VICTIM)
@@ -72,12 +75,14 @@ def hit(world: World, people: People, break_it: Callable[[], object], *, leaves:
         before = prober.attempts[-1].at
         break_it()
         if leaves:
-            wait_until(lambda: world.state(VICTIM) != "up", 20, "the controller has noticed")
+            wait_until(lambda: world.state(VICTIM) != "up", UNSELECTED_SECONDS, "the controller has noticed")
         # While it is away: somebody is cut who cannot be reached.
         world.vpn_portal("user", "disable", "dave")
         wait_until(lambda: prober.attempts[-1].at > before + UNSELECTED_SECONDS + 5, 60, "some more connects")
     if leaves:
         assert VICTIM not in prober.nodes(before + UNSELECTED_SECONDS)
+        # Somebody was on the way to it, and was sent on.
+        assert prober.slowest() > 1
     assert_nobody_noticed(prober)
     assert pings.lost() == 0
 
@@ -92,6 +97,9 @@ def test_power_is_cut(world: World, people: People) -> None:
     assert "fra1." in got["config"]
     uses = world.ask("address", address_of(got["config"]))
     assert (uses[0]["user"], uses[0]["until"]) == ("carol", None)
+    before = world.ask("address", people.address)[0]
+    assert before["user"] == "carol"
+    assert before["until"]
     assert len(world.wanted(VICTIM)) == 0
     world.deployment.lab("power-on", VICTIM)
     world.wait_until_in_step(VICTIM, 90)

@@ -6,13 +6,24 @@
 # reload    the new rules, for a minute, unless they are confirmed: then the confirmed ones come back
 # confirm   somebody came in from outside through the new rules: they stay
 # rollback  what the timer does when nobody came
+# remove    no rules of ours, and no forwarding
 set -eu
 cd /etc/causeway/firewall
 timer=causeway-firewall-rollback
 # There as long as rules.nft is in force and on trial.
 trial=/run/causeway-firewall-trial
+# There as long as this host forwards because of this script.
+forwards=/run/causeway-firewall-forwards
 exec 9>/run/causeway-firewall.lock
 flock 9
+
+forward_no_more() {
+    if [ -e $forwards ]; then
+        echo 0 >/proc/sys/net/ipv6/conf/all/forwarding
+        echo 0 >/proc/sys/net/ipv4/ip_forward
+        rm $forwards
+    fi
+}
 
 forward() {
     # 1 means "unless forwarding": keep accepting router advertisements where the host did.
@@ -21,6 +32,7 @@ forward() {
             echo 2 >"$setting"
         fi
     done
+    touch $forwards
     echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
     echo 1 >/proc/sys/net/ipv4/ip_forward
     # Turning forwarding on sets this back.
@@ -73,10 +85,15 @@ rollback)
         /usr/sbin/nft --file confirmed.nft
         echo "nobody came in through the new rules: the ones before are back in force" >&2
     else
-        echo 0 >/proc/sys/net/ipv6/conf/all/forwarding
-        echo 0 >/proc/sys/net/ipv4/ip_forward
+        forward_no_more
         /usr/sbin/nft 'table inet causeway; delete table inet causeway'
         echo "nobody came in through the new rules: there are none now, and no forwarding" >&2
     fi
+    ;;
+remove)
+    forward_no_more
+    rm -f $trial
+    systemctl --quiet stop $timer.timer 2>/dev/null || true
+    /usr/sbin/nft 'table inet causeway; delete table inet causeway'
     ;;
 esac
