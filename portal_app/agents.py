@@ -7,21 +7,20 @@ time that is left, so a peer that sends one byte a second is given up as punctua
 
 import json
 import logging
+import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Any, Protocol, TypeVar
-
-import urllib3
-from urllib3.connection import HTTPSConnection
-from urllib3.connectionpool import HTTPSConnectionPool
+from urllib.parse import quote
 
 from portal_app.errors import NodeRefused, NodeUnreachable, SettingsError
 from portal_app.settings import Settings
@@ -43,6 +42,11 @@ LONGEST_LIST = 64 * 1024 * 1024
 CONNECTIONS_PER_NODE = 8
 PARALLEL_CALLS = 32
 NAME_SECONDS = 60.0
+LONGEST_HEAD = 16 * 1024
+MOST_AT_ONCE = 256 * 1024
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: .*)?")
+_LENGTH = re.compile(rb"[0-9]{1,12}")
 
 
 class NodeAddress(Protocol):
@@ -56,71 +60,47 @@ class NodeAddress(Protocol):
     def agent_address(self) -> str: ...
 
 
-_deadline = threading.local()
+@dataclass(frozen=True)
+class AgentCertificate:
+    """What the certificate says that an agent showed last; ``not_after`` is UTC."""
+
+    serial_number: int
+    not_after: datetime
 
 
-def _remaining() -> float:
-    left = getattr(_deadline, "at", time.monotonic() + CALL_SECONDS) - time.monotonic()
+def _left(ends_at: float) -> float:
+    """Return the seconds until a deadline; raises TimeoutError when there are none."""
+    left = ends_at - time.monotonic()
     if left <= 0:
         raise TimeoutError("deadline of the call")
-    return float(left)
-
-
-@contextmanager
-def _deadline_in(seconds: float) -> Any:
-    _deadline.at = time.monotonic() + seconds
-    try:
-        yield
-    finally:
-        del _deadline.at
-
-
-class _DeadlineSocket(ssl.SSLSocket):
-    """Every wait ends with the deadline of the call that the thread is in."""
-
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        self.settimeout(_remaining())
-        return super().read(len, buffer)
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        self.settimeout(_remaining())
-        return super().send(data, flags)
-
-    def do_handshake(self, block: bool = False) -> None:
-        self.settimeout(_remaining())
-        super().do_handshake(block)
-
-
-def _socket_class(withdrawn: Collection[str]) -> type[ssl.SSLSocket]:
-    """Return a socket that takes no agent whose certificate was withdrawn: nobody is behind it (N5)."""
-    serials = {int(serial, 16) for serial in withdrawn}
-
-    class NoneWithdrawn(_DeadlineSocket):
-        def do_handshake(self, block: bool = False) -> None:
-            super().do_handshake(block)
-            serial = int(str((self.getpeercert() or {}).get("serialNumber", "0")), 16)
-            if serial in serials:
-                raise ssl.SSLCertVerificationError(f"{serial:x} is withdrawn")
-
-    return NoneWithdrawn
+    return left
 
 
 class _Names:
-    """Addresses of agents. A lookup is bounded, and the last known address serves while the resolver is
-    dead (R77).
+    """Addresses of agents, the one that worked last first. A lookup is bounded, and the last known addresses
+    serve while the resolver is dead (R77).
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], tuple[float, list[Any]]] = {}
+        self._worked: dict[tuple[str, int], Any] = {}
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="names")
 
-    def addresses(self, host: str, port: int) -> list[Any]:
+    def addresses(self, host: str, port: int, ends_at: float) -> list[Any]:
+        worked = self._worked.get((host, port))
+        return sorted(self._look_up(host, port, ends_at), key=lambda found: found[4] != worked)
+
+    def keep(self, host: str, port: int, address: Any) -> None:
+        """Let ``address`` come first: one that nothing answers at costs its part of the time only once."""
+        self._worked[host, port] = address
+
+    def _look_up(self, host: str, port: int, ends_at: float) -> list[Any]:
         looked_up_at, known = self._known.get((host, port), (0.0, []))
         if known and time.monotonic() - looked_up_at < NAME_SECONDS:
             return known
         try:
             found = self._pool.submit(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM).result(
-                min(1.0, _remaining())
+                min(1.0, _left(ends_at))
             )
         except (OSError, FutureTimeoutError) as error:
             if known:
@@ -133,32 +113,130 @@ class _Names:
 _names = _Names()
 
 
-class _Connection(HTTPSConnection):
-    def _new_conn(self) -> socket.socket:
-        last: OSError | None = None
-        found = _names.addresses(self.host, self.port)
-        for tried, (family, kind, protocol, _name, address) in enumerate(found):
-            connection = socket.socket(family, kind, protocol)
-            try:
-                connection.settimeout(_remaining() / (len(found) - tried))
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection.connect(address)
-            except OSError as error:
-                connection.close()
-                last = error
-                continue
-            return connection
-        raise last or OSError("no address")
+def _dial(host: str, ends_at: float) -> socket.socket:
+    """Connect to the first address of ``host`` that takes it, each with its part of the time."""
+    last: OSError | None = None
+    found = _names.addresses(host, AGENT_PORT, ends_at)
+    for tried, (family, kind, protocol, _name, address) in enumerate(found):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(_left(ends_at) / (len(found) - tried))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.connect(address)
+        except OSError as error:
+            connection.close()
+            last = error
+            continue
+        _names.keep(host, AGENT_PORT, address)
+        return connection
+    raise last or OSError("no address")
 
 
-class _Pool(HTTPSConnectionPool):
-    ConnectionCls = _Connection
+class _NoAgentError(Exception):
+    """What is there is not taken for the node's agent, or does not answer as agents do."""
 
 
 @dataclass(frozen=True)
 class _Answer:
     status: int
     body: bytes
+    keeps_open: bool
+
+
+class _Link:
+    """One TLS connection to an agent; a call is one request and one answer, one after the other.
+
+    HTTP of agents only: an answer has a Content-Length or no body, and is never compressed; a redirect is an
+    answer like any other.
+    """
+
+    def __init__(self, node: NodeAddress, context: ssl.SSLContext, ends_at: float) -> None:
+        plain = _dial(node.agent_address, ends_at)
+        try:
+            # Who it is, wherever it is reached: the name in its certificate.
+            name = agent_name(node.number)
+            self._tls = context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
+        except BaseException:
+            plain.close()
+            raise
+        try:
+            self._tls.settimeout(_left(ends_at))
+            self._tls.do_handshake()
+        except BaseException:
+            self.close()
+            raise
+
+    def certificate(self) -> AgentCertificate:
+        said: Any = self._tls.getpeercert()
+        not_after = datetime.fromtimestamp(ssl.cert_time_to_seconds(said["notAfter"]), UTC)
+        return AgentCertificate(int(said["serialNumber"], 16), not_after)
+
+    def ask(self, request: bytes, longest: int, ends_at: float) -> _Answer:
+        self._send(request, ends_at)
+        data = bytearray()
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            if len(data) > LONGEST_HEAD:
+                raise _NoAgentError(f"head longer than {LONGEST_HEAD} bytes")
+            data += self._receive(LONGEST_HEAD, ends_at)
+        status, length, keeps_open = _read_head(bytes(data[:end]))
+        if length > longest:
+            raise _NoAgentError(f"answer longer than {longest} bytes")
+        del data[: end + 4]
+        while len(data) < length:
+            data += self._receive(min(length - len(data), MOST_AT_ONCE), ends_at)
+        # What nobody asked for would be taken for the next answer.
+        return _Answer(status, bytes(data[:length]), keeps_open and len(data) == length)
+
+    def close(self) -> None:
+        self._tls.close()
+
+    def _send(self, request: bytes, ends_at: float) -> None:
+        sent = 0
+        while sent < len(request):
+            self._tls.settimeout(_left(ends_at))
+            sent += self._tls.send(request[sent : sent + MOST_AT_ONCE])
+
+    def _receive(self, most: int, ends_at: float) -> bytes:
+        self._tls.settimeout(_left(ends_at))
+        received = self._tls.recv(most)
+        if not received:
+            raise ConnectionResetError("closed by the agent")
+        return received
+
+
+def _request(node: NodeAddress, method: str, path: str, sent: bytes) -> bytes:
+    head = (
+        f"{method} {quote(path, safe='/?=&')} HTTP/1.1\r\n"
+        f"Host: {agent_name(node.number)}\r\n"
+        "Accept: application/json\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(sent)}\r\n"
+        # A node whose clock is wrong lets connections expire by the portal's (R61).
+        f"Date: {formatdate(usegmt=True)}\r\n"
+        "\r\n"
+    )
+    return head.encode() + sent
+
+
+def _read_head(head: bytes) -> tuple[int, int, bool]:
+    """Return status, length of the body, and whether the connection stays open."""
+    first, *lines = head.split(b"\r\n")
+    found = _STATUS_LINE.fullmatch(first)
+    if found is None:
+        raise _NoAgentError("no HTTP answer")
+    length, keeps_open = 0, True
+    for line in lines:
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip()
+        if name == b"content-length":
+            if not _LENGTH.fullmatch(value):
+                raise _NoAgentError("no length of the body")
+            length = int(value)
+        elif name == b"transfer-encoding":
+            raise _NoAgentError("no length of the body")
+        elif name == b"connection":
+            keeps_open = value.lower() != b"close"
+    return int(found[1]), length, keeps_open
 
 
 class Agents:
@@ -170,9 +248,15 @@ class Agents:
 
     def __init__(self, settings: Settings) -> None:
         self._context = _context(settings)
-        self._pools: dict[tuple[int, str], _Pool] = {}
+        self._withdrawn = {int(serial, 16) for serial in settings.withdrawn}
+        self._idle: dict[tuple[int, str], list[_Link]] = {}
+        self._certificates: dict[int, AgentCertificate] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PARALLEL_CALLS, thread_name_prefix="agents")
+
+    def certificate(self, node_number: int) -> AgentCertificate | None:
+        """Return the certificate that a node's agent showed last; None when it was not reached yet."""
+        return self._certificates.get(node_number)
 
     def info(self, node: NodeAddress, *, seconds: float = CALL_SECONDS) -> NodeInfo:
         info = _parsed(node, NodeInfo.parse, self._call(node, "GET", "/n/info", seconds=seconds))
@@ -242,25 +326,14 @@ class Agents:
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
-        with self._lock:
-            for pool in self._pools.values():
-                pool.close()
-            self._pools.clear()
+        self.hang_up()
 
-    def _pool(self, node: NodeAddress) -> _Pool:
-        key = (node.number, node.agent_address)
+    def hang_up(self) -> None:
+        """Close what is kept open; the next calls dial again."""
         with self._lock:
-            if key not in self._pools:
-                self._pools[key] = _Pool(
-                    node.agent_address,
-                    AGENT_PORT,
-                    maxsize=CONNECTIONS_PER_NODE,
-                    ssl_context=self._context,
-                    cert_reqs="CERT_REQUIRED",
-                    # Who it is, wherever it is reached: the name in its certificate.
-                    server_hostname=agent_name(node.number),
-                )
-            return self._pools[key]
+            for link in [link for links in self._idle.values() for link in links]:
+                link.close()
+            self._idle.clear()
 
     def _call(
         self,
@@ -272,56 +345,64 @@ class Agents:
         seconds: float,
         longest: int = LONGEST_ANSWER,
     ) -> Any:
+        ends_at = time.monotonic() + seconds
         sent = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         try:
-            with _deadline_in(seconds):
-                answer = self._ask_again(node, method, path, sent, longest)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+            answer = self._ask(node, method, path, sent, longest, ends_at)
+        except (OSError, _NoAgentError) as error:
             raise NodeUnreachable(f"{node.name}: {_reason(error)}") from error
         return _read(node, answer)
 
-    def _ask_again(self, node: NodeAddress, method: str, path: str, sent: bytes, longest: int) -> _Answer:
-        """Ask, and once more when a kept-alive connection turns out to be closed: each call may be
-        repeated.
-        """
-        try:
-            return self._ask(node, method, path, sent, longest)
-        except urllib3.exceptions.ProtocolError:
-            return self._ask(node, method, path, sent, longest)
+    def _ask(
+        self, node: NodeAddress, method: str, path: str, sent: bytes, longest: int, ends_at: float
+    ) -> _Answer:
+        """Ask, and once more when a kept connection turns out to be closed: each call may be repeated."""
+        request = _request(node, method, path, sent)
+        kept = self._kept(node)
+        if kept is not None:
+            with suppress(ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                return self._ask_over(kept, node, request, longest, ends_at)
+        return self._ask_over(self._dial(node, ends_at), node, request, longest, ends_at)
 
-    def _ask(self, node: NodeAddress, method: str, path: str, sent: bytes, longest: int) -> _Answer:
-        response = self._pool(node).urlopen(
-            method,
-            path,
-            body=sent,
-            headers={
-                "Content-Type": "application/json",
-                "Accept": "application/json",
-                # A node whose clock is wrong lets connections expire by the portal's (R61).
-                "Date": formatdate(usegmt=True),
-            },
-            retries=False,
-            redirect=False,
-            preload_content=False,
-            decode_content=False,
-            timeout=_remaining(),
-        )
+    def _ask_over(
+        self, link: _Link, node: NodeAddress, request: bytes, longest: int, ends_at: float
+    ) -> _Answer:
         try:
-            data = response.read(longest + 1)
-            if len(data) > longest:
-                raise urllib3.exceptions.HTTPError(f"answer longer than {longest} bytes")
-            whole = _Answer(response.status, data)
+            answer = link.ask(request, longest, ends_at)
         except BaseException:
-            response.close()
+            link.close()
             raise
-        response.release_conn()
-        return whole
+        if answer.keeps_open:
+            self._keep(node, link)
+        else:
+            link.close()
+        return answer
+
+    def _dial(self, node: NodeAddress, ends_at: float) -> _Link:
+        link = _Link(node, self._context, ends_at)
+        certificate = self._certificates[node.number] = link.certificate()
+        if certificate.serial_number in self._withdrawn:
+            link.close()
+            raise _NoAgentError(f"not its certificate: {certificate.serial_number:x} is withdrawn")
+        return link
+
+    def _kept(self, node: NodeAddress) -> _Link | None:
+        with self._lock:
+            links = self._idle.get((node.number, node.agent_address))
+            return links.pop() if links else None
+
+    def _keep(self, node: NodeAddress, link: _Link) -> None:
+        with self._lock:
+            links = self._idle.setdefault((node.number, node.agent_address), [])
+            if len(links) < CONNECTIONS_PER_NODE:
+                links.append(link)
+                return
+        link.close()
 
 
 def _context(settings: Settings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.sslsocket_class = _socket_class(settings.withdrawn)
     files = (
         settings.management_ca_certificate_file,
         settings.management_certificate_file,
@@ -338,22 +419,16 @@ def _context(settings: Settings) -> ssl.SSLContext:
 
 def _reason(error: Exception) -> str:
     """Say in a few words why there is no answer."""
-    inner: BaseException = error
-    while isinstance(inner, urllib3.exceptions.HTTPError):
-        deeper = (
-            inner.args[-1] if inner.args and isinstance(inner.args[-1], BaseException) else inner.__cause__
-        )
-        if deeper is None or deeper is inner:
-            break
-        inner = deeper
-    if isinstance(inner, TimeoutError | urllib3.exceptions.TimeoutError):
+    if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(inner, ssl.SSLCertVerificationError):
-        return f"not its certificate: {getattr(inner, 'verify_message', '') or inner.args[0]}"
-    if isinstance(inner, ConnectionResetError | ssl.SSLError | urllib3.exceptions.ProtocolError):
+    if isinstance(error, _NoAgentError):
+        return str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"not its certificate: {error.verify_message}"
+    if isinstance(error, ConnectionResetError | BrokenPipeError | ssl.SSLError):
         # In TLS 1.3 a refused client certificate looks like a cut connection.
-        return f"connection cut ({type(inner).__name__}); is this portal's management certificate valid?"
-    return f"{type(inner).__name__}: {inner}"[:200]
+        return f"connection cut ({type(error).__name__}); is this portal's management certificate valid?"
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _read(node: NodeAddress, answer: _Answer) -> Any:

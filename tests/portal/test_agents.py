@@ -4,8 +4,10 @@ N6, N7).
 
 import dataclasses
 import socket
+import ssl
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from cryptography import x509
@@ -119,20 +121,6 @@ def test_certificate_of_another_ca_is_refused(agents, start, deployment):
     assert server.calls == []
 
 
-def test_withdrawn_certificate_is_refused(settings, start, deployment):
-    """N5: nothing is sent to whoever has it."""
-    pair = deployment.node(1)
-    serial = x509.load_pem_x509_certificate(pair.certificate.read_bytes()).serial_number
-    server, node = start(certificate=pair)
-    wary = Agents(dataclasses.replace(settings, withdrawn=["00", f"{serial:x}"]))
-
-    with pytest.raises(NodeUnreachable, match=f"not its certificate: {serial:x} is withdrawn"):
-        wary.admit(node, ADMIT)
-
-    wary.close()
-    assert server.calls == []
-
-
 def test_clients_certificate_cannot_serve(agents, start, deployment):
     server, node = start(certificate=deployment.management.issue("node-1", server=False))
 
@@ -235,8 +223,134 @@ def test_last_known_address_serves_while_the_resolver_is_dead(agents, start, mon
 
     monkeypatch.setattr(agents_module.socket, "getaddrinfo", dead)
     monkeypatch.setattr(agents_module, "NAME_SECONDS", 0.0)
-    agents._pools.clear()
+    agents.hang_up()
     assert agents.info(node).node_number == 1
+
+
+@pytest.fixture
+def resolves_to(monkeypatch):
+    """Let every name have these addresses, and be looked up at each call."""
+
+    def resolves_to(*addresses):
+        found = [(2, 1, 6, "", (address, agents_module.AGENT_PORT)) for address in addresses]
+        monkeypatch.setattr(agents_module.socket, "getaddrinfo", lambda *_: list(found))
+
+    monkeypatch.setattr(agents_module, "NAME_SECONDS", 0.0)
+    monkeypatch.setattr(agents_module, "_names", agents_module._Names())
+    return resolves_to
+
+
+def test_address_that_worked_comes_first_after_a_new_lookup(agents, start, deployment, resolves_to):
+    """A node whose IPv6 is closed costs its time once: nobody asks at the first address again."""
+    server, _ = start()
+    node = NodeRef(1, "node1", "node1.example.org")
+    closed = loopback_address()
+    resolves_to(closed, server.address)
+    agents.info(node)
+    opened = AgentServer(deployment, 1, closed)
+
+    agents.hang_up()
+    agents.info(node)
+
+    opened.stop()
+    assert (opened.accepted, server.accepted) == (0, 2)
+
+
+def test_address_that_worked_before_does_not_hide_the_others(agents, start, deployment, resolves_to):
+    server, _ = start()
+    node = NodeRef(1, "node1", "node1.example.org")
+    leaves = AgentServer(deployment, 1, loopback_address())
+    resolves_to(leaves.address, server.address)
+    agents.info(node)
+    leaves.stop()
+
+    agents.hang_up()
+    agents.info(node)
+
+    assert (leaves.accepted, server.accepted) == (1, 1)
+
+
+def test_certificate_that_an_agent_showed_is_known(agents, start, deployment):
+    _server, node = start()
+    assert agents.certificate(1) is None
+
+    agents.info(node)
+
+    issued = x509.load_pem_x509_certificate(deployment.node(1).certificate.read_bytes())
+    shown = agents.certificate(1)
+    assert shown is not None
+    assert (shown.serial_number, shown.not_after) == (issued.serial_number, issued.not_valid_after_utc)
+    assert agents.certificate(2) is None
+
+
+def test_agent_with_a_withdrawn_certificate_is_told_nothing(settings, start, deployment):
+    """N5, N6: a stolen key of a node is of no use once its certificate is withdrawn."""
+    serial = x509.load_pem_x509_certificate(deployment.node(1).certificate.read_bytes()).serial_number
+    agents = Agents(dataclasses.replace(settings, withdrawn=["1", f"0{serial:X}"]))
+    withdrawn, node = start(1)
+    _good, other = start(2)
+
+    for _ in range(2):
+        with pytest.raises(NodeUnreachable, match=f"not its certificate: {serial:x} is withdrawn"):
+            agents.admit(node, ADMIT)
+    agents.admit(other, ADMIT)
+
+    agents.close()
+    assert withdrawn.calls == []
+
+
+@pytest.fixture
+def answer_with(deployment):
+    """Serve one connection at an agent's port with the same bytes, whatever is asked."""
+    pair = deployment.node(1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    servers, threads = [], []
+
+    def serve(server: socket.socket, answer: bytes) -> None:
+        with suppress(OSError), context.wrap_socket(server.accept()[0], server_side=True) as client:
+            client.settimeout(5)
+            client.recv(4096)
+            client.sendall(answer)
+            client.recv(1)
+
+    def answer_with(answer: bytes) -> NodeRef:
+        address = loopback_address()
+        servers.append(socket.create_server((address, agents_module.AGENT_PORT)))
+        threads.append(threading.Thread(target=serve, args=(servers[-1], answer)))
+        threads[-1].start()
+        return NodeRef(1, "node1", address)
+
+    yield answer_with
+    for thread in threads:
+        thread.join(10)
+    for server in servers:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"220 mail.example.org ready\r\n\r\n", "no HTTP answer"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "no length of the body"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "no length of the body"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n", "answer longer than"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X-Long: 1\r\n" * 5000, "head longer than"),
+    ],
+)
+def test_what_is_no_answer_of_an_agent_is_refused_at_once(agents, answer_with, answer, why):
+    """N7"""
+    with pytest.raises(NodeUnreachable, match=why):
+        agents.info(answer_with(answer))
+
+
+def test_words_nobody_asked_for_are_not_the_next_answer(agents, answer_with, start):
+    node = answer_with(b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n")
+
+    agents.admit(node, ADMIT)
+
+    with pytest.raises(NodeUnreachable):
+        agents.admit(node, ADMIT, seconds=0.5)
 
 
 def test_unusable_certificate_stops_the_start(settings, tmp_path):

@@ -107,7 +107,7 @@ class Wire(Agents):
     def __init__(self, network: "Network") -> None:
         self._network = network
 
-    def _ask(self, node: Any, method: str, path: str, sent: bytes, longest: int) -> _Answer:  # noqa: ARG002
+    def _ask(self, node: Any, method: str, path: str, sent: bytes, *_bounds: Any) -> _Answer:
         assert not db._sqlite_writer.locked(), "a call to a node inside of a transaction"
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: node-{node.number}\r\nConnection: close\r\n"
@@ -210,7 +210,7 @@ class Network:
 
     def _deliver(self, call: Call, request: bytes | None = None) -> _Answer | OSError:
         try:
-            answer = _Answer(*self.nodes[call.node].ask(request or call.request))
+            answer = _Answer(*self.nodes[call.node].ask(request or call.request), keeps_open=False)
         except NodeDown as error:
             return error
         self.answered(call, answer)
