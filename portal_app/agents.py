@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -239,6 +240,12 @@ def _read_head(head: bytes) -> tuple[int, int, bool]:
     return int(found[1]), length, keeps_open
 
 
+def _close_all(idle: dict[tuple[int, str], list[_Link]]) -> None:
+    for link in [link for links in idle.values() for link in links]:
+        link.close()
+    idle.clear()
+
+
 class Agents:
     """Calls to every node's agent over kept-alive connections with mutual TLS.
 
@@ -250,6 +257,8 @@ class Agents:
         self._context = _context(settings)
         self._withdrawn = {int(serial, 16) for serial in settings.withdrawn}
         self._idle: dict[tuple[int, str], list[_Link]] = {}
+        # A command makes one for its few calls and lets go of it.
+        weakref.finalize(self, _close_all, self._idle)
         self._certificates: dict[int, AgentCertificate] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PARALLEL_CALLS, thread_name_prefix="agents")
@@ -331,9 +340,7 @@ class Agents:
     def hang_up(self) -> None:
         """Close what is kept open; the next calls dial again."""
         with self._lock:
-            for link in [link for links in self._idle.values() for link in links]:
-                link.close()
-            self._idle.clear()
+            _close_all(self._idle)
 
     def _call(
         self,
