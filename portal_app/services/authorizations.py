@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from portal_app import portal
-from portal_app.db import retried, transaction
+from portal_app.db import retried, run, transaction
 from portal_app.errors import PortalError
 from portal_app.events import log
 from portal_app.models import (
@@ -27,7 +27,7 @@ from portal_app.models import (
     RefreshToken,
     User,
 )
-from portal_app.services import audit, connections, profiles
+from portal_app.services import audit, connections, ending, profiles
 from portal_app.services.connections import Ended, Holder
 
 #: An answer may be lost: the refresh token before the living one is good once more for so long
@@ -217,30 +217,34 @@ def _grace_applies(token: RefreshToken, successors: Sequence[RefreshToken], now:
     )
 
 
+_HELD = ending.ROWS.where(Connection.authorization_id == bindparam("authorization"))
+_BEARER = (
+    select(
+        Authorization.id,
+        Authorization.client_id,
+        Authorization.scope,
+        Authorization.expires_at,
+        User.id.label("user_id"),
+        User.name,
+        User.permissions,
+    )
+    .join(AccessToken, AccessToken.authorization_id == Authorization.id)
+    .join(User, User.id == Authorization.user_id)
+    .where(
+        AccessToken.token_hash == bindparam("token_hash"),
+        AccessToken.expires_at > bindparam("now"),
+        Authorization.expires_at > bindparam("now"),
+        User.is_disabled.is_(False),
+    )
+)
+
+
 def find_bearer(db: Session, access_token: str, now: datetime) -> Bearer | None:
     """Return whom a token stands for; None when it or anything behind it is not good (any more).
 
     Account state, permissions and the app's registration are looked up now, not remembered from the sign-in.
     """
-    row = db.execute(
-        select(
-            Authorization.id,
-            Authorization.client_id,
-            Authorization.scope,
-            Authorization.expires_at,
-            User.id.label("user_id"),
-            User.name,
-            User.permissions,
-        )
-        .join(AccessToken, AccessToken.authorization_id == Authorization.id)
-        .join(User, User.id == Authorization.user_id)
-        .where(
-            AccessToken.token_hash == hashed(access_token),
-            AccessToken.expires_at > now,
-            Authorization.expires_at > now,
-            User.is_disabled.is_(False),
-        )
-    ).one_or_none()
+    row = run(db, _BEARER, {"token_hash": hashed(access_token), "now": now}).one_or_none()
     if row is None or row.client_id not in portal().clients:
         return None
     if not profiles.meets(portal().settings.access_permissions, row.permissions):
@@ -256,8 +260,8 @@ def disconnect(holder: Holder, *, now: datetime) -> None:
         if portal().settings.delete_authorization_on_disconnect:
             ended = end(db, Authorization.id == holder.authorization_id, reason="disconnect", now=now)
         else:
-            criterion = Connection.authorization_id == holder.authorization_id
-            ended = connections.end(db, criterion, reason="disconnect", now=now)
+            held = run(db, _HELD, {"authorization": holder.authorization_id}).all()
+            ended = ending.end_found(db, held, reason="disconnect", now=now)
     connections.tell(ended)
 
 

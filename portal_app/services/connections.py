@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, update
+from sqlalchemy import bindparam, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from portal_app import portal
-from portal_app.db import retried, transaction
+from portal_app.db import retried, run, transaction
 from portal_app.errors import (
     Forbidden,
     InvalidToken,
@@ -115,6 +115,24 @@ class _Serving:
 
     rows: Sequence[Any]
     held: Collection[int]
+
+
+_OF_OWNER = ending.ROWS.where(Connection.user_id == bindparam("user"))
+_OF_OWNER_OR_KEY = ending.ROWS.where(
+    or_(Connection.user_id == bindparam("user"), Connection.public_key == bindparam("key"))
+)
+_LOCK_USER = (
+    select(User.is_disabled, User.permissions)
+    .where(User.id == bindparam("user"))
+    .with_for_update(key_share=True)
+)
+_USE_AUTHORIZATION = (
+    update(Authorization)
+    .where(Authorization.id == bindparam("authorization"), Authorization.expires_at > bindparam("now"))
+    .values(last_used_at=bindparam("now"))
+    .returning(Authorization.id)
+)
+_INSERT, _RECORD_USE = insert(Connection), insert(AddressUse)
 
 
 class _FullError(Exception):
@@ -281,9 +299,7 @@ def _make(
     holder, now = wish.holder, wish.now
     with transaction() as db:
         permissions = _lock_holder(db, holder, now)
-        found = db.execute(
-            ending.rows().where(_same_owner_or_key(holder, wish.public_key, attempt.protocol))
-        ).all()
+        found = _same_owner_or_key(db, holder, wish.public_key if attempt.protocol == WIREGUARD else None)
         reasons = _to_end(wish, attempt, found, withdrawn)
         authority, locked = nodes.lock(
             db, {candidate.node.number} | {r.node_number for r in found if r.id in reasons}
@@ -322,7 +338,7 @@ def _make(
             "generation": nodes.next_generation(db, candidate.node.number),
             "choice": why,
         }
-        db.execute(insert(Connection), [row])
+        run(db, _INSERT, row)
         if lease:
             copied = ("profile_id", "node_number", "protocol", "ipv4", "ipv6")
             use = {key: row[key] for key in copied} | {
@@ -331,7 +347,7 @@ def _make(
                 "client_id": holder.client_id,
                 "started_at": started_at,
             }
-            db.execute(insert(AddressUse), [use])
+            run(db, _RECORD_USE, use)
     return _Made(nodes.message_of(row), authority, candidate, why, lease, offer.wireguard_port, ended)
 
 
@@ -349,11 +365,7 @@ def _lock_holder(db: Session, holder: Holder, now: datetime) -> list[str]:
     """Make the user's connects wait for each other, and look again at what may have ended meanwhile (R35,
     R38, R40). Returns the permissions that the user has now.
     """
-    user = db.execute(
-        select(User.is_disabled, User.permissions)
-        .where(User.id == holder.user_id)
-        .with_for_update(key_share=True)
-    ).one_or_none()
+    user = run(db, _LOCK_USER, {"user": holder.user_id}).one_or_none()
     if user is None or user.is_disabled:
         raise InvalidToken("the account is disabled or gone")
     permissions: list[str] = user.permissions
@@ -361,23 +373,16 @@ def _lock_holder(db: Session, holder: Holder, now: datetime) -> list[str]:
         raise InvalidToken("the account may not use this service")
     if holder.authorization_id is None:
         return permissions
-    held = db.execute(
-        update(Authorization)
-        .where(Authorization.id == holder.authorization_id, Authorization.expires_at > now)
-        .values(last_used_at=now)
-        .returning(Authorization.id)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    held = run(db, _USE_AUTHORIZATION, {"authorization": holder.authorization_id, "now": now}).one_or_none()
     if held is None:
         raise InvalidToken("the authorization has ended")
     return permissions
 
 
-def _same_owner_or_key(holder: Holder, public_key: str | None, protocol: str) -> ColumnElement[bool]:
-    own = Connection.user_id == holder.user_id
-    if public_key is None or protocol != WIREGUARD:
-        return own
-    return or_(own, Connection.public_key == public_key)
+def _same_owner_or_key(db: Session, holder: Holder, public_key: str | None) -> Sequence[Any]:
+    if public_key is None:
+        return run(db, _OF_OWNER, {"user": holder.user_id}).all()
+    return run(db, _OF_OWNER_OR_KEY, {"user": holder.user_id, "key": public_key}).all()
 
 
 def _to_end(

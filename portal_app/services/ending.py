@@ -2,15 +2,16 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, case, delete, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, case, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from portal_app import portal
+from portal_app.db import run
 from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, User
@@ -50,8 +51,12 @@ def end(db: Session, criterion: ColumnElement[bool], *, reason: str, now: dateti
     Their addresses may be given again, the record of who had them is closed. The caller passes the result
     to ``tell`` after its commit.
     """
+    return end_found(db, db.execute(ROWS.where(criterion)).all(), reason=reason, now=now)
+
+
+def end_found(db: Session, found: Sequence[Any], *, reason: str, now: datetime) -> list[Ended]:
+    """As ``end``, for rows that the caller read (``ROWS``) in this transaction."""
     ended: list[Ended] = []
-    found = db.execute(rows().where(criterion)).all()
     if found:
         authority, locked = nodes.lock(db, {row.node_number for row in found})
         for start in range(0, len(found), _CHUNK):
@@ -101,9 +106,9 @@ def _cut_all(agents: "Agents", items: list[Ended], seconds: float) -> Callable[[
     return call
 
 
-def rows() -> Any:
-    """Select what ``end_rows`` needs of a connection; the caller adds which ones."""
-    columns = select(
+#: What ``end_rows`` needs of a connection; the caller adds which ones.
+ROWS: Any = (
+    select(
         Connection.id,
         Connection.user_id,
         Connection.authorization_id,
@@ -118,8 +123,23 @@ def rows() -> Any:
         User.name.label("user_name"),
         Authorization.client_id,
     )
-    users = columns.join(User, User.id == Connection.user_id)
-    return users.outerjoin(Authorization, Authorization.id == Connection.authorization_id)
+    .join(User, User.id == Connection.user_id)
+    .outerjoin(Authorization, Authorization.id == Connection.authorization_id)
+)
+_DELETE = (
+    delete(Connection).where(Connection.id.in_(bindparam("ids", expanding=True))).returning(Connection.id)
+)
+_RECORD_USE = insert(AddressUse)
+_NOW = bindparam("now", type_=AddressUse.started_at.type)
+_CLOSE_USES = (
+    update(AddressUse)
+    .where(AddressUse.connection_id.in_(bindparam("ids", expanding=True)), AddressUse.ended_at.is_(None))
+    # Clocks of two portals differ: a use never ends before it began.
+    .values(
+        ended_at=case((AddressUse.started_at > _NOW, AddressUse.started_at), else_=_NOW),
+        end_reason=bindparam("because"),
+    )
+)
 
 
 def end_rows(
@@ -133,14 +153,7 @@ def end_rows(
     """Delete rows whose nodes are locked; who was faster with one of them keeps it out of the result."""
     if not found:
         return []
-    gone = set(
-        db.scalars(
-            delete(Connection)
-            .where(Connection.id.in_([row.id for row in found]))
-            .returning(Connection.id)
-            .execution_options(synchronize_session=False)
-        )
-    )
+    gone = set(run(db, _DELETE, {"ids": [row.id for row in found]}).scalars())
     deleted = [row for row in found if row.id in gone]
     _close_uses(db, deleted, reason, now)
     leases.give_back(
@@ -196,15 +209,6 @@ def _close_uses(db: Session, deleted: Iterable[Any], reason: Callable[[Any], str
             }
         )
     if without_address:
-        db.execute(insert(AddressUse), without_address)
+        run(db, _RECORD_USE, without_address)
     for because, ids in by_reason.items():
-        db.execute(
-            update(AddressUse)
-            .where(AddressUse.connection_id.in_(ids), AddressUse.ended_at.is_(None))
-            # Clocks of two portals differ: a use never ends before it began.
-            .values(
-                ended_at=case((AddressUse.started_at > now, AddressUse.started_at), else_=now),
-                end_reason=because,
-            )
-            .execution_options(synchronize_session=False)
-        )
+        run(db, _CLOSE_USES, {"ids": ids, "now": now, "because": because})

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from portal_app.db import run
 from portal_app.models import FreeAddress, Offer
 from vpn_core.ranges import client_addresses
 
@@ -38,40 +39,44 @@ class Returned:
     freed_at: datetime
 
 
+_OFFER = (Offer.node_number == bindparam("node"), Offer.profile_id == bindparam("profile"))
+_TAKE_FRESH = (
+    update(Offer)
+    .where(*_OFFER, Offer.wireguard.is_not(None), Offer.next_position < Offer.capacity)
+    .values(next_position=Offer.next_position + 1, allocated=Offer.allocated + 1)
+    .returning(Offer.next_position, Offer.wireguard)
+)
+_LONGEST_WAITING = (
+    select(FreeAddress.id)
+    .where(FreeAddress.node_number == bindparam("node"), FreeAddress.profile_id == bindparam("profile"))
+    .order_by(FreeAddress.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_TAKE_WAITING = (
+    delete(FreeAddress)
+    .where(FreeAddress.id == _LONGEST_WAITING.scalar_subquery())
+    .returning(FreeAddress.position, FreeAddress.freed_at)
+)
+_ALLOCATE = (
+    update(Offer)
+    .where(*_OFFER)
+    .values(allocated=Offer.allocated + bindparam("count"))
+    .returning(Offer.wireguard)
+)
+_GIVE_BACK = insert(FreeAddress)
+
+
 def take(db: Session, node_number: int, profile_id: str) -> Lease | None:
     """Take a free address of a profile on a node; None when all are in use."""
-    offer = (Offer.node_number == node_number, Offer.profile_id == profile_id)
-    fresh = db.execute(
-        update(Offer)
-        .where(*offer, Offer.wireguard.is_not(None), Offer.next_position < Offer.capacity)
-        .values(next_position=Offer.next_position + 1, allocated=Offer.allocated + 1)
-        .returning(Offer.next_position, Offer.wireguard)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    offer = {"node": node_number, "profile": profile_id}
+    fresh = run(db, _TAKE_FRESH, offer).one_or_none()
     if fresh is not None:
         return _lease(fresh.next_position - 1, fresh.wireguard, None)
-    longest_waiting = (
-        select(FreeAddress.id)
-        .where(FreeAddress.node_number == node_number, FreeAddress.profile_id == profile_id)
-        .order_by(FreeAddress.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    waiting = db.execute(
-        delete(FreeAddress)
-        .where(FreeAddress.id == longest_waiting.scalar_subquery())
-        .returning(FreeAddress.position, FreeAddress.freed_at)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    waiting = run(db, _TAKE_WAITING, offer).one_or_none()
     if waiting is None:
         return None
-    share = db.execute(
-        update(Offer)
-        .where(*offer)
-        .values(allocated=Offer.allocated + 1)
-        .returning(Offer.wireguard)
-        .execution_options(synchronize_session=False)
-    ).scalar_one()
+    share = run(db, _ALLOCATE, offer | {"count": 1}).scalar_one()
     return _lease(waiting.position, share, waiting.freed_at)
 
 
@@ -80,16 +85,11 @@ def give_back(db: Session, returned: Iterable[Returned]) -> None:
     rows = [vars(item) for item in returned]
     if not rows:
         return
-    db.execute(insert(FreeAddress), rows)
+    run(db, _GIVE_BACK, rows)
     for (node_number, profile_id), count in sorted(
         Counter((row["node_number"], row["profile_id"]) for row in rows).items()
     ):
-        db.execute(
-            update(Offer)
-            .where(Offer.node_number == node_number, Offer.profile_id == profile_id)
-            .values(allocated=Offer.allocated - count)
-            .execution_options(synchronize_session=False)
-        )
+        run(db, _ALLOCATE, {"node": node_number, "profile": profile_id, "count": -count})
 
 
 def _lease(position: int, share: dict[str, str], free_since: datetime | None) -> Lease:

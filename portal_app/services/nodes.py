@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import func, select, true, update
+from sqlalchemy import bindparam, func, select, true, update
 from sqlalchemy.orm import Session
 
-from portal_app.db import retried, transaction
+from portal_app.db import retried, run, transaction
 from portal_app.models import Connection, Deployment, Node, NodeStatus, Offer
 from portal_app.models import Profile as ProfileRow
 from vpn_core.messages import OPENVPN, Authority, WantedSet
@@ -38,32 +38,58 @@ class NoDeployment(LookupError):
     """No plan was applied yet, so there is no node to call."""
 
 
+_OFFERING = (
+    select(
+        Node.number,
+        Node.name,
+        Node.hostname,
+        Node.agent_address,
+        Node.generation,
+        NodeStatus.answered_at,
+        NodeStatus.failing_since,
+        NodeStatus.suspect_until,
+        NodeStatus.maintenance_mode,
+        NodeStatus.wireguard_public_key,
+        NodeStatus.info,
+        Offer.profile_id,
+        Offer.capacity,
+        Offer.allocated,
+        Offer.wireguard.is_not(None).label("has_wireguard"),
+        Offer.openvpn,
+    )
+    .join(NodeStatus, NodeStatus.node_number == Node.number)
+    .join(Offer, Offer.node_number == Node.number)
+    .where(Offer.profile_id == bindparam("profile"))
+    .order_by(Node.number)
+)
+_LOCK = (
+    select(Node.number, Node.name, Node.agent_address)
+    .where(Node.number.in_(bindparam("numbers", expanding=True)))
+    .order_by(Node.number)
+    .with_for_update(key_share=True)
+)
+_AUTHORITY = select(Deployment.deployment_id, Deployment.epoch)
+_NEXT_GENERATION = (
+    update(Node)
+    .where(Node.number == bindparam("node"))
+    .values(generation=Node.generation + 1)
+    .returning(Node.generation)
+)
+_OFFER = (
+    select(
+        ProfileRow.hidden,
+        ProfileRow.permissions,
+        Deployment.plan["wireguard"]["port"].as_integer().label("wireguard_port"),
+    )
+    .join(Offer, Offer.profile_id == ProfileRow.profile_id)
+    .join(Deployment, true())
+    .where(Offer.node_number == bindparam("node"), Offer.profile_id == bindparam("profile"))
+)
+
+
 def offering(db: Session, profile_id: str) -> Sequence[Any]:
     """Return every node that offers a profile, with all that a choice between them needs."""
-    return db.execute(
-        select(
-            Node.number,
-            Node.name,
-            Node.hostname,
-            Node.agent_address,
-            Node.generation,
-            NodeStatus.answered_at,
-            NodeStatus.failing_since,
-            NodeStatus.suspect_until,
-            NodeStatus.maintenance_mode,
-            NodeStatus.wireguard_public_key,
-            NodeStatus.info,
-            Offer.profile_id,
-            Offer.capacity,
-            Offer.allocated,
-            Offer.wireguard.is_not(None).label("has_wireguard"),
-            Offer.openvpn,
-        )
-        .join(NodeStatus, NodeStatus.node_number == Node.number)
-        .join(Offer, Offer.node_number == Node.number)
-        .where(Offer.profile_id == profile_id)
-        .order_by(Node.number)
-    ).all()
+    return run(db, _OFFERING, {"profile": profile_id}).all()
 
 
 def admitted_since(db: Session, node_number: int, profile_id: str, heard_at: datetime) -> int:
@@ -95,17 +121,12 @@ def lock(db: Session, numbers: Collection[int]) -> tuple[Authority, dict[int, No
     a node are therefore committed in their order.
     """
     authority = read_authority(db)
-    rows = db.execute(
-        select(Node.number, Node.name, Node.agent_address)
-        .where(Node.number.in_(numbers))
-        .order_by(Node.number)
-        .with_for_update(key_share=True)
-    )
+    rows = run(db, _LOCK, {"numbers": list(numbers)})
     return authority, {row.number: NodeRef(row.number, row.name, row.agent_address) for row in rows}
 
 
 def read_authority(db: Session) -> Authority:
-    row = db.execute(select(Deployment.deployment_id, Deployment.epoch)).one_or_none()
+    row = run(db, _AUTHORITY).one_or_none()
     if row is None:
         raise NoDeployment("no plan was applied yet; run vpn-portal plan apply")
     return Authority(row.deployment_id, row.epoch)
@@ -115,14 +136,7 @@ def next_generation(db: Session, node_number: int) -> int:
     """Take the next number of a node's counter; the caller has locked the node or does nothing else after
     it.
     """
-    statement = (
-        update(Node)
-        .where(Node.number == node_number)
-        .values(generation=Node.generation + 1)
-        .returning(Node.generation)
-        .execution_options(synchronize_session=False)
-    )
-    return int(db.execute(statement).scalar_one())
+    return int(run(db, _NEXT_GENERATION, {"node": node_number}).scalar_one())
 
 
 def wanted_set(db: Session, node_number: int) -> WantedSet:
@@ -154,13 +168,7 @@ def offer(db: Session, node_number: int, profile_id: str) -> Any:
     """Return who may use a profile that a node offers (``hidden``, ``permissions``), and the
     ``wireguard_port`` of every node; None when it offers it no more.
     """
-    port = Deployment.plan["wireguard"]["port"].as_integer().label("wireguard_port")
-    return db.execute(
-        select(ProfileRow.hidden, ProfileRow.permissions, port)
-        .join(Offer, Offer.profile_id == ProfileRow.profile_id)
-        .join(Deployment, true())
-        .where(Offer.node_number == node_number, Offer.profile_id == profile_id)
-    ).one_or_none()
+    return run(db, _OFFER, {"node": node_number, "profile": profile_id}).one_or_none()
 
 
 def message_of(row: dict[str, Any]) -> ConnectionMessage:
