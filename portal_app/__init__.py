@@ -1,9 +1,10 @@
 """The portal: pages, OAuth, API v3, and what they share."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, current_app
+from flask.sessions import NullSession, SessionInterface
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from portal_app import db
@@ -28,6 +29,21 @@ class Portal:
     signer: "Signer"
 
 
+class _NoSessions(SessionInterface):
+    """Flask's signed cookie is not used: ``login`` has its own, and apps have none."""
+
+    def open_session(self, *_args: Any) -> NullSession:
+        return NullSession()
+
+
+class _App(Flask):
+    session_interface = _NoSessions()
+
+    def ensure_sync(self, func: Any) -> Any:
+        """No function here is a coroutine; looking at each one at each request is work."""
+        return func
+
+
 def portal() -> Portal:
     """Return the portal of the current application context."""
     found: Portal = current_app.extensions["causeway"]
@@ -44,7 +60,7 @@ def create_app(settings: Settings) -> Flask:
     from portal_app.services.pki import Signer
     from portal_app.views import account, admin, api_v3, health
 
-    app = Flask(__name__)
+    app = _App(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key_file.read_bytes(),
         MAX_CONTENT_LENGTH=LONGEST_BODY,

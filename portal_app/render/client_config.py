@@ -34,6 +34,7 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    auto_reload=False,  # a release is never changed in place
     autoescape=False,  # noqa: S701
 )
 _random = random.SystemRandom()

@@ -1,11 +1,12 @@
 """Profiles as a user may see and use them."""
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from portal_app.db import run
 from portal_app.models import Profile
 
 
@@ -39,14 +40,23 @@ def may_use(profile: Restricted, permissions: Collection[str]) -> bool:
     return not profile.hidden and meets(profile.permissions, permissions)
 
 
-def offered(db: Session, user: HasPermissions) -> list[Profile]:
-    """Return the profiles that ``user`` sees: highest priority first, then in the order of the inventory."""
+_COLUMNS = select(*Profile.__table__.columns)
+_ALL = _COLUMNS.order_by(Profile.priority.desc(), Profile.position)
+_ONE = _COLUMNS.where(Profile.profile_id == bindparam("profile"))
+
+
+def offered(db: Session, user: HasPermissions) -> list[Any]:
+    """Return the profiles that ``user`` sees: highest priority first, then in the order of the inventory.
+
+    They are rows with the columns of ``Profile``.
+    """
     permissions = user.permissions
-    found = db.scalars(select(Profile).order_by(Profile.priority.desc(), Profile.position))
-    return [profile for profile in found if may_use(profile, permissions)]
+    return [profile for profile in run(db, _ALL) if may_use(profile, permissions)]
 
 
-def find_offered(db: Session, user: HasPermissions, profile_id: str) -> Profile | None:
-    """Return one profile if ``user`` may use it; unknown, hidden and forbidden look the same."""
-    profile = db.get(Profile, profile_id)
+def find_offered(db: Session, user: HasPermissions, profile_id: str) -> Any:
+    """Return one profile's row if ``user`` may use it, else None: unknown, hidden and forbidden look the
+    same.
+    """
+    profile = run(db, _ONE, {"profile": profile_id}).one_or_none()
     return profile if profile is not None and may_use(profile, user.permissions) else None
