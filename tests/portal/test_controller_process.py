@@ -170,8 +170,8 @@ def test_lock_is_lost_with_its_session():
     assert not second.hold()
     with db.engine().connect() as connection:
         connection.execute(
-            text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
-                 " AND (classid::bigint << 32) + objid::bigint = :key"),
+            text("SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory'"
+                 " AND granted AND (classid::bigint << 32) + objid::bigint = :key"),
             {"key": LOCK_KEY},
         )  # fmt: skip
 
