@@ -140,7 +140,8 @@ test: check test-packages ## everything, the end-to-end tests on lab hosts inclu
 	@$(AS_ROOT) $(BIN)/pytest --durations=15 --tb=short -m lab tests/lab tests/e2e
 
 .PHONY: bench
-bench: setup ## measure; benchmarks/ says what and how
+bench: TEST_PACKAGES += nftables nginx
+bench: setup test-packages ## measure; benchmarks/ says what and how
 	@for benchmark in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
 		printf '\n\033[1m%s\033[0m\n' "$$benchmark"; $(BIN)/python -m benchmarks.$$benchmark; done
 

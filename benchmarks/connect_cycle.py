@@ -1,210 +1,164 @@
-"""Connect + disconnect through nginx, gunicorn, the agent and ``wg`` of the deployed single host.
+"""What a connect and disconnect costs the portal, against a bare Flask ``hello``.
 
-``python -m benchmarks.connect_cycle`` needs a converged lab (``make lab``). It fills the node with
-connections up to each size, runs the same number of cycles at each, and prints one table: wall time, server
-CPU and failures per cycle. The ratio of one run counts, not the milliseconds of one machine. What it made is
-removed at the end.
+``python -m benchmarks.connect_cycle`` (root, nginx) runs nginx and gunicorn as the roles configure them (only
+the limit of requests is lifted), SQLite or PostgreSQL, and real agents over real WireGuard interfaces, in a
+network namespace that ends with it. ``hello`` has an nginx and a gunicorn of its own with the same
+configuration. The agents really hold the existing connections.
+
+Server CPU is what nginx, gunicorn and PostgreSQL used, their children included; agents and WireGuard are not
+in it. Everything is measured twice: *in a row*, many requests of one kind, and *in turns*, a few of each kind
+one after the other, so that none finds the processor's caches warm from its like.
 """
 
 import argparse
-import base64
-import http.client
-import json
-import os
-import ssl
-import statistics
-import threading
+import sys
+import tempfile
 import time
-import urllib.parse
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
 
-from portal_app.verification.browser import App, Browser
-from tests.e2e.hosts import read_deployment
+from benchmarks.stage import fleet, namespace, portal, table
+from benchmarks.stage.apps import App, apps
+from benchmarks.stage.processes import used_by_all
+from benchmarks.stage.web import Site, site
+from tests.portal.app_user import HOST
 
-UNITS = ("nginx", "vpn-portal", "vpn-portal-controller", "vpn-node-agent", "causeway-wireguard")
-PREFIX = "bench-"
+#: What is asked; a cycle is a connect and a disconnect.
+CYCLE, OPENVPN, INFO, WELL_KNOWN, HELLO = "WireGuard cycle", "OpenVPN cycle", "/info", "well-known", "hello"
+ASKING = {
+    HELLO: App.hello,
+    CYCLE: App.wireguard,
+    INFO: App.info,
+    OPENVPN: App.openvpn,
+    WELL_KNOWN: App.well_known,
+}
+#: Of the light ones so many more are asked in a row.
+TIMES = {HELLO: 5, INFO: 3, WELL_KNOWN: 3}
+IN_A_ROW, IN_TURNS = "in a row", "in turns"
+#: Requests of each kind in a turn, at least one of each app.
+TURN = 4
+
+
+@dataclass
+class Sample:
+    """Requests of one kind; ``cpu`` are seconds by process."""
+
+    asked: int = 0
+    failed: int = 0
+    taken: list[float] = field(default_factory=list)
+    lasted: float = 0.0
+    cpu: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cpu_ms(self) -> float:
+        """Of one request or cycle."""
+        return sum(self.cpu.values()) * 1000 / self.asked
+
+    def part_ms(self, name: str) -> float:
+        return self.cpu.get(name, 0.0) * 1000 / self.asked
+
+    def at_percent(self, percent: int) -> float:
+        ordered = sorted(self.taken)
+        return ordered[max(0, len(ordered) * percent // 100 - 1)] * 1000
 
 
 @dataclass(frozen=True)
-class Row:
+class Result:
+    database: str
     existing: int
-    concurrency: int
-    cycles: int
-    failures: int
-    per_second: float
-    median_ms: float
-    p99_ms: float
-    cpu_ms: dict[str, float]
+    at_once: int
+    samples: dict[str, dict[str, Sample]]
+
+    def cpu_ms(self, order: str, kind: str) -> float:
+        return self.samples[order][kind].cpu_ms
+
+    def times_hello(self, order: str, kind: str) -> float:
+        return self.cpu_ms(order, kind) / self.cpu_ms(order, HELLO)
 
 
-class Lab:
-    """The converged single host."""
+class Servers:
+    """The processes whose CPU counts."""
 
-    def __init__(self) -> None:
-        deployment = read_deployment("single_host")
-        self.url, self.ca_file = deployment.portal_url, deployment.ca_file
-        self._deployment, self._server = deployment, deployment.host("portals")
+    def __init__(self, served: Site, hello: Site, database_pid: int | None) -> None:
+        database = {"database": database_pid} if database_pid else {}
+        self._portal, self._hello = served.pids | database, hello.pids
 
-    def limit_requests(self, rate: int | None) -> None:
-        """Let one address ask more often than nginx allows; None puts the role's own limit back."""
-        words = [] if rate is None else ["-e", json.dumps({"web_frontend_api_rate": rate})]
-        done = self._deployment.playbook("portal", "--tags", "web_frontend", *words, log="bench-limits")
-        if done.returncode != 0:
-            raise SystemExit(done.stdout[-2000:])
-
-    def run(self, command: str, stdin: str = "") -> str:
-        return self._server.run(command, stdin=stdin).stdout
-
-    def python(self, program: str, *arguments: str) -> str:
-        """Run a program with the portal's interpreter as the portal's user."""
-        words = " ".join(("runuser -u causeway-portal -- /opt/causeway/current/bin/python -", *arguments))
-        return self.run(words, PROGRAM_HEAD + program)
-
-    def cpu_ms(self) -> dict[str, float]:
-        """CPU milliseconds that each service has used since it started."""
-        return dict(json.loads(self.run("python3 -", CPU.replace("UNITS", repr(UNITS)))))
+    def used(self, kind: str) -> dict[str, float]:
+        pids = self._hello if kind == HELLO else self._portal
+        return {name: used_by_all(pid) for name, pid in pids.items()}
 
 
-#: Sums user and system time, those of ended children included, over the processes of each unit.
-CPU = """
-import json, os, pathlib
-used = dict.fromkeys(UNITS, 0.0)
-for directory in pathlib.Path("/proc").glob("[0-9]*"):
-    try:
-        group = (directory / "cgroup").read_text()
-        fields = (directory / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        continue
-    for unit in used:
-        if f"/{unit}.service" in group:
-            used[unit] += sum(map(int, fields[11:15])) * 1000 / os.sysconf("SC_CLK_TCK")
-print(json.dumps(used))
-"""
-
-PROGRAM_HEAD = """
-import base64, os, sys
-from datetime import timedelta
-from sqlalchemy import insert, select, delete, func
-from portal_app import db
-from portal_app.agents import Agents
-from portal_app.clock import utc_now
-from portal_app.models import AddressUse, Connection, FreeAddress, Node, Offer, User
-from portal_app.services import connections, nodes
-from portal_app.settings import Settings
-from vpn_core.ranges import client_addresses
-from ipaddress import IPv4Network, IPv6Network
-settings = Settings.load()
-db.connect_to(settings.database_url)
-"""
-
-FILL = """
-count, now = int(sys.argv[1]), utc_now()
-with db.transaction() as t:
-    user = t.scalar(select(User).where(User.name == "bench-load"))
-    if user is None:
-        user = User(name="bench-load", permissions=[], created_at=now)
-        t.add(user)
-        t.flush()
-    have = t.scalar(select(func.count()).select_from(Connection).where(Connection.user_id == user.id))
-    offer = t.scalar(select(Offer).where(Offer.profile_id == "employees"))
-    node = t.get(Node, offer.node_number)
-    ipv4, ipv6 = IPv4Network(offer.wireguard["ipv4"]), IPv6Network(offer.wireguard["ipv6"])
-    rows = []
-    for number in range(have, count):
-        position = offer.next_position
-        offer.next_position += 1
-        offer.allocated += 1
-        node.generation += 1
-        four, six = client_addresses(ipv4, ipv6, position)
-        rows.append(dict(id=os.urandom(16).hex(), user_id=user.id, authorization_id=None,
-            node_number=node.number, profile_id="employees", protocol="wireguard",
-            public_key=base64.b64encode(os.urandom(32)).decode(),
-            position=position, ipv4=four, ipv6=six, display_name="bench", created_at=now,
-            expires_at=now + timedelta(days=1), generation=node.generation))
-    if rows:
-        t.execute(insert(Connection), rows)
-        t.execute(insert(AddressUse), [dict(
-            connection_id=r["id"], user_name=user.name, profile_id="employees", node_number=node.number,
-            protocol="wireguard", client_id=None, ipv4=r["ipv4"], ipv6=r["ipv6"],
-            started_at=now) for r in rows])
-with db.transaction(read_only=True) as t:
-    wanted = nodes.wanted_set(t, node.number)
-Agents(settings).put_set(node, wanted)
-print(len(wanted.connections))
-"""
-
-EMPTY = """
-with db.transaction() as t:
-    user = t.scalar(select(User).where(User.name == "bench-load"))
-    if user is not None:
-        ended = connections.end(t, Connection.user_id == user.id, reason="benchmark ended", now=utc_now())
-        t.execute(delete(User).where(User.id == user.id))
-    node = t.scalar(select(Node))
-with db.transaction(read_only=True) as t:
-    wanted = nodes.wanted_set(t, node.number)
-from dataclasses import replace
-Agents(settings).put_set(node, replace(wanted, confirmed=True))
-"""
+def ask(app: App, kind: str, count: int) -> tuple[int, list[float]]:
+    """Return how many failed, and the seconds that each took."""
+    failed, taken = 0, []
+    for _ in range(count):
+        began = time.monotonic()
+        try:
+            good = ASKING[kind](app)
+        except (OSError, HTTPException):
+            app.hang_up()
+            good = False
+        taken.append(time.monotonic() - began)
+        failed += not good
+    return failed, taken
 
 
-class Client:
-    """One app with a kept-alive connection to the portal."""
-
-    def __init__(self, lab: Lab, name: str, password: str) -> None:
-        app = App(lab.url, Browser(lab.ca_file))
-        app.discover()
-        app.authorize(name, password)
-        self._token = app.access_token
-        parts = urllib.parse.urlsplit(lab.url)
-        context = ssl.create_default_context(cafile=str(lab.ca_file))
-        self._http = http.client.HTTPSConnection(parts.netloc, context=context, timeout=20)
-
-    def cycle(self) -> bool:
-        """Connect and disconnect once; tell whether both succeeded."""
-        key = base64.b64encode(os.urandom(32)).decode()
-        body = urllib.parse.urlencode({"profile_id": "employees", "public_key": key, "prefer_tcp": "no"})
-        connected = self._post("connect", body, {"Accept": "application/x-wireguard-profile"})
-        return connected == 200 and self._post("disconnect", "", {}) == 204
-
-    def _post(self, path: str, body: str, extra: dict[str, str]) -> int:
-        headers = {
-            "Authorization": f"Bearer {self._token}",
-            "Content-Type": "application/x-www-form-urlencoded",
-        }
-        self._http.request("POST", f"/api/v3/{path}", body, headers | extra)
-        answer = self._http.getresponse()
-        answer.read()
-        return answer.status
+def block(servers: Servers, asking: Sequence[App], kind: str, each: int, sample: Sample) -> None:
+    """Let every app ask ``each`` times, all of them at once."""
+    with ThreadPoolExecutor(len(asking)) as threads:
+        before, began = servers.used(kind), time.monotonic()
+        for failed, taken in threads.map(lambda app: ask(app, kind, each), asking):
+            sample.asked, sample.failed = sample.asked + each, sample.failed + failed
+            sample.taken += taken
+        sample.lasted += time.monotonic() - began
+        for name, used in servers.used(kind).items():
+            sample.cpu[name] = sample.cpu.get(name, 0.0) + used - before[name]
 
 
-def measure(lab: Lab, clients: list[Client], existing: int, cycles: int) -> Row:
-    """Run ``cycles`` cycles spread over the clients, each in a thread of its own."""
-    times: list[float] = []
-    failures: list[int] = []
-    before = lab.cpu_ms()
+def measure(servers: Servers, asking: Sequence[App], cycles: int) -> dict[str, dict[str, Sample]]:
+    for app in asking:
+        app.hang_up()
+    for kind in ASKING:
+        block(servers, asking, kind, 2, Sample())  # warm
+    in_a_row, in_turns = ({kind: Sample() for kind in ASKING} for _ in range(2))
+    for kind, sample in in_a_row.items():
+        block(servers, asking, kind, max(1, cycles * TIMES.get(kind, 1) // len(asking)), sample)
+    each = max(1, TURN // len(asking))
+    for _ in range(max(1, cycles // (each * len(asking)))):
+        for kind, sample in in_turns.items():
+            block(servers, asking, kind, each, sample)
+    return {IN_A_ROW: in_a_row, IN_TURNS: in_turns}
 
-    def work(client: Client) -> None:
-        for _ in range(cycles // len(clients)):
-            began = time.perf_counter()
-            good = client.cycle()
-            times.append((time.perf_counter() - began) * 1000)
-            if not good:
-                failures.append(1)
 
-    threads = [threading.Thread(target=work, args=(client,)) for client in clients]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    per_second = len(times) / (time.perf_counter() - started)
-    after = lab.cpu_ms()
-    cpu = {unit: (after[unit] - before[unit]) / len(times) for unit in UNITS}
-    ordered = sorted(times)
-    p99 = ordered[int(len(ordered) * 0.99) - 1]
-    return Row(
-        existing, len(clients), len(times), len(failures), per_second, statistics.median(times), p99, cpu
-    )
+def results(
+    kind: str, directory: Path, nodes: int, sizes: Sequence[int], at_once: Sequence[int], cycles: int
+) -> list[Result]:
+    found = []
+    with (
+        portal.portal(kind, directory, durable=True) as place,
+        fleet.fleet(place, nodes) as there,
+        site(
+            directory / "portal-site", place.deployment, host=HOST, port=8440,
+            application="portal_app.wsgi:app", CAUSEWAY_SETTINGS=str(place.settings_file),
+        ) as served,
+        site(
+            directory / "hello-site", place.deployment, host="hello.example.org", port=8450,
+            application="benchmarks.stage.hello:app",
+        ) as hello,
+        apps(max(at_once), served, hello) as everybody,
+    ):  # fmt: skip
+        servers = Servers(served, hello, place.database_pid)
+        for existing in sizes:
+            there.hold(existing)
+            for count in at_once:
+                there.look()
+                samples = measure(servers, everybody[:count], cycles)
+                found.append(Result(kind, existing, count, samples))
+                print(f"{kind}, {existing} existing, {count} at once: measured", file=sys.stderr, flush=True)
+    return found
 
 
 def main() -> None:
@@ -212,57 +166,114 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--existing", type=int, nargs="+", default=[0, 10_000], help="connections there already"
+        "--existing", type=int, nargs="+", default=[0, 1_000, 10_000, 100_000], help="connections of others"
     )
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--cycles", type=int, default=320, help="cycles for each row")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--cycles", type=int, default=200, help="cycles of each kind for each row")
+    parser.add_argument("--nodes", type=int, default=10)
+    parser.add_argument("--databases", nargs="+", default=portal.DATABASES, choices=portal.DATABASES)
     arguments = parser.parse_args()
-    lab = Lab()
-    names = [f"{PREFIX}{i}" for i in range(max(arguments.concurrency))]
-    password = base64.b64encode(os.urandom(18)).decode()
-    rows = []
-    try:
-        lab.limit_requests(100_000)
-        for name in names:
-            lab.run(f"vpn-portal user add {name} --password-file - --exists-ok", password)
-        clients = [Client(lab, name, password) for name in names]
-        for existing in arguments.existing:
-            lab.python(FILL, str(existing))
-            for concurrency in arguments.concurrency:
-                measure(lab, clients[:concurrency], existing, concurrency * 2)  # warm
-                rows.append(measure(lab, clients[:concurrency], existing, arguments.cycles))
-    finally:
-        for name in names:
-            lab.run(f"vpn-portal user delete {name} || true")
-        lab.python(EMPTY)
-        lab.limit_requests(None)
-    print_table(rows)
+    namespace.enter()
+    found = []
+    with tempfile.TemporaryDirectory(prefix="causeway-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o711)  # nginx's processes pass through
+        for kind in arguments.databases:
+            found += results(
+                kind, directory / kind, arguments.nodes, sorted(arguments.existing),
+                arguments.concurrency, arguments.cycles,
+            )  # fmt: skip
+    show_cycles(found)
+    print()
+    show_kinds([result for result in found if result.existing == found[0].existing])
 
 
-def print_table(rows: list[Row]) -> None:
-    columns = (
-        "existing",
-        "concurrency",
-        "cycles",
-        "failed",
-        "cycles/s",
-        "median ms",
-        "p99 ms",
-        "server CPU ms a cycle",
+def show_cycles(found: Sequence[Result]) -> None:
+    """One row for each size and concurrency: the WireGuard cycle."""
+    rows: list[list[object]] = []
+    for result in found:
+        base = next(r for r in found if (r.database, r.at_once) == (result.database, result.at_once))
+        cycle = result.samples[IN_A_ROW][CYCLE]
+        both = [samples[CYCLE] for samples in result.samples.values()]
+        parts = " + ".join(f"{cycle.part_ms(part):.1f}" for part in ("nginx", "gunicorn", "database"))
+        rows.append(
+            [
+                result.database,
+                result.existing,
+                result.at_once,
+                sum(sample.asked for sample in both),
+                sum(sample.failed for sample in both),
+                f"{cycle.asked / cycle.lasted:.0f}",
+                f"{cycle.at_percent(50):.1f}",
+                f"{cycle.at_percent(99):.1f}",
+                f"{cycle.cpu_ms:.2f} ({parts})",
+                f"{cycle.cpu_ms / base.cpu_ms(IN_A_ROW, CYCLE):.2f}",
+                f"{result.times_hello(IN_A_ROW, CYCLE):.1f}",
+                f"{both[1].cpu_ms:.2f}",
+                f"{both[1].cpu_ms / base.cpu_ms(IN_TURNS, CYCLE):.2f}",
+                f"{result.times_hello(IN_TURNS, CYCLE):.1f}",
+            ]
+        )
+    table.show(
+        (
+            "database",
+            "existing",
+            "at once",
+            "cycles",
+            "failed",
+            "cycles/s",
+            "median ms",
+            "p99 ms",
+            "in a row: CPU ms (nginx + gunicorn + database)",
+            "of that at first",
+            "times hello",
+            "in turns: CPU ms",
+            "of that at first",
+            "times hello",
+        ),
+        rows,
     )
-    print(f"| {' | '.join(columns)} | ratio to first |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        base = next(r for r in rows if r.concurrency == row.concurrency)
-        total = sum(row.cpu_ms.values())
-        parts = ", ".join(
-            f"{unit.removeprefix('vpn-')} {ms:.1f}" for unit, ms in row.cpu_ms.items() if ms >= 0.05
-        )
-        ratio = f"{base.per_second / row.per_second:.2f} (CPU {total / sum(base.cpu_ms.values()):.2f})"
-        print(
-            f"| {row.existing} | {row.concurrency} | {row.cycles} | {row.failures} | {row.per_second:.0f}"
-            f" | {row.median_ms:.1f} | {row.p99_ms:.1f} | {total:.1f}: {parts} | {ratio} |"
-        )
+
+
+def show_kinds(found: Sequence[Result]) -> None:
+    """One row for each kind of request."""
+    rows: list[list[object]] = []
+    for result in found:
+        for kind in ASKING:
+            row, turns = (result.samples[order][kind] for order in (IN_A_ROW, IN_TURNS))
+            rows.append(
+                [
+                    result.database,
+                    result.at_once,
+                    kind,
+                    row.asked + turns.asked,
+                    row.failed + turns.failed,
+                    f"{row.at_percent(50):.1f}",
+                    f"{row.at_percent(99):.1f}",
+                    f"{row.cpu_ms:.2f}",
+                    f"{row.part_ms('gunicorn'):.2f}",
+                    f"{result.times_hello(IN_A_ROW, kind):.1f}",
+                    f"{turns.cpu_ms:.2f}",
+                    f"{result.times_hello(IN_TURNS, kind):.1f}",
+                ]
+            )
+    table.show(
+        (
+            "database",
+            "at once",
+            "what",
+            "asked",
+            "failed",
+            "median ms",
+            "p99 ms",
+            "in a row: CPU ms",
+            "of it gunicorn",
+            "times hello",
+            "in turns: CPU ms",
+            "times hello",
+        ),
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ class Trial:
 def measure(kind: str, directory: Path, count: int, silent: int, seconds: float) -> list[list[object]]:
     everybody, lonely = range(count), [silent]
     with portal.portal(kind, directory) as place:
-        addresses = portal.apply_plan(count, max_nodes=512)
+        shares = portal.apply_plan(count, max_nodes=512)
+        addresses = {share["number"]: share["agent_address"] for share in shares}
         with agents.simulated(place.deployment, addresses) as nodes, portal.controller(place) as pid:
             trial = Trial(kind, place, pid, nodes, addresses)
             Watched(everybody).until(lambda seen: len(seen.in_step) == count)

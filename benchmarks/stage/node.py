@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from portal_app.agents import Agents
 from portal_app.errors import NodeUnreachable
@@ -20,12 +21,13 @@ from portal_app.services.nodes import NodeRef
 from portal_app.settings import Settings
 from tests.agent.conftest import Interface
 from tests.portal.certificates import Deployment
-from tests.portal.real_agent import loopback_address
+from tests.portal.real_agent import OPENVPN_KEYS, loopback_address
 from vpn_core.messages import OPENVPN, WIREGUARD, Authority, Connection, WantedSet
 
 AUTHORITY = Authority("b" * 32, 1)
 NUMBER = 1
 START_SECONDS = 30
+NETWORK_KEYS = ("profile_id", "ipv4", "ipv6", "gateway_ipv4", "gateway_ipv6")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class RealNode:
             agents.close()
 
 
+def key_of(number: int) -> str:
+    """Return the public key of connection ``number``."""
+    return base64.b64encode(hashlib.sha256(b"%d" % number).digest()).decode()
+
+
 def wireguard_peer(number: int) -> Connection:
     """Return connection ``number``, whose key and addresses follow from the number."""
     high, low = divmod(number + 2, 256)
@@ -64,7 +71,7 @@ def wireguard_peer(number: int) -> Connection:
         protocol=WIREGUARD,
         expires_at=int(time.time()) + 86400,
         generation=1,
-        public_key=base64.b64encode(hashlib.sha256(b"%d" % number).digest()).decode(),
+        public_key=key_of(number),
         ipv4=f"10.64.{high}.{low}",
         ipv6=f"fd00:64::{number + 2:x}",
     )
@@ -127,6 +134,22 @@ def busy_wg(directory: Path, active: int) -> Path:
     return directory
 
 
+#: What a plan says of the only node of some benchmarks, as far as its agent reads it.
+_ALONE: dict[str, Any] = {
+    "name": "node1",
+    "number": NUMBER,
+    "wireguard": [
+        {
+            "profile_id": "employees",
+            "ipv4": "10.64.0.0/17",
+            "ipv6": "fd00:64::/112",
+            "gateway_ipv4": "10.64.0.1",
+            "gateway_ipv6": "fd00:64::1",
+        }
+    ],
+}
+
+
 @contextmanager
 def running(
     directory: Path, places: Sequence[OpenVpnPlace] = (), programs: Path | None = None
@@ -134,11 +157,36 @@ def running(
     """Run an agent without any state for an interface without peers; ``programs`` come before others."""
     directory.mkdir(parents=True)
     deployment = Deployment(directory)
+    openvpn = [
+        {
+            "name": place.name,
+            "profile_id": "employees",
+            "device": f"tun{number}",
+            "ipv4": f"10.80.{number}.0/24",
+            "ipv6": f"fd00:80:{number:x}::/112",
+        }
+        for number, place in enumerate(places)
+    ]
+    share = _ALONE | {"agent_address": loopback_address(), "openvpn": openvpn}
+    with started(directory / "agent", deployment, share, places, programs) as node:
+        yield node
+
+
+@contextmanager
+def started(
+    directory: Path,
+    deployment: Deployment,
+    share: dict[str, Any],
+    places: Sequence[OpenVpnPlace] = (),
+    programs: Path | None = None,
+) -> Iterator[RealNode]:
+    """Run the agent of one node of a plan (``share``), whose OpenVPN processes are at ``places``."""
+    directory.mkdir(parents=True)
     portal = portal_settings(deployment, directory)
     agents = Agents(portal)
-    node = NodeRef(NUMBER, "node1", loopback_address())
+    node = NodeRef(share["number"], share["name"], share["agent_address"])
     with interface() as made:
-        file = _settings(directory, deployment, node.agent_address, made.name, places)
+        file = _settings(directory, deployment, share, made.name, places)
         with (directory / "log").open("ab") as log:
             code = "import sys; from node_agent.cli import main; sys.exit(main())"
             process = subprocess.Popen(
@@ -170,17 +218,21 @@ def _wait(agents: Agents, node: NodeRef, process: "subprocess.Popen[bytes]", log
 
 
 def _settings(
-    directory: Path, deployment: Deployment, address: str, name: str, places: Sequence[OpenVpnPlace]
+    directory: Path,
+    deployment: Deployment,
+    share: dict[str, Any],
+    name: str,
+    places: Sequence[OpenVpnPlace],
 ) -> Path:
     (directory / "state").mkdir()
     (directory / "run").mkdir()
-    pair = deployment.node(NUMBER)
+    pair = deployment.node(share["number"])
     tables: list[tuple[str, dict[str, object]]] = [
         (
             "",
             {
-                "node_number": NUMBER,
-                "listen_address": address,
+                "node_number": share["number"],
+                "listen_address": share["agent_address"],
                 "certificate_file": str(pair.certificate),
                 "key_file": str(pair.key),
                 "ca_file": str(deployment.management.pair.certificate),
@@ -189,30 +241,14 @@ def _settings(
             },
         ),
         ("[wireguard]", {"interface": name, "restart_file": str(directory / "run" / "restart-wireguard")}),
-        (
-            "[[wireguard.networks]]",
-            {
-                "profile_id": "employees",
-                "ipv4": "10.64.0.0/17",
-                "ipv6": "fd00:64::/112",
-                "gateway_ipv4": "10.64.0.1",
-                "gateway_ipv6": "fd00:64::1",
-            },
-        ),
     ]
     tables += [
-        (
-            "[[openvpn]]",
-            {
-                "name": place.name,
-                "profile_id": "employees",
-                "device": f"tun{number}",
-                "socket": str(place.socket),
-                "ipv4": f"10.80.{number}.0/24",
-                "ipv6": f"fd00:80:{number:x}::/112",
-            },
-        )
-        for number, place in enumerate(places)
+        ("[[wireguard.networks]]", {key: network[key] for key in NETWORK_KEYS})
+        for network in share["wireguard"]
+    ]
+    tables += [
+        ("[[openvpn]]", {key: process[key] for key in OPENVPN_KEYS} | {"socket": str(place.socket)})
+        for process, place in zip(share["openvpn"], places, strict=True)
     ]
     text = "".join(
         head + "\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

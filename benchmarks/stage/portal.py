@@ -44,11 +44,14 @@ class Portal:
 
 
 @contextmanager
-def portal(kind: str, directory: Path, **settings: Any) -> Iterator[Portal]:
-    """Yield a portal with an empty database; this process talks to the same."""
+def portal(kind: str, directory: Path, *, durable: bool = False, **settings: Any) -> Iterator[Portal]:
+    """Yield a portal with an empty database; this process talks to the same.
+
+    ``durable``: PostgreSQL with Debian's settings, not those of the tests.
+    """
     directory.mkdir(parents=True)
     deployment = Deployment(directory)
-    with _database(kind, directory) as (url, pid):
+    with _database(kind, directory, durable) as (url, pid):
         Base.metadata.create_all(db.connect_to(url))
         (directory / "database-url").write_text(url)
         made = portal_settings(
@@ -64,11 +67,11 @@ def portal(kind: str, directory: Path, **settings: Any) -> Iterator[Portal]:
 
 
 @contextmanager
-def _database(kind: str, directory: Path) -> Iterator[tuple[str, int | None]]:
+def _database(kind: str, directory: Path, durable: bool) -> Iterator[tuple[str, int | None]]:
     if kind == "sqlite":
         yield f"sqlite:///{directory}/portal.sqlite", None
         return
-    with postgresql.cluster() as url:
+    with postgresql.cluster(durable=durable) as url:
         admin = sqlalchemy.create_engine(url.format("postgres"), isolation_level="AUTOCOMMIT")
         with admin.connect() as connection:
             connection.exec_driver_sql("CREATE DATABASE portal")
@@ -77,26 +80,26 @@ def _database(kind: str, directory: Path) -> Iterator[tuple[str, int | None]]:
         yield url.format("portal"), int((where / "postmaster.pid").read_text().split()[0])
 
 
-def apply_plan(count: int, max_nodes: int) -> dict[int, str]:
-    """Apply a plan with so many nodes; return the addresses of their agents."""
-    addresses = {number: f"127.{10 + number // 250}.1.{1 + number % 250}" for number in range(count)}
-    profiles = {
-        PROFILE: {
-            "display_name": "Employees",
-            "wireguard": {"ipv4": "10.0.0.0/8", "ipv6": "fd43:61::/96"},
-        }
+def apply_plan(count: int, max_nodes: int, **protocols: Any) -> list[dict[str, Any]]:
+    """Apply a plan with so many nodes, and one profile with WireGuard and other ``protocols``; return what
+    the plan says of each node.
+    """
+    profile = {
+        "display_name": "Employees",
+        "dns_servers": ["198.51.100.53"],
+        "wireguard": {"ipv4": "10.0.0.0/9", "ipv6": "fd43:61::/96"},
     }
     entries = {
         f"node{number}": {
             "number": number,
             "hostname": f"node{number}.example.org",
-            "agent_address": address,
+            "agent_address": f"127.{10 + number // 250}.1.{1 + number % 250}",
         }
-        for number, address in addresses.items()
+        for number in range(count)
     }
-    found = make_plan(profiles, entries, {"max_nodes": max_nodes}).to_dict()
+    found = make_plan({PROFILE: profile | protocols}, entries, {"max_nodes": max_nodes}).to_dict()
     plan.apply(plan_file.parse(found), now=utc_now())
-    return addresses
+    return list(found["nodes"].values())
 
 
 @contextmanager

@@ -12,15 +12,9 @@ from pathlib import Path
 
 START_SECONDS = 30
 
+_OPTIONS = {"listen_addresses": "", "max_connections": "120", "log_min_messages": "fatal"}
 #: Nothing here survives a test session, so nothing has to reach the disk.
-_OPTIONS = {
-    "listen_addresses": "",
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "max_connections": "120",
-    "log_min_messages": "fatal",
-}
+_HASTY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 def _binaries() -> Path:
@@ -38,8 +32,11 @@ def _as_postgres() -> list[str]:
 
 
 @contextmanager
-def cluster() -> Iterator[str]:
-    """Run one cluster and yield the start of its URLs, which a database name completes."""
+def cluster(*, durable: bool = False) -> Iterator[str]:
+    """Run one cluster and yield the start of its URLs, which a database name completes.
+
+    ``durable``: a commit reaches the disk, as with Debian's settings.
+    """
     binaries, as_postgres = _binaries(), _as_postgres()
     directory = Path(tempfile.mkdtemp(prefix="causeway-pg-"))
     try:
@@ -51,7 +48,8 @@ def cluster() -> Iterator[str]:
              "--locale=C", "--no-sync"],
             check=True, capture_output=True, cwd="/",
         )  # fmt: skip
-        options = [word for key, value in _OPTIONS.items() for word in ("-c", f"{key}={value}")]
+        chosen = _OPTIONS | ({} if durable else _HASTY)
+        options = [word for key, value in chosen.items() for word in ("-c", f"{key}={value}")]
         server = subprocess.Popen(
             [*as_postgres, binaries / "postgres", "-D", data, "-k", directory, *options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
