@@ -5,17 +5,20 @@ a deadlock or a serialization failure is repeated by ``@retried``, an outage bec
 """
 
 import functools
+import json
 import random
+import select
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
-from sqlalchemy import CursorResult, DateTime, Dialect, Engine, Executable, MetaData, create_engine, event
+from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeDecorator
@@ -30,7 +33,11 @@ CONNECT_SECONDS = 2
 STATEMENT_SECONDS = 4
 LOCK_SECONDS = 3
 POOL_SECONDS = 2
+#: Of one process; more than it has threads, so that none is opened for one transaction only.
+POOL_SIZE = 20
 SQLITE_BUSY_SECONDS = 4
+#: A connection to PostgreSQL that has rested for so long is tried before it is used (reliability.md R22).
+RESTED_SECONDS = 1.0
 RETRIES = 8
 #: Deadlock, serialization failure.
 _TRANSIENT_SQLSTATES = {"40P01", "40001"}
@@ -55,6 +62,10 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+#: Where services read and write: without the ORM on the way of each connect, with it elsewhere.
+Database = Session | Connection
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -71,7 +82,7 @@ class Base(DeclarativeBase):
 _engine: Engine | None = None
 
 
-def connect_to(url: str, *, pool_size: int = 10) -> Engine:
+def connect_to(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
     """Make ``url`` the database of this process and return its engine; nothing is opened yet."""
     global _engine
     if _engine is not None:
@@ -80,16 +91,17 @@ def connect_to(url: str, *, pool_size: int = 10) -> Engine:
     return _engine
 
 
-def make_engine(url: str, *, pool_size: int = 10) -> Engine:
+def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
     """Return an engine with bounded waiting everywhere."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         engine = create_engine(
             parsed,
             pool_size=pool_size,
-            max_overflow=pool_size,
+            max_overflow=0,
             pool_timeout=POOL_SECONDS,
             hide_parameters=True,
+            json_deserializer=_parsed,
             connect_args={"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None},
         )
         # isolation_level None: the driver begins nothing by itself, _begin_sqlite does.
@@ -102,13 +114,13 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
         f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_SECONDS}s"
         " -c idle_in_transaction_session_timeout=30s"
     )
-    return create_engine(
+    engine = create_engine(
         parsed,
         pool_size=pool_size,
-        max_overflow=pool_size,
+        max_overflow=0,
         pool_timeout=POOL_SECONDS,
-        pool_pre_ping=True,
         hide_parameters=True,  # an error's text reaches the log
+        json_deserializer=_parsed,
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
             "tcp_user_timeout": STATEMENT_SECONDS * 1000,
@@ -118,6 +130,36 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
             "options": options,
         },
     )
+    event.listen(engine, "checkin", _note_rest)
+    event.listen(engine, "checkout", functools.partial(_try_rested, engine.dialect))
+    return engine
+
+
+def _note_rest(_connection: Any, record: Any) -> None:
+    record.info["rests_since"] = time.monotonic()
+
+
+def _try_rested(dialect: Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    """Let the pool take another connection for one that the server has closed.
+
+    One that was used a moment ago is asked only if the server has said something meanwhile, such as good-bye:
+    asking each time would be one more question in each transaction.
+    """
+    rested = time.monotonic() - record.info.get("rests_since", time.monotonic())
+    try:
+        if rested < RESTED_SECONDS and not _has_news(connection):
+            return
+        alive = dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error:
+        alive = False
+    if not alive:
+        raise DisconnectionError("the server has closed it")
+
+
+def _has_news(connection: Any) -> bool:
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -135,7 +177,16 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Any) -> None:
     # A writer takes the write lock at once: upgrading later fails with "locked" however long one waits.
     read_only = connection.get_execution_options().get("read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    try:
+        connection.connection.driver_connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        raise Unavailable("the database is busy") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(text: str | bytes) -> Any:
+    """Parse a JSON column. A connect reads the same few again and again; nobody changes what it reads."""
+    return json.loads(text)
 
 
 def engine() -> Engine:
@@ -168,15 +219,33 @@ def transaction(*, read_only: bool = False) -> Iterator[Session]:
     Raises Unavailable when the database does not answer; IntegrityError and transient errors pass through for
     ``@retried``. Objects stay readable after the commit.
     """
-    execution = {"read_only": True} if read_only else {}
+    with (
+        _opened(read_only) as connection,
+        Session(connection, expire_on_commit=False, join_transaction_mode="control_fully") as db,
+        db.begin(),
+    ):
+        yield db
+
+
+@contextmanager
+def connected(*, read_only: bool = False) -> Iterator[Connection]:
+    """As ``transaction``, without the ORM: for what each connect does.
+
+    Reading on PostgreSQL begins and commits nothing: each statement sees what is committed, as it does in a
+    transaction there.
+    """
+    with _opened(read_only) as connection:
+        if read_only and connection.dialect.name == "postgresql":
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def _opened(read_only: bool) -> Iterator[Connection]:
     try:
-        with (
-            _turn_to_write(read_only),
-            engine().connect().execution_options(**execution) as connection,
-            Session(connection, expire_on_commit=False, join_transaction_mode="control_fully") as db,
-            db.begin(),
-        ):
-            yield db
+        with _turn_to_write(read_only), engine().connect() as connection:
+            yield connection.execution_options(read_only=True) if read_only else connection
     except PoolTimeoutError as error:
         raise Unavailable("the database is busy") from error
     except (OperationalError, InterfaceError) as error:
@@ -208,20 +277,6 @@ def retried(function: Callable[P, R]) -> Callable[P, R]:
         raise AssertionError("unreachable")
 
     return wrapper
-
-
-def run(
-    db: Session,
-    statement: Executable,
-    values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-) -> CursorResult[Any]:
-    """Execute a statement that was built once, on the session's connection: rows, never objects.
-
-    On the way of every connect; building a statement and the session's own execute() cost several times what
-    the database takes for it.
-    """
-    db.flush()  # as execute() does: what was added or changed in the session is there first
-    return db.connection().execute(statement, values)
 
 
 def is_postgresql(db: Session) -> bool:

@@ -74,6 +74,12 @@ class InvalidToken(PortalError):
     status = 401
 
 
+class InsufficientScope(PortalError):
+    """The access token is good, but not for this."""
+
+    status = 403
+
+
 class Superseded(PortalError):
     """A later request of the same app ended what this one was making."""
 

@@ -63,13 +63,12 @@ def _policy(form_source: str = "") -> str:
 
 
 def _add(response: Response) -> Response:
-    for name, value in _FIXED.items():
-        response.headers.setdefault(name, value)
-    response.headers.setdefault("Content-Security-Policy", _policy())
+    # One look at what is there: setdefault() reads through all headers each time.
+    present = {name.lower() for name, _value in response.headers}
+    wanted = {"Content-Security-Policy": _policy(), "Cache-Control": "no-store"} | _FIXED
     g.pop("csp_nonce", None)
+    response.headers.extend({name: value for name, value in wanted.items() if name.lower() not in present})
     if request.endpoint == "static" and response.status_code in (200, 304):
         # Pages name static files with a digest of their content.
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-    else:
-        response.headers.setdefault("Cache-Control", "no-store")
     return response

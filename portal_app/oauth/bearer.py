@@ -1,54 +1,56 @@
 """Access tokens at the API: in the header only, looked up at each call (spec api-v3.md, section 5)."""
 
-import functools
 import re
-from collections.abc import Callable
-from typing import ParamSpec, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from flask import Flask, Response, g, jsonify, request
+from flask import Flask, Response, jsonify, request
 
 from portal_app.clock import utc_now
-from portal_app.db import transaction
-from portal_app.errors import InvalidToken
+from portal_app.db import Database, connected
+from portal_app.errors import InsufficientScope, InvalidToken
 from portal_app.services import authorizations
-from portal_app.services.authorizations import Bearer
-
-P = ParamSpec("P")
+from portal_app.services.connections import Holder
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,512}=*")  # RFC 6750, section 2.1
 
 
 def init_app(app: Flask) -> None:
     app.register_error_handler(InvalidToken, answer_invalid_token)
+    app.register_error_handler(InsufficientScope, answer_insufficient_scope)
 
 
-def require_scope(scope: str) -> Callable[[Callable[P, Response]], Callable[P, Response]]:
-    """Let a view run only for a good access token with ``scope``; ``bearer()`` then says whose it is."""
+@dataclass(frozen=True)
+class Asking:
+    """Whose token a request came with, and where to read what it asks for."""
 
-    def decorate(view: Callable[P, Response]) -> Callable[P, Response]:
-        @functools.wraps(view)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> Response:
-            token = _token_of_request()
-            with transaction(read_only=True) as db:
-                found = authorizations.find_bearer(db, token, utc_now())
-            if found is None:
-                raise InvalidToken("the access token is not valid")
-            if scope not in found.scope.split():
-                return _answer(403, "insufficient_scope", f"the token lacks the scope {scope}")
-            g.bearer = found
-            return view(*args, **kwargs)
-
-        return wrapper
-
-    return decorate
+    db: Database
+    holder: Holder
 
 
-def bearer() -> Bearer:
-    return cast(Bearer, g.bearer)
+@contextmanager
+def authorized(scope: str) -> Iterator[Asking]:
+    """Look up the request's access token, and let what is read for the answer be read together with it.
+
+    Raises InvalidToken, and InsufficientScope for a token that is good for something else.
+    """
+    token = _token_of_request()
+    with connected(read_only=True) as db:
+        found = authorizations.find_bearer(db, token, utc_now())
+        if found is None:
+            raise InvalidToken("the access token is not valid")
+        if scope not in found.scope.split():
+            raise InsufficientScope(f"the token lacks the scope {scope}")
+        yield Asking(db, found.holder)
 
 
 def answer_invalid_token(error: InvalidToken) -> Response:
     return _answer(401, "invalid_token", str(error))
+
+
+def answer_insufficient_scope(error: InsufficientScope) -> Response:
+    return _answer(403, "insufficient_scope", str(error))
 
 
 def _token_of_request() -> str:

@@ -1,6 +1,7 @@
 """Client configurations: what a connection's owner gets, WireGuard (spec api-v3.md 7.6) and OpenVPN (7.8)."""
 
 import base64
+import functools
 import random
 import re
 from collections.abc import Sequence
@@ -86,23 +87,35 @@ def wireguard_values(facts: Facts) -> dict[str, Any]:
     if lease is None or facts.port is None or profile.wireguard is None:
         raise ValueError("not a WireGuard configuration")
     addresses = [f"{lease.ipv4}/{lease.ipv4_prefix}", f"{lease.ipv6}/{lease.ipv6_prefix}"]
-    own = [ip_interface(address).network for address in addresses]
-    allowed = wireguard.allowed_ips(
-        default_gateway=profile.default_gateway,
-        routes=[ip_network(route) for route in profile.routes],
-        excluded_routes=[ip_network(route) for route in profile.excluded_routes],
-        own_networks=own,
-    )
+    own = _networks_of(*addresses)
+    routes, excluded = tuple(profile.routes), tuple(profile.excluded_routes)
     return {
         "mtu": wireguard.MTU,
         "private_key": facts.private_key,
         "addresses": addresses,
         "dns": dns(profile, own),
         "public_key": facts.node_public_key,
-        "allowed_ips": allowed,
+        "allowed_ips": _allowed_ips(profile.default_gateway, routes, excluded, own),
         "keepalive": wireguard.KEEPALIVE_SECONDS if profile.wireguard["keepalive"] else None,
         "endpoint": f"{_bracketed(facts.hostname)}:{facts.port}",
     }
+
+
+def _networks_of(ipv4: str, ipv6: str) -> tuple[Network, Network]:
+    return ip_interface(ipv4).network, ip_interface(ipv6).network
+
+
+@functools.lru_cache(maxsize=1024)
+def _allowed_ips(
+    default_gateway: bool, routes: tuple[str, ...], excluded: tuple[str, ...], own: tuple[Network, ...]
+) -> list[Network]:
+    """Return the same for everybody of a profile on a node."""
+    return wireguard.allowed_ips(
+        default_gateway=default_gateway,
+        routes=[ip_network(route) for route in routes],
+        excluded_routes=[ip_network(route) for route in excluded],
+        own_networks=own,
+    )
 
 
 def dns(profile: Profile, own: Sequence[Network]) -> list[str]:

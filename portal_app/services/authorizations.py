@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from portal_app import portal
-from portal_app.db import retried, run, transaction
+from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import PortalError
 from portal_app.events import log
 from portal_app.models import (
@@ -29,6 +29,7 @@ from portal_app.models import (
 )
 from portal_app.services import audit, connections, ending, profiles
 from portal_app.services.connections import Ended, Holder
+from portal_app.statements import Statement, run
 
 #: An answer may be lost: the refresh token before the living one is good once more for so long
 #: (reliability.md R16).
@@ -217,8 +218,8 @@ def _grace_applies(token: RefreshToken, successors: Sequence[RefreshToken], now:
     )
 
 
-_HELD = ending.ROWS.where(Connection.authorization_id == bindparam("authorization"))
-_BEARER = (
+_HELD = Statement(ending.ROWS.where(Connection.authorization_id == bindparam("authorization")))
+_BEARER = Statement(
     select(
         Authorization.id,
         Authorization.client_id,
@@ -239,7 +240,7 @@ _BEARER = (
 )
 
 
-def find_bearer(db: Session, access_token: str, now: datetime) -> Bearer | None:
+def find_bearer(db: Database, access_token: str, now: datetime) -> Bearer | None:
     """Return whom a token stands for; None when it or anything behind it is not good (any more).
 
     Account state, permissions and the app's registration are looked up now, not remembered from the sign-in.
@@ -256,11 +257,11 @@ def find_bearer(db: Session, access_token: str, now: datetime) -> Bearer | None:
 @retried
 def disconnect(holder: Holder, *, now: datetime) -> None:
     """End what an app holds; with ``delete_authorization_on_disconnect`` the authorization, too."""
-    with transaction() as db:
+    with connected() as db:
         if portal().settings.delete_authorization_on_disconnect:
             ended = end(db, Authorization.id == holder.authorization_id, reason="disconnect", now=now)
         else:
-            held = run(db, _HELD, {"authorization": holder.authorization_id}).all()
+            held = run(db, _HELD, {"authorization": holder.authorization_id})
             ended = ending.end_found(db, held, reason="disconnect", now=now)
     connections.tell(ended)
 
@@ -280,7 +281,7 @@ def revoke_token(token: str, *, client_id: str, now: datetime) -> None:
     connections.tell(ended)
 
 
-def end(db: Session, criterion: ColumnElement[bool], *, reason: str, now: datetime) -> list[Ended]:
+def end(db: Database, criterion: ColumnElement[bool], *, reason: str, now: datetime) -> list[Ended]:
     """Delete authorizations that match, with codes, tokens and connections, in the caller's transaction.
 
     The caller passes the result to ``connections.tell`` after its commit.

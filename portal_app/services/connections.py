@@ -13,10 +13,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import bindparam, func, insert, or_, select, update
-from sqlalchemy.orm import Session
 
 from portal_app import portal
-from portal_app.db import retried, run, transaction
+from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import (
     Forbidden,
     InvalidToken,
@@ -34,6 +33,7 @@ from portal_app.models import AddressUse, Authorization, Connection, Profile, Us
 from portal_app.render import client_config
 from portal_app.services import choice, ending, leases, nodes, profiles, transports
 from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
+from portal_app.statements import Statement, run
 from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority
 from vpn_core.messages import Connection as ConnectionMessage
 
@@ -72,7 +72,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Issued:
-    """A configuration to hand out. ``config`` may hold a private key: never stored, cached or logged."""
+    """A configuration to hand out. ``config`` may hold a private key: never stored, cached or logged.
+
+    ``file_name`` is what it is saved as, of a configuration made on the portal's pages.
+    """
 
     config: str
     content_type: str
@@ -117,22 +120,32 @@ class _Serving:
     held: Collection[int]
 
 
-_OF_OWNER = ending.ROWS.where(Connection.user_id == bindparam("user"))
-_OF_OWNER_OR_KEY = ending.ROWS.where(
-    or_(Connection.user_id == bindparam("user"), Connection.public_key == bindparam("key"))
+_OF_OWNER = Statement(ending.ROWS.where(Connection.user_id == bindparam("user")))
+_OF_OWNER_OR_KEY = Statement(
+    ending.ROWS.where(or_(Connection.user_id == bindparam("user"), Connection.public_key == bindparam("key")))
 )
-_LOCK_USER = (
+_LOCK_USER = Statement(
     select(User.is_disabled, User.permissions)
     .where(User.id == bindparam("user"))
     .with_for_update(key_share=True)
 )
-_USE_AUTHORIZATION = (
+_USE_AUTHORIZATION = Statement(
     update(Authorization)
     .where(Authorization.id == bindparam("authorization"), Authorization.expires_at > bindparam("now"))
     .values(last_used_at=bindparam("now"))
     .returning(Authorization.id)
 )
-_INSERT, _RECORD_USE = insert(Connection), insert(AddressUse)
+_INSERT, _RECORD_USE = Statement(insert(Connection).inline()), Statement(insert(AddressUse).inline())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A connect whose request was found good: what to make, in which order to try, until when (monotonic)."""
+
+    wish: _Order
+    attempts: Sequence[transports.Attempt]
+    serving: _Serving
+    ends_at: float
 
 
 class _FullError(Exception):
@@ -148,24 +161,29 @@ def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
     the app can do is offered, KeyInUse for another user's public key, NoCapacity when no node that answers
     has room.
     """
-    settings = portal().settings
+    with connected(read_only=True) as db:
+        prepared = prepare(db, holder, wanted, now=now)
+    return issue(prepared)
+
+
+def prepare(db: Database, holder: Holder, wanted: Wanted, *, now: datetime) -> Prepared:
+    """Validate what ``connect`` gets, and read what it takes to choose a node; changes nothing."""
     ends_at = time.monotonic() + BUDGET_SECONDS
-    if settings.max_app_connections < 1:
+    if portal().settings.max_app_connections < 1:
         raise Forbidden("no API configuration downloads allowed")
-    with transaction(read_only=True) as db:
-        profile = profiles.find_offered(db, holder, wanted.profile_id)
-        if profile is None:
-            raise NotFound('no such "profile_id"')
-        order = transports.in_order(
-            transports.supported(profile),
-            wanted.accepts,
-            has_key=wanted.public_key is not None,
-            preferred=profile.preferred_protocol,
-            prefer_tcp=wanted.prefer_tcp,
-        )
-        if not order:
-            raise NoCommonProtocol("no common VPN protocol between the app and this profile")
-        serving = _serving(db, holder, profile)
+    profile = profiles.find_offered(db, holder, wanted.profile_id)
+    if profile is None:
+        raise NotFound('no such "profile_id"')
+    order = transports.in_order(
+        transports.supported(profile),
+        wanted.accepts,
+        has_key=wanted.public_key is not None,
+        preferred=profile.preferred_protocol,
+        prefer_tcp=wanted.prefer_tcp,
+    )
+    if not order:
+        raise NoCommonProtocol("no common VPN protocol between the app and this profile")
+    serving = _serving(db, holder, profile)
     client = portal().clients.get(holder.client_id or "")
     wish = _Order(
         holder=holder,
@@ -175,7 +193,12 @@ def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
         now=now,
         public_key=wanted.public_key,
     )
-    return _first_that_answers(wish, transports.attempts(order), serving, ends_at)
+    return Prepared(wish, transports.attempts(order), serving, ends_at)
+
+
+def issue(prepared: Prepared) -> Issued:
+    """Make what was prepared; the caller's transaction has ended by then."""
+    return _first_that_answers(prepared.wish, prepared.attempts, prepared.serving, prepared.ends_at)
 
 
 def create_for_portal(
@@ -222,7 +245,7 @@ def create_for_portal(
     return _first_that_answers(wish, [transports.Attempt(protocol, prefer_tcp)], serving, ends_at)
 
 
-def _serving(db: Session, holder: Holder, profile: Profile, node: str | None = None) -> _Serving:
+def _serving(db: Database, holder: Holder, profile: Profile, node: str | None = None) -> _Serving:
     rows = [row for row in nodes.offering(db, profile.profile_id) if node in (None, row.name)]
     held: Collection[int] = ()
     # Only a full node has to know whether the app's own address comes back.
@@ -297,25 +320,26 @@ def _make(
 ) -> _Made:
     """Commit the row of one connection at ``candidate``, and the end of what it replaces."""
     holder, now = wish.holder, wish.now
-    with transaction() as db:
+    with connected() as db:
         permissions = _lock_holder(db, holder, now)
         found = _same_owner_or_key(db, holder, wish.public_key if attempt.protocol == WIREGUARD else None)
         reasons = _to_end(wish, attempt, found, withdrawn)
-        authority, locked = nodes.lock(
-            db, {candidate.node.number} | {r.node_number for r in found if r.id in reasons}
-        )
+        replaced = [row for row in found if row.id in reasons]
+        number = candidate.node.number
+        advanced = nodes.advance(db, {number} | {row.node_number for row in replaced})
         # Read under the lock that applying a plan takes, too: what one of them takes away the other sees.
-        offer = nodes.offer(db, candidate.node.number, wish.profile.profile_id)
-        if offer is None:
+        offer = nodes.offer(db, number, wish.profile.profile_id)
+        if offer is None or number not in advanced:
             raise _FullError
         if not profiles.may_use(offer, permissions):
             raise NotFound('no such "profile_id"')
-        ended = ending.end_rows(
-            db, [r for r in found if r.id in reasons], authority, locked, lambda r: reasons[r.id], now
-        )
+        ended = ending.end_rows(db, replaced, advanced, lambda row: reasons[row.id], now)
+        generation = advanced[number].generation
+        if any(item.node.number == number for item in ended):
+            generation = nodes.next_generation(db, number)
         lease, started_at = None, now
         if attempt.protocol == WIREGUARD:
-            lease = leases.take(db, candidate.node.number, wish.profile.profile_id)
+            lease = leases.take_of(db, number, wish.profile.profile_id, offer)
             if lease is None:
                 raise _FullError
             started_at = max(now, lease.free_since or now)
@@ -325,7 +349,7 @@ def _make(
             "id": uuid.uuid4().hex,
             "user_id": holder.user_id,
             "authorization_id": holder.authorization_id,
-            "node_number": candidate.node.number,
+            "node_number": number,
             "profile_id": wish.profile.profile_id,
             "protocol": attempt.protocol,
             "public_key": wish.public_key if attempt.protocol == WIREGUARD else None,
@@ -335,7 +359,7 @@ def _make(
             "display_name": wish.display_name,
             "created_at": started_at,
             "expires_at": wish.expires_at,
-            "generation": nodes.next_generation(db, candidate.node.number),
+            "generation": generation,
             "choice": why,
         }
         run(db, _INSERT, row)
@@ -348,10 +372,12 @@ def _make(
                 "started_at": started_at,
             }
             run(db, _RECORD_USE, use)
-    return _Made(nodes.message_of(row), authority, candidate, why, lease, offer.wireguard_port, ended)
+        authority = advanced[number].authority
+        port = nodes.wireguard_port(db, authority.deployment_id, offer.plan_applied_at)
+    return _Made(nodes.message_of(row), authority, candidate, why, lease, port, ended)
 
 
-def _has_room(db: Session, candidate: choice.Candidate, profile_id: str) -> bool:
+def _has_room(db: Database, candidate: choice.Candidate, profile_id: str) -> bool:
     """Tell whether an OpenVPN server takes one more client. Few places were left when the node was heard: who
     got in since then is counted, under the node's lock.
     """
@@ -361,7 +387,7 @@ def _has_room(db: Session, candidate: choice.Candidate, profile_id: str) -> bool
     return nodes.admitted_since(db, number, profile_id, heard_at) < candidate.reported_free
 
 
-def _lock_holder(db: Session, holder: Holder, now: datetime) -> list[str]:
+def _lock_holder(db: Database, holder: Holder, now: datetime) -> list[str]:
     """Make the user's connects wait for each other, and look again at what may have ended meanwhile (R35,
     R38, R40). Returns the permissions that the user has now.
     """
@@ -379,10 +405,10 @@ def _lock_holder(db: Session, holder: Holder, now: datetime) -> list[str]:
     return permissions
 
 
-def _same_owner_or_key(db: Session, holder: Holder, public_key: str | None) -> Sequence[Any]:
+def _same_owner_or_key(db: Database, holder: Holder, public_key: str | None) -> Sequence[Any]:
     if public_key is None:
-        return run(db, _OF_OWNER, {"user": holder.user_id}).all()
-    return run(db, _OF_OWNER_OR_KEY, {"user": holder.user_id, "key": public_key}).all()
+        return run(db, _OF_OWNER, {"user": holder.user_id})
+    return run(db, _OF_OWNER_OR_KEY, {"user": holder.user_id, "key": public_key})
 
 
 def _to_end(
@@ -492,13 +518,17 @@ def _issue(wish: _Order, attempt: transports.Attempt, made: _Made) -> Issued:
         content_type=transports.OPENVPN_TYPE if attempt.protocol == OPENVPN else transports.WIREGUARD_TYPE,
         expires_at=wish.expires_at,
         connection_id=made.row.connection_id,
-        file_name=client_config.file_name(
-            portal().settings.host_name,
-            wish.profile.profile_id,
-            wish.display_name,
-            attempt.protocol,
-            wish.now,
-        ),
+        file_name=_file_name(wish, attempt) if wish.from_portal else "",
+    )
+
+
+def _file_name(wish: _Order, attempt: transports.Attempt) -> str:
+    return client_config.file_name(
+        portal().settings.host_name,
+        wish.profile.profile_id,
+        wish.display_name,
+        attempt.protocol,
+        wish.now,
     )
 
 

@@ -8,15 +8,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, bindparam, case, delete, insert, select, update
-from sqlalchemy.orm import Session
 
 from portal_app import portal
-from portal_app.db import run
+from portal_app.db import Database
 from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, User
 from portal_app.services import leases, nodes
-from vpn_core.messages import Authority, Cut
+from portal_app.statements import Statement, run, run_all
+from vpn_core.messages import Cut
 
 if TYPE_CHECKING:
     from portal_app.agents import Agents
@@ -28,6 +28,7 @@ CUT_SECONDS = 1.4
 LANES = 4
 #: A database takes only so many values in one statement.
 _CHUNK = 500
+_AS_ROWS = {"synchronize_session": False}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Ended:
     ipv4: str | None
 
 
-def end(db: Session, criterion: ColumnElement[bool], *, reason: str, now: datetime) -> list[Ended]:
+def end(db: Database, criterion: ColumnElement[bool], *, reason: str, now: datetime) -> list[Ended]:
     """End the connections that match ``criterion`` in the caller's transaction.
 
     Their addresses may be given again, the record of who had them is closed. The caller passes the result
@@ -54,13 +55,12 @@ def end(db: Session, criterion: ColumnElement[bool], *, reason: str, now: dateti
     return end_found(db, db.execute(ROWS.where(criterion)).all(), reason=reason, now=now)
 
 
-def end_found(db: Session, found: Sequence[Any], *, reason: str, now: datetime) -> list[Ended]:
+def end_found(db: Database, found: Sequence[Any], *, reason: str, now: datetime) -> list[Ended]:
     """As ``end``, for rows that the caller read (``ROWS``) in this transaction."""
     ended: list[Ended] = []
     if found:
-        authority, locked = nodes.lock(db, {row.node_number for row in found})
-        for start in range(0, len(found), _CHUNK):
-            ended += end_rows(db, found[start : start + _CHUNK], authority, locked, lambda _row: reason, now)
+        advanced = nodes.advance(db, {row.node_number for row in found})
+        ended = end_rows(db, found, advanced, lambda _row: reason, now)
     return ended
 
 
@@ -126,14 +126,12 @@ ROWS: Any = (
     .join(User, User.id == Connection.user_id)
     .outerjoin(Authorization, Authorization.id == Connection.authorization_id)
 )
-_DELETE = (
-    delete(Connection).where(Connection.id.in_(bindparam("ids", expanding=True))).returning(Connection.id)
-)
-_RECORD_USE = insert(AddressUse)
+_DELETE = Statement(delete(Connection).where(Connection.id == bindparam("id")).returning(Connection.id))
+_RECORD_USE = Statement(insert(AddressUse).inline())
 _NOW = bindparam("now", type_=AddressUse.started_at.type)
-_CLOSE_USES = (
+_CLOSE_USE = Statement(
     update(AddressUse)
-    .where(AddressUse.connection_id.in_(bindparam("ids", expanding=True)), AddressUse.ended_at.is_(None))
+    .where(AddressUse.connection_id == bindparam("connection"), AddressUse.ended_at.is_(None))
     # Clocks of two portals differ: a use never ends before it began.
     .values(
         ended_at=case((AddressUse.started_at > _NOW, AddressUse.started_at), else_=_NOW),
@@ -143,18 +141,14 @@ _CLOSE_USES = (
 
 
 def end_rows(
-    db: Session,
+    db: Database,
     found: Collection[Any],
-    authority: Authority,
-    locked: dict[int, nodes.NodeRef],
+    advanced: dict[int, nodes.Advanced],
     reason: Callable[[Any], str],
     now: datetime,
 ) -> list[Ended]:
-    """Delete rows whose nodes are locked; who was faster with one of them keeps it out of the result."""
-    if not found:
-        return []
-    gone = set(run(db, _DELETE, {"ids": [row.id for row in found]}).scalars())
-    deleted = [row for row in found if row.id in gone]
+    """Delete rows whose nodes were advanced; who was faster with one of them keeps it out of the result."""
+    deleted = _deleted(db, found)
     _close_uses(db, deleted, reason, now)
     leases.give_back(
         db,
@@ -164,14 +158,11 @@ def end_rows(
             if row.position is not None
         ],
     )
-    generations = {
-        number: nodes.next_generation(db, number) for number in sorted({r.node_number for r in deleted})
-    }
     return [
         Ended(
             connection_id=row.id,
-            node=locked[row.node_number],
-            cut=Cut(authority, generations[row.node_number]),
+            node=advanced[row.node_number].node,
+            cut=Cut(advanced[row.node_number].authority, advanced[row.node_number].generation),
             reason=reason(row),
             user_name=row.user_name,
             profile_id=row.profile_id,
@@ -183,32 +174,44 @@ def end_rows(
     ]
 
 
-def _close_uses(db: Session, deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> None:
+def _deleted(db: Database, found: Collection[Any]) -> list[Any]:
+    """Delete connections, and return those that were still there."""
+    gone: set[str] = set()
+    ids = [row.id for row in found]
+    if len(ids) == 1:
+        gone.update(row.id for row in run(db, _DELETE, {"id": ids[0]}))
+    else:
+        for start in range(0, len(ids), _CHUNK):
+            some = delete(Connection).where(Connection.id.in_(ids[start : start + _CHUNK]))
+            gone.update(db.execute(some.returning(Connection.id), execution_options=_AS_ROWS).scalars())
+    return [row for row in found if row.id in gone]
+
+
+def _close_uses(db: Database, deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> None:
     """Close who had which address.
 
     The use of an OpenVPN address ends with its session, which the journal tells, perhaps after this end:
     a use without address remembers whose the connection was.
     """
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    without_address = []
-    for row in deleted:
-        if row.position is not None:
-            by_reason[reason(row)].append(row.id)
-            continue
-        without_address.append(
-            {
-                "connection_id": row.id,
-                "user_name": row.user_name,
-                "client_id": row.client_id,
-                "profile_id": row.profile_id,
-                "node_number": row.node_number,
-                "protocol": row.protocol,
-                "started_at": row.created_at,
-                "ended_at": max(now, row.created_at),
-                "end_reason": reason(row),
-            }
-        )
-    if without_address:
-        run(db, _RECORD_USE, without_address)
-    for because, ids in by_reason.items():
-        run(db, _CLOSE_USES, {"ids": ids, "now": now, "because": because})
+    with_address = [row for row in deleted if row.position is not None]
+    run_all(
+        db,
+        _CLOSE_USE,
+        [{"connection": row.id, "now": now, "because": reason(row)} for row in with_address],
+    )
+    without_address = [
+        {
+            "connection_id": row.id,
+            "user_name": row.user_name,
+            "client_id": row.client_id,
+            "profile_id": row.profile_id,
+            "node_number": row.node_number,
+            "protocol": row.protocol,
+            "started_at": row.created_at,
+            "ended_at": max(now, row.created_at),
+            "end_reason": reason(row),
+        }
+        for row in deleted
+        if row.position is None
+    ]
+    run_all(db, _RECORD_USE, without_address)

@@ -5,17 +5,19 @@ it is given again. Callers hold the node's lock (``nodes.lock``); the unique con
 are the second line.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
+from typing import Protocol
 
 from sqlalchemy import bindparam, delete, insert, select, update
-from sqlalchemy.orm import Session
 
-from portal_app.db import run
+from portal_app.db import Database
 from portal_app.models import FreeAddress, Offer
+from portal_app.statements import Statement, run, run_all
 from vpn_core.ranges import client_addresses
 
 
@@ -31,6 +33,14 @@ class Lease:
     free_since: datetime | None
 
 
+class Offered(Protocol):
+    """An offer as it was read; ``wireguard`` is the node's share of the range."""
+
+    wireguard: dict[str, str] | None
+    next_position: int
+    capacity: int
+
+
 @dataclass(frozen=True)
 class Returned:
     node_number: int
@@ -40,11 +50,9 @@ class Returned:
 
 
 _OFFER = (Offer.node_number == bindparam("node"), Offer.profile_id == bindparam("profile"))
-_TAKE_FRESH = (
-    update(Offer)
-    .where(*_OFFER, Offer.wireguard.is_not(None), Offer.next_position < Offer.capacity)
-    .values(next_position=Offer.next_position + 1, allocated=Offer.allocated + 1)
-    .returning(Offer.next_position, Offer.wireguard)
+_FIND = Statement(select(Offer.wireguard, Offer.next_position, Offer.capacity).where(*_OFFER))
+_TAKE_FRESH = Statement(
+    update(Offer).where(*_OFFER).values(next_position=Offer.next_position + 1, allocated=Offer.allocated + 1)
 )
 _LONGEST_WAITING = (
     select(FreeAddress.id)
@@ -53,46 +61,53 @@ _LONGEST_WAITING = (
     .limit(1)
     .with_for_update(skip_locked=True)
 )
-_TAKE_WAITING = (
+_TAKE_WAITING = Statement(
     delete(FreeAddress)
     .where(FreeAddress.id == _LONGEST_WAITING.scalar_subquery())
     .returning(FreeAddress.position, FreeAddress.freed_at)
 )
-_ALLOCATE = (
-    update(Offer)
-    .where(*_OFFER)
-    .values(allocated=Offer.allocated + bindparam("count"))
-    .returning(Offer.wireguard)
-)
-_GIVE_BACK = insert(FreeAddress)
+_ALLOCATE = Statement(update(Offer).where(*_OFFER).values(allocated=Offer.allocated + bindparam("count")))
+_GIVE_BACK = Statement(insert(FreeAddress).inline())
 
 
-def take(db: Session, node_number: int, profile_id: str) -> Lease | None:
+def take(db: Database, node_number: int, profile_id: str) -> Lease | None:
     """Take a free address of a profile on a node; None when all are in use."""
-    offer = {"node": node_number, "profile": profile_id}
-    fresh = run(db, _TAKE_FRESH, offer).one_or_none()
-    if fresh is not None:
-        return _lease(fresh.next_position - 1, fresh.wireguard, None)
-    waiting = run(db, _TAKE_WAITING, offer).one_or_none()
+    which = {"node": node_number, "profile": profile_id}
+    found = run(db, _FIND, which).one_or_none()
+    return None if found is None else take_of(db, node_number, profile_id, found)
+
+
+def take_of(db: Database, node_number: int, profile_id: str, offer: Offered) -> Lease | None:
+    """As ``take``, of an offer that was read under the node's lock."""
+    which = {"node": node_number, "profile": profile_id}
+    if offer.wireguard is None:
+        return None
+    if offer.next_position < offer.capacity:
+        run(db, _TAKE_FRESH, which)
+        return _lease(offer.next_position, offer.wireguard, None)
+    waiting = run(db, _TAKE_WAITING, which).one_or_none()
     if waiting is None:
         return None
-    share = run(db, _ALLOCATE, offer | {"count": 1}).scalar_one()
-    return _lease(waiting.position, share, waiting.freed_at)
+    run(db, _ALLOCATE, which | {"count": 1})
+    return _lease(waiting.position, offer.wireguard, waiting.freed_at)
 
 
-def give_back(db: Session, returned: Iterable[Returned]) -> None:
+def give_back(db: Database, returned: Iterable[Returned]) -> None:
     """Let addresses be given again, the first returned first."""
     rows = [vars(item) for item in returned]
-    if not rows:
-        return
-    run(db, _GIVE_BACK, rows)
+    run_all(db, _GIVE_BACK, rows)
     for (node_number, profile_id), count in sorted(
         Counter((row["node_number"], row["profile_id"]) for row in rows).items()
     ):
         run(db, _ALLOCATE, {"node": node_number, "profile": profile_id, "count": -count})
 
 
+@functools.lru_cache(maxsize=1024)
+def _networks(ipv4: str, ipv6: str) -> tuple[IPv4Network, IPv6Network]:
+    return IPv4Network(ipv4), IPv6Network(ipv6)
+
+
 def _lease(position: int, share: dict[str, str], free_since: datetime | None) -> Lease:
-    ipv4, ipv6 = IPv4Network(share["ipv4"]), IPv6Network(share["ipv6"])
+    ipv4, ipv6 = _networks(share["ipv4"], share["ipv6"])
     addresses = client_addresses(ipv4, ipv6, position)
     return Lease(position, *addresses, ipv4.prefixlen, ipv6.prefixlen, free_since)

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import bindparam, func, select, true, update
-from sqlalchemy.orm import Session
 
-from portal_app.db import retried, run, transaction
+from portal_app.db import Database, retried, transaction
 from portal_app.models import Connection, Deployment, Node, NodeStatus, Offer
 from portal_app.models import Profile as ProfileRow
+from portal_app.statements import Statement, run
 from vpn_core.messages import OPENVPN, Authority, WantedSet
 from vpn_core.messages import Connection as ConnectionMessage
 
@@ -34,11 +34,20 @@ class NodeRef:
     agent_address: str
 
 
+@dataclass(frozen=True)
+class Advanced:
+    """A node that this transaction has locked, with the number of what it changes there."""
+
+    node: NodeRef
+    generation: int
+    authority: Authority
+
+
 class NoDeployment(LookupError):
     """No plan was applied yet, so there is no node to call."""
 
 
-_OFFERING = (
+_OFFERING = Statement(
     select(
         Node.number,
         Node.name,
@@ -68,18 +77,27 @@ _LOCK = (
     .order_by(Node.number)
     .with_for_update(key_share=True)
 )
-_AUTHORITY = select(Deployment.deployment_id, Deployment.epoch)
-_NEXT_GENERATION = (
+_AUTHORITY = Statement(select(Deployment.deployment_id, Deployment.epoch))
+_ADVANCE = Statement(
     update(Node)
     .where(Node.number == bindparam("node"))
     .values(generation=Node.generation + 1)
-    .returning(Node.generation)
+    .returning(
+        Node.name,
+        Node.agent_address,
+        Node.generation,
+        select(Deployment.deployment_id).scalar_subquery().label("deployment_id"),
+        select(Deployment.epoch).scalar_subquery().label("epoch"),
+    )
 )
-_OFFER = (
+_OFFER = Statement(
     select(
         ProfileRow.hidden,
         ProfileRow.permissions,
-        Deployment.plan["wireguard"]["port"].as_integer().label("wireguard_port"),
+        Offer.wireguard,
+        Offer.next_position,
+        Offer.capacity,
+        Deployment.plan_applied_at,
     )
     .join(Offer, Offer.profile_id == ProfileRow.profile_id)
     .join(Deployment, true())
@@ -87,12 +105,16 @@ _OFFER = (
 )
 
 
-def offering(db: Session, profile_id: str) -> Sequence[Any]:
+#: Of the plan that was read last.
+_ports: dict[tuple[str, datetime], int] = {}
+
+
+def offering(db: Database, profile_id: str) -> Sequence[Any]:
     """Return every node that offers a profile, with all that a choice between them needs."""
-    return run(db, _OFFERING, {"profile": profile_id}).all()
+    return run(db, _OFFERING, {"profile": profile_id})
 
 
-def admitted_since(db: Session, node_number: int, profile_id: str, heard_at: datetime) -> int:
+def admitted_since(db: Database, node_number: int, profile_id: str, heard_at: datetime) -> int:
     """Return how many OpenVPN connections a profile got at a node that was heard before them."""
     counted = select(func.count()).where(
         Connection.node_number == node_number,
@@ -114,32 +136,47 @@ def mark_suspect(node_number: int, now: datetime) -> None:
         )
 
 
-def lock(db: Session, numbers: Collection[int]) -> tuple[Authority, dict[int, NodeRef]]:
+def lock(db: Database, numbers: Collection[int]) -> tuple[Authority, dict[int, NodeRef]]:
     """Lock nodes in the order of their numbers, so that two transactions never wait for each other.
 
     Whatever changes connections, addresses or generation of a node happens under this lock; generations of
     a node are therefore committed in their order.
     """
     authority = read_authority(db)
-    rows = run(db, _LOCK, {"numbers": list(numbers)})
+    rows = db.execute(_LOCK, {"numbers": list(numbers)})
     return authority, {row.number: NodeRef(row.number, row.name, row.agent_address) for row in rows}
 
 
-def read_authority(db: Session) -> Authority:
+def advance(db: Database, numbers: Collection[int]) -> dict[int, Advanced]:
+    """As ``lock``, and take the next number of each counter, for what is about to change there."""
+    advanced = {}
+    for number in sorted(numbers):
+        for row in run(db, _ADVANCE, {"node": number}):
+            advanced[number] = Advanced(
+                NodeRef(number, row.name, row.agent_address),
+                row.generation,
+                Authority(row.deployment_id, row.epoch),
+            )
+    return advanced
+
+
+def read_authority(db: Database) -> Authority:
     row = run(db, _AUTHORITY).one_or_none()
     if row is None:
         raise NoDeployment("no plan was applied yet; run vpn-portal plan apply")
     return Authority(row.deployment_id, row.epoch)
 
 
-def next_generation(db: Session, node_number: int) -> int:
+def next_generation(db: Database, node_number: int) -> int:
     """Take the next number of a node's counter; the caller has locked the node or does nothing else after
     it.
     """
-    return int(run(db, _NEXT_GENERATION, {"node": node_number}).scalar_one())
+    (row,) = run(db, _ADVANCE, {"node": node_number})
+    generation: int = row.generation
+    return generation
 
 
-def wanted_set(db: Session, node_number: int) -> WantedSet:
+def wanted_set(db: Database, node_number: int) -> WantedSet:
     """Return everything the node should have, as of the generation that is read first.
 
     A cut or an admit after that carries a higher generation, so this set can neither undo nor revive it.
@@ -164,11 +201,24 @@ MESSAGE_COLUMNS: Sequence[Any] = (
 )
 
 
-def offer(db: Session, node_number: int, profile_id: str) -> Any:
-    """Return who may use a profile that a node offers (``hidden``, ``permissions``), and the
-    ``wireguard_port`` of every node; None when it offers it no more.
+def offer(db: Database, node_number: int, profile_id: str) -> Any:
+    """Return who may use a profile that a node offers (``hidden``, ``permissions``), its addresses (for
+    ``leases.take_of``) and when the plan was applied; None when it offers it no more.
     """
     return run(db, _OFFER, {"node": node_number, "profile": profile_id}).one_or_none()
+
+
+def wireguard_port(db: Database, deployment_id: str, plan_applied_at: datetime) -> int:
+    """Return the port of every node in the plan that was applied then. A plan is searched once, because it
+    grows with its nodes.
+    """
+    key = deployment_id, plan_applied_at
+    port = _ports.get(key)
+    if port is None:
+        port = db.execute(select(Deployment.plan["wireguard"]["port"].as_integer())).scalar_one()
+        _ports.clear()
+        _ports[key] = port
+    return port
 
 
 def message_of(row: dict[str, Any]) -> ConnectionMessage:

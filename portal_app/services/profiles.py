@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import bindparam, select
-from sqlalchemy.orm import Session
 
-from portal_app.db import run
+from portal_app.db import Database
 from portal_app.models import Profile
+from portal_app.statements import Statement, run
 
 
 class HasPermissions(Protocol):
@@ -41,11 +41,11 @@ def may_use(profile: Restricted, permissions: Collection[str]) -> bool:
 
 
 _COLUMNS = select(*Profile.__table__.columns)
-_ALL = _COLUMNS.order_by(Profile.priority.desc(), Profile.position)
-_ONE = _COLUMNS.where(Profile.profile_id == bindparam("profile"))
+_ALL = Statement(_COLUMNS.order_by(Profile.priority.desc(), Profile.position))
+_ONE = Statement(_COLUMNS.where(Profile.profile_id == bindparam("profile")))
 
 
-def offered(db: Session, user: HasPermissions) -> list[Any]:
+def offered(db: Database, user: HasPermissions) -> list[Any]:
     """Return the profiles that ``user`` sees: highest priority first, then in the order of the inventory.
 
     They are rows with the columns of ``Profile``.
@@ -54,7 +54,7 @@ def offered(db: Session, user: HasPermissions) -> list[Any]:
     return [profile for profile in run(db, _ALL) if may_use(profile, permissions)]
 
 
-def find_offered(db: Session, user: HasPermissions, profile_id: str) -> Any:
+def find_offered(db: Database, user: HasPermissions, profile_id: str) -> Any:
     """Return one profile's row if ``user`` may use it, else None: unknown, hidden and forbidden look the
     same.
     """

@@ -9,10 +9,9 @@ from werkzeug.http import http_date
 
 from portal_app import portal
 from portal_app.clock import utc_now
-from portal_app.db import transaction
 from portal_app.errors import BadRequest
 from portal_app.models import Profile
-from portal_app.oauth.bearer import bearer, require_scope
+from portal_app.oauth.bearer import authorized
 from portal_app.services import authorizations, connections, profiles, transports
 from vpn_core.wireguard import is_public_key
 
@@ -35,26 +34,27 @@ def well_known() -> Response:
 
 
 @bp.get("/api/v3/info")
-@require_scope("config")
 def info() -> Response:
-    with transaction(read_only=True) as db:
-        offered = profiles.offered(db, bearer().holder)
+    with authorized("config") as asking:
+        offered = profiles.offered(asking.db, asking.holder)
     return _uncached(jsonify({"info": {"profile_list": [_listed(profile) for profile in offered]}}))
 
 
 @bp.post("/api/v3/connect")
-@require_scope("config")
 def connect() -> Response:
-    issued = connections.connect(bearer().holder, _wanted(), now=utc_now())
+    with authorized("config") as asking:
+        prepared = connections.prepare(asking.db, asking.holder, _wanted(), now=utc_now())
+    issued = connections.issue(prepared)
     response = Response(issued.config, content_type=issued.content_type)
     response.headers["Expires"] = http_date(issued.expires_at)
     return _uncached(response)
 
 
 @bp.post("/api/v3/disconnect")
-@require_scope("config")
 def disconnect() -> Response:
-    authorizations.disconnect(bearer().holder, now=utc_now())
+    with authorized("config") as asking:
+        holder = asking.holder
+    authorizations.disconnect(holder, now=utc_now())
     response = Response(status=204)
     del response.headers["Content-Type"]
     return _uncached(response)

@@ -1,12 +1,38 @@
-"""Statements on the session's connection."""
+"""Transactions and statements on SQLite and on PostgreSQL."""
 
-from sqlalchemy import bindparam, select
+import pytest
+from sqlalchemy import bindparam, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
 
 from portal_app.clock import utc_now
-from portal_app.db import run, transaction
+from portal_app.db import connected, transaction
+from portal_app.errors import Unavailable
 from portal_app.models import User
+from portal_app.statements import Statement, run
 
-_BY_NAME = select(User.id).where(User.name == bindparam("name"))
+_BY_NAME = Statement(select(User.id, User.permissions, User.created_at).where(User.name == bindparam("name")))
+_ADD = Statement(insert(User).inline())
+_RENAME = Statement(
+    update(User).where(User.name == bindparam("old")).values(name=bindparam("new")).returning(User.name)
+)
+only_postgresql = pytest.mark.parametrize("database", ["postgresql"])
+
+
+def add(db, name="alice", **changes):
+    values = {"name": name, "permissions": ["staff"], "is_disabled": False, "created_at": utc_now()}
+    return run(db, _ADD, values | changes)
+
+
+def found(name="alice"):
+    with connected(read_only=True) as db:
+        return run(db, _BY_NAME, {"name": name}).one_or_none()
+
+
+def end_all_sessions(db):
+    db.execute(
+        text("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+             " WHERE pid <> pg_backend_pid() AND datname = 'portal'")
+    )  # fmt: skip
 
 
 def test_statement_sees_what_the_session_has_not_written_yet(app):
@@ -14,7 +40,7 @@ def test_statement_sees_what_the_session_has_not_written_yet(app):
         user = User(name="alice", permissions=[], created_at=utc_now())
         db.add(user)
 
-        assert run(db, _BY_NAME, {"name": "alice"}).scalar_one() == user.id
+        assert run(db, _BY_NAME, {"name": "alice"})[0].id == user.id
 
 
 def test_statement_is_rolled_back_with_its_transaction(app):
@@ -23,5 +49,78 @@ def test_statement_is_rolled_back_with_its_transaction(app):
         run(db, _BY_NAME, {"name": "alice"})
         db.rollback()
 
+    assert found() is None
+
+
+def test_values_and_columns_are_converted_by_their_types(app):
+    now = utc_now()
+    with connected() as db:
+        add(db, created_at=now)
+
+    row = found()
     with transaction(read_only=True) as db:
-        assert run(db, _BY_NAME, {"name": "alice"}).one_or_none() is None
+        user = db.scalars(select(User)).one()
+    assert (row.permissions, row.created_at) == (["staff"], now) == (user.permissions, user.created_at)
+    assert user.is_disabled is False
+
+
+def test_moment_without_zone_is_refused(app):
+    with connected() as db, pytest.raises(ValueError, match="naive datetime"):
+        add(db, created_at=utc_now().replace(tzinfo=None))
+
+
+def test_statement_returns_what_it_changed(app):
+    with connected() as db:
+        add(db)
+
+        assert [row.name for row in run(db, _RENAME, {"old": "alice", "new": "bob"})] == ["bob"]
+        assert run(db, _RENAME, {"old": "alice", "new": "bob"}) == []
+
+
+def add_twice():
+    with connected() as db:
+        add(db)
+        add(db)
+
+
+def test_error_of_a_statement_is_sqlalchemys_and_rolls_back(app):
+    with pytest.raises(IntegrityError):
+        add_twice()
+
+    assert found() is None
+
+
+def test_value_that_is_missing_or_unknown_is_an_error(app):
+    with connected(read_only=True) as db:
+        for values in ({}, {"nmae": "alice"}, {"name": "alice", "nmae": "alice"}):
+            with pytest.raises(KeyError, match="name"):
+                run(db, _BY_NAME, values)
+
+
+@only_postgresql
+def test_session_that_ends_under_a_statement_is_an_outage_and_leaves_the_pool(app):
+    """R22"""
+
+    def interrupted():
+        with connected() as db:
+            add(db)
+            with transaction() as other:
+                end_all_sessions(other)
+            run(db, _BY_NAME, {"name": "alice"})
+
+    with pytest.raises(Unavailable):
+        interrupted()
+
+    assert [found() for _ in range(3)] == [None] * 3
+
+
+@only_postgresql
+def test_sessions_that_ended_while_they_rested_are_not_used(app):
+    """R22: however short the rest was."""
+    with connected(read_only=True) as one, connected(read_only=True) as other:
+        run(one, _BY_NAME, {"name": "alice"})
+        run(other, _BY_NAME, {"name": "alice"})
+    with transaction() as db:
+        end_all_sessions(db)
+
+    assert [found() for _ in range(3)] == [None] * 3
