@@ -26,6 +26,8 @@ class Clock:
         self._wall, self._elapsed = wall, elapsed
         self._offset = wall() - elapsed()
         self._portal = False
+        #: A time of the portal that lies behind what it said before, and the offset that it would mean.
+        self._doubted: tuple[float, float] | None = None
 
     @property
     def offset(self) -> float | None:
@@ -41,9 +43,19 @@ class Clock:
         return carried if self._portal else max(carried, self._wall())
 
     def hear(self, portal_time: float) -> None:
+        """Follow the portal: ahead at once, back only when a later message says the same.
+
+        What was long on its way, perhaps while this process was frozen, says a time that is over.
+        """
         offset = portal_time - self._elapsed()
-        if not self._portal or abs(offset - self._offset) >= SAME_SECONDS:
+        doubted, self._doubted = self._doubted, None
+        if not self._portal or offset - self._offset >= SAME_SECONDS:
             self.resume(offset)
+        elif self._offset - offset >= SAME_SECONDS:
+            if doubted and portal_time - doubted[0] >= SAME_SECONDS > abs(offset - doubted[1]):
+                self.resume(offset)
+            else:
+                self._doubted = portal_time, offset
 
     def from_wall(self, seconds: float) -> float:
         """Return a time of the host's clock, as programs on it say it, in the portal's time."""

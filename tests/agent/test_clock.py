@@ -48,6 +48,41 @@ def test_a_date_has_whole_seconds_and_does_not_make_time_jitter() -> None:
     assert host.clock.now() == 2_000_007.9
 
 
+def test_a_message_that_was_long_on_its_way_does_not_set_time_back() -> None:
+    """R61: nor do two of them that arrive together."""
+    host = Host()
+    host.clock.hear(2_000_000)
+    host.passes(60)
+    host.clock.hear(2_000_010)
+    host.clock.hear(2_000_010)
+    host.clock.hear(2_000_040)
+
+    assert host.clock.now() == 2_000_060
+
+
+def test_a_portal_whose_clock_was_set_back_is_followed_when_it_says_so_again() -> None:
+    """R61."""
+    host = Host()
+    host.clock.hear(2_000_000)
+    host.passes(10)
+    host.clock.hear(1_999_010)
+    host.passes(10)
+    host.clock.hear(1_999_020)
+
+    assert host.clock.now() == 1_999_020
+
+
+def test_a_late_message_and_a_timely_one_leave_no_doubt() -> None:
+    host = Host()
+    host.clock.hear(2_000_000)
+    for now in (2_000_010, 2_000_020):
+        host.passes(10)
+        host.clock.hear(now - 9)
+        host.clock.hear(now)
+
+    assert host.clock.now() == 2_000_020
+
+
 def test_a_restarted_agent_goes_on_with_the_portals_time() -> None:
     host = Host()
     host.clock.hear(2_000_000)
