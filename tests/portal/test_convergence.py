@@ -38,12 +38,14 @@ from hypothesis.stateful import (
 from sqlalchemy import select
 
 import node_agent.agent
+import node_agent.journal
 import node_agent.openvpn
 import node_agent.records
 import node_agent.store
 import node_agent.wireguard
 import portal_app.controller.watch
 import portal_app.services.connections
+import portal_app.services.journal
 from node_agent.management import Management
 from portal_app import db
 from portal_app.cli import deployment as deployment_command
@@ -53,7 +55,7 @@ from portal_app.controller.observation import Timing
 from portal_app.controller.watch import Watch
 from portal_app.db import transaction
 from portal_app.errors import NoCommonProtocol
-from portal_app.models import AddressUse, Authorization, Connection, NodeStatus, User, VpnSession
+from portal_app.models import AddressUse, AuditEvent, Authorization, Connection, NodeStatus, User, VpnSession
 from portal_app.services import authorizations, connections, nodes, plan, plan_file, transports, users
 from portal_app.services.connections import Holder, Issued, Wanted
 from portal_app.settings import Settings
@@ -118,6 +120,7 @@ class History(RuleBasedStateMachine):
     APPS = st.tuples(st.sampled_from(NAMES), st.sampled_from((0, 1, 2)))
     CONTROLLERS = st.sampled_from((0, 1))
     NODES = st.sampled_from((0, 1))
+    RARELY = st.sampled_from((False, False, True))
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,6 +153,9 @@ class History(RuleBasedStateMachine):
             self.patches.setattr(module, "time", self.time)
         # Looks for an interface made anew, twice a second: most of what happens in an idle hour.
         self.patches.setattr(node_agent.agent, "WATCH_SECONDS", 3.0)
+        # A few entries take several answers, and an answer several transactions.
+        self.patches.setattr(node_agent.journal, "EVENTS_PER_ANSWER", 3)
+        self.patches.setattr(portal_app.services.journal, "_PER_TRANSACTION", 2)
         source = random.Random(1)  # noqa: S311
         self.patches.setattr(os, "urandom", source.randbytes)
         self.patches.setattr(random, "_urandom", source.randbytes)
@@ -376,6 +382,57 @@ class History(RuleBasedStateMachine):
         arguments = Namespace(name=self.nodes[number].name, confirm=False, json=False)
         self._play(lambda: node_command.run_reconcile(arguments, self.settings), [Fate.DELIVERED, lateness])
 
+    def _come(self, who: tuple[str, int]) -> int | None:
+        """Connect over WireGuard and use it; returns the number of the node, None when nobody was let in."""
+        held = self.apps[who].held
+        before = len(held)
+        self.come(who, openvpn=False, received=10, seconds=0.5)
+        return self._node_of(held[-1][0]) if len(held) > before else None
+
+    @contextlib.contextmanager
+    def _late_set(self, number: int, lateness: Fate) -> Iterator[None]:
+        """A whole set is read before what happens in this context, and arrives after it."""
+        late = self.network.late
+        before = len(late)
+        self.reconcile(number, lateness)
+        sent = late[before:]
+        del late[before:]
+        yield
+        # What came meanwhile has to be known before it can be missed.
+        self.always()
+        for call in sent:
+            self.network.arrive(call)
+
+    @rule(who=APPS, lateness=st.sampled_from([Fate.LATE, Fate.COPY_LATE]), newer=st.booleans())
+    def change_while_a_set_is_late(self, who: tuple[str, int], lateness: Fate, newer: bool) -> None:
+        """R95: one goes and others come meanwhile, perhaps with a newer set that the old one comes after."""
+        number = self._come(who)
+        if number is None:
+            return
+        with self._late_set(number, lateness):
+            self.disconnect(who, fates=[])
+            if newer:
+                self.reconcile(number, Fate.DELIVERED)
+            # Without a look at the nodes before, which may bring a newer set.
+            for name in NAMES:
+                self.connect((name, who[1]), openvpn=False, new_key=False, seen=False, fates=[])
+
+    @rule(who=APPS, other=APPS, openvpn=st.booleans(), number=CONTROLLERS)
+    def read_while_another_reads(
+        self, who: tuple[str, int], other: tuple[str, int], openvpn: bool, number: int
+    ) -> None:
+        """R97: a controller stops with a part of a journal in its hands, another one reads that and more."""
+        self.come(who, openvpn, received=10, seconds=6)
+        parked = list(self.network.parked)
+        # The first two ask how the nodes are.
+        self.round(number, [Fate.DELIVERED, Fate.DELIVERED, Fate.PAUSED_AFTER])
+        slow = [act for act in self.network.parked if act not in parked]
+        self.come(other, openvpn, received=10, seconds=6)
+        self.round(1 - number, [])
+        for act in slow:
+            self.network.resume(act)
+        self._replace_the_dead()
+
     @rule(number=CONTROLLERS, dies=st.booleans())
     def lose_the_lead(self, number: int, dies: bool) -> None:
         watch = self.watches[number]
@@ -468,7 +525,7 @@ class History(RuleBasedStateMachine):
             source.backup(target)
 
     @precondition(lambda self: self.copy is not None)
-    @rule(really=st.sampled_from([False, False, True]))
+    @rule(really=RARELY)
     def restore(self, really: bool) -> None:
         """R59: the portals stop, the database goes back, a new epoch begins. Rarer than the rest."""
         if self.copy is None or not really:
@@ -484,6 +541,18 @@ class History(RuleBasedStateMachine):
         for known in (*self.gone.values(), *self.cut.values(), *self.had.values()):
             known.clear()
         self.copy, self.was_restored = None, True
+
+    @rule(who=APPS, lateness=st.sampled_from([Fate.LATE, Fate.COPY_LATE]), really=RARELY)
+    def restore_while_a_set_is_late(self, who: tuple[str, int], lateness: Fate, really: bool) -> None:
+        """R59, R95: what the epoch before says counts no more."""
+        number = self._come(who) if really else None
+        if number is None:
+            return
+        self.back_up()
+        with self._late_set(number, lateness):
+            self.restore(really=True)
+            self.round(0, [])
+            self._come(who)
 
     # --- what must hold at any time
 
@@ -567,6 +636,7 @@ class History(RuleBasedStateMachine):
             self._has_what_it_should(node)
             self._is_known(node)
             self._told_every_session(node)
+        self._missed_nothing()
 
     def _confirm(self) -> None:
         """After a restore a node may hold back that most of what it has is to go: the operator says yes."""
@@ -618,6 +688,12 @@ class History(RuleBasedStateMachine):
         for truth in node.truths:
             if not truth.forgotten:
                 _compare(truth, told.get(id(truth), []), self.time.time())
+
+    def _missed_nothing(self) -> None:
+        """Nobody is told that entries of a journal are missing; those that an old database forgot are."""
+        with transaction(read_only=True) as session:
+            said = list(session.scalars(select(AuditEvent.action).where(AuditEvent.action.like("journal.%"))))
+        assert self.was_restored or not said, said
 
 
 def _words(row: VpnSession) -> str:
