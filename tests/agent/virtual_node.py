@@ -185,6 +185,10 @@ class Interface:
         now = int(self.time.time())
         peer.handshake, peer.received, peer.sent = now, peer.received + received, peer.sent + 2 * received
         if connection_id is None:
+            # An agent that died had dropped the connection, and not yet its peer.
+            kept = (t.connection_id for t in reversed(self.truths) if t.key == key and t.end is None)
+            connection_id = next(kept, None)
+        if connection_id is None:
             return True
         session = next((t for t in reversed(self.truths) if t.connection_id == connection_id), None)
         # An agent that died with an end that was not saved goes on with the session.
