@@ -86,15 +86,36 @@ def test_nearly_full_share_is_said_once_and_again_after_it_had_room(
     assert remarks == ("profile employees: 90 % of 100 WireGuard addresses in use",)
 
 
-def test_openvpn_places_are_watched_as_well(node: AgentServer, caplog: pytest.LogCaptureFixture) -> None:
-    """R62"""
+def test_openvpn_places_are_watched_as_well_and_by_the_job(
+    node: AgentServer, settings: Any, agents: Agents, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R62."""
     use(10, openvpn=9)
+    job = next(j for j in housekeeping.jobs(settings, agents) if j.name == "nearly_full")
 
-    fullness.watch(NOON)
+    job.run(NOON)
 
     assert full_events(caplog) == [
         'event=node_nearly_full node=node0 profile=employees full="90 % of 10 OpenVPN places"'
     ]
+
+
+def test_every_full_share_of_every_node_is_said_and_kept_apart(
+    make_nodes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R62."""
+    make_nodes(2)
+    for profile_id in ("employees", "lab"):
+        use(90, profile_id)
+
+    fullness.watch(NOON)
+
+    assert len(full_events(caplog)) == 4
+    with transaction(read_only=True) as session:
+        said = fullness.remarks(session)
+    remark = "profile {}: 90 % of 100 WireGuard addresses in use"
+    both = [remark.format("employees"), remark.format("lab")]
+    assert said == {0: both, 1: both}
 
 
 def test_two_portals_say_it_once(node: AgentServer, caplog: pytest.LogCaptureFixture) -> None:
