@@ -23,6 +23,7 @@ from email.utils import formatdate
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
+from portal_app.certificates import Certificate
 from portal_app.errors import NodeRefused, NodeUnreachable, SettingsError
 from portal_app.settings import Settings
 from vpn_core.errors import MessageError
@@ -59,14 +60,6 @@ class NodeAddress(Protocol):
     def name(self) -> str: ...
     @property
     def agent_address(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class AgentCertificate:
-    """What the certificate says that an agent showed last; ``not_after`` is UTC."""
-
-    serial_number: int
-    not_after: datetime
 
 
 def _left(ends_at: float) -> float:
@@ -167,10 +160,13 @@ class _Link:
             self.close()
             raise
 
-    def certificate(self) -> AgentCertificate:
+    def certificate(self) -> Certificate:
         said: Any = self._tls.getpeercert()
-        not_after = datetime.fromtimestamp(ssl.cert_time_to_seconds(said["notAfter"]), UTC)
-        return AgentCertificate(int(said["serialNumber"], 16), not_after)
+        moments = (
+            datetime.fromtimestamp(ssl.cert_time_to_seconds(said[key]), UTC)
+            for key in ("notBefore", "notAfter")
+        )
+        return Certificate(int(said["serialNumber"], 16), *moments)
 
     def ask(self, request: bytes, longest: int, ends_at: float) -> _Answer:
         self._send(request, ends_at)
@@ -259,11 +255,11 @@ class Agents:
         self._idle: dict[tuple[int, str], list[_Link]] = {}
         # A command makes one for its few calls and lets go of it.
         weakref.finalize(self, _close_all, self._idle)
-        self._certificates: dict[int, AgentCertificate] = {}
+        self._certificates: dict[int, Certificate] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PARALLEL_CALLS, thread_name_prefix="agents")
 
-    def certificate(self, node_number: int) -> AgentCertificate | None:
+    def certificate(self, node_number: int) -> Certificate | None:
         """Return the certificate that a node's agent showed last; None when it was not reached yet."""
         return self._certificates.get(node_number)
 

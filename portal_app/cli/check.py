@@ -11,15 +11,13 @@ from sqlalchemy import select
 
 from portal_app import db, migrations
 from portal_app.agents import Agents
+from portal_app.certificates import Certificate
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import PortalError, SettingsError
 from portal_app.models import Deployment, Node
 from portal_app.settings import Settings
 from vpn_core import table
-
-#: A run of the playbooks renews what has a third of its life left; with less than this, nobody ran them.
-LEAST_LIFE = 0.25
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,19 @@ def _own_certificate(path: Path) -> Finding:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError):
         return Finding(False, subject, "cannot be read; run the playbook again")
-    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    left = certificate.not_valid_after_utc - utc_now()
-    if left < life * LEAST_LIFE:
-        ends = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-        return Finding(False, subject, f"ends on {ends}; run site.yml, which renews it")
-    return Finding(True, subject, f"serial {certificate.serial_number:x}, {left.days} days left")
+    return _lasting(
+        subject,
+        Certificate(
+            certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        ),
+    )
+
+
+def _lasting(subject: str, certificate: Certificate) -> Finding:
+    now = utc_now()
+    warning = certificate.warning(now)
+    said = f"serial {certificate.serial_number:x}, {certificate.days_left(now)} days left"
+    return Finding(warning is None, subject, warning or said)
 
 
 def _file(path: Path, *, secret: bool) -> Finding:
@@ -141,4 +146,6 @@ def _nodes(settings: Settings) -> Iterator[Finding]:
         else:
             found_out = f"version {answer.v}, {answer.connection_count} connections"
             yield Finding(True, subject, found_out + (", in maintenance" if answer.maintenance_mode else ""))
+        if certificate := agents.certificate(node.number):
+            yield _lasting(f"certificate of {node.name}", certificate)
     agents.close()

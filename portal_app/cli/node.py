@@ -192,12 +192,19 @@ def _sheet(node: NodeReport, used: NodeOccupancy) -> str:
             "load",
             "unknown" if node.load_percent is None else f"{node.load_percent} % of {node.cpu_count} CPU",
         ),
+        ("certificate", _certificate(node)),
         ("connections", f"{node.connections}, {node.active} active"),
         *(("remark", text) for text in node.remarks),
     ]
     width = max(len(name) for name, _ in facts)
     lines = [node.name, *(f"  {name.ljust(width)}  {value}" for name, value in facts), ""]
     return "\n".join(lines + list(table.lines(status.NODE_HEADS, status.node_rows(used))))
+
+
+def _certificate(node: NodeReport) -> str:
+    if node.certificate_ends is None:
+        return "unknown"
+    return f"serial {node.certificate_serial}, until {node.certificate_ends:%Y-%m-%d}"
 
 
 def _span(seconds: int | None) -> str:

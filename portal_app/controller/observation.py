@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from portal_app.certificates import Certificate
 from vpn_core.messages import NodeInfo
 
 #: A clock further away than this is reported; expiry stays exact to a minute (reliability.md R61).
@@ -58,6 +59,7 @@ class Memory:
     flapped_at: float = float("-inf")
     trouble: str | None = None
     skewed: bool = False
+    certificate_warning: str | None = None
     problems: tuple[str, ...] = ()
 
     def forget(self) -> None:
@@ -147,6 +149,7 @@ def reason_to_send(
     return None
 
 
-def kept(info: NodeInfo, skew: float) -> dict[str, Any]:
-    """Return what of an answer goes into ``node_status.info``."""
-    return info.to_dict() | {"clock_skew_seconds": round(skew)}
+def kept(info: NodeInfo, skew: float, certificate: Certificate | None) -> dict[str, Any]:
+    """Return what of an answer, and of who gave it, goes into ``node_status.info``."""
+    shown = certificate.to_dict() if certificate else None
+    return info.to_dict() | {"clock_skew_seconds": round(skew), "certificate": shown}

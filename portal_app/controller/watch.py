@@ -13,6 +13,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from portal_app.agents import Agents
+from portal_app.certificates import Certificate
 from portal_app.controller import observation
 from portal_app.controller.observation import Expected, Memory, Timing
 from portal_app.controller.workers import Lane
@@ -162,7 +163,9 @@ class Watch:
         another_key = observation.has_another_key(info, expected)
         if reason or another_key or journal.is_behind(info, expected.journal_id, expected.journal_sequence):
             follow.append((expected, info, reason))
+        certificate = self.agents.certificate(seen.number)
         self._report_state(expected, memory, info, seen.skew)
+        self._report_certificate(expected, memory, certificate, seen.answered_at)
         memory.failing, memory.generation_before = False, expected.generation
         suspected_at = expected.suspect_until and expected.suspect_until - nodes.SUSPECT
         return {
@@ -183,7 +186,7 @@ class Watch:
             # Another key counts when the connections that know the old one are ended (_follow).
             "issued_public_key": expected.issued_public_key or info.wireguard_public_key,
             "instance_id": info.instance_id,
-            "info": observation.kept(info, seen.skew),
+            "info": observation.kept(info, seen.skew, certificate),
         }
 
     def _catch_up(self, db: Session, expected: Expected, info: NodeInfo) -> Expected:
@@ -229,6 +232,15 @@ class Watch:
         if info.problems != memory.problems:
             log("node_problems", level=logging.WARNING, node=node.name, problems="; ".join(info.problems))
             memory.problems = info.problems
+
+    def _report_certificate(
+        self, node: Expected, memory: Memory, certificate: Certificate | None, now: datetime
+    ) -> None:
+        """R68: long before it ends, somebody has to run the playbook."""
+        warning = certificate.warning(now) if certificate else None
+        if warning and warning != memory.certificate_warning:
+            log("certificate_ends", level=logging.WARNING, node=node.name, remark=warning)
+        memory.certificate_warning = warning
 
     def _follow(self, node: Expected, info: NodeInfo, reason: str | None) -> None:
         memory = self._memories.get(node.number) or Memory()

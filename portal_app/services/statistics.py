@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from portal_app.certificates import Certificate
 from portal_app.models import Connection, Node, NodeStatus, Offer, Profile, VpnSession
 from portal_app.services import fullness
 from portal_app.services.nodes import UP
@@ -35,6 +36,8 @@ class NodeReport:
     failing_since: datetime | None
     reconciled_at: datetime | None
     generation: int
+    certificate_serial: str | None
+    certificate_ends: datetime | None
     remarks: tuple[str, ...]
 
 
@@ -81,6 +84,7 @@ def _node(
 ) -> NodeReport:
     info: dict[str, Any] = (status.info if status else None) or {}
     load = info.get("rel_load_average") or []
+    certificate = _certificate(info)
     return NodeReport(
         number=node.number,
         name=node.name,
@@ -97,7 +101,9 @@ def _node(
         failing_since=status.failing_since if status else None,
         reconciled_at=status.reconciled_at if status else None,
         generation=node.generation,
-        remarks=(*_remarks(status, info), *full),
+        certificate_serial=f"{certificate.serial_number:x}" if certificate else None,
+        certificate_ends=certificate.not_after if certificate else None,
+        remarks=(*_remarks(status, info, now), *full),
     )
 
 
@@ -112,15 +118,26 @@ def state(status: NodeStatus | None, now: datetime) -> str:
     return MAINTENANCE if status.maintenance_mode else UP_STATE
 
 
-def _remarks(status: NodeStatus | None, info: dict[str, Any]) -> list[str]:
+def _remarks(status: NodeStatus | None, info: dict[str, Any], now: datetime) -> list[str]:
     if status is None:
         return []
-    remarks = [status.error] if status.error else []
-    remarks += info.get("problems", [])
+    return ([status.error] if status.error else []) + problems(info, now)
+
+
+def problems(info: dict[str, Any], now: datetime) -> list[str]:
+    """Return what is wrong with a node, by what it said last and the certificate it showed."""
+    found = [str(problem) for problem in info.get("problems") or []]
     skew = info.get("clock_skew_seconds", 0)
     if abs(skew) > 5:
-        remarks.append(f"clock is {abs(skew)} s {'ahead' if skew > 0 else 'behind'}")
-    return remarks
+        found.append(f"clock is {abs(skew)} s {'ahead' if skew > 0 else 'behind'}")
+    certificate = _certificate(info)
+    if certificate and (warning := certificate.warning(now)):
+        found.append(f"certificate {warning}")
+    return found
+
+
+def _certificate(info: dict[str, Any]) -> Certificate | None:
+    return Certificate.from_dict(info["certificate"]) if info.get("certificate") else None
 
 
 def profiles(db: Session) -> list[ProfileReport]:

@@ -13,7 +13,7 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.login import admin_required
 from portal_app.models import Connection, Node, NodeStatus, Offer, User, VpnSession
-from portal_app.services import fullness
+from portal_app.services import fullness, statistics
 from portal_app.services.nodes import UP
 from portal_app.views import forms
 
@@ -124,7 +124,7 @@ def _node_view(
         state=_state(status, info, now),
         held=str(info.get("held") or ""),
         error=status.error if status is not None else None,
-        problems=[str(problem) for problem in info.get("problems") or []],
+        problems=statistics.problems(info, now),
         nearly_full=nearly_full,
         answered_at=status.answered_at if status is not None else None,
         reconciled_at=status.reconciled_at if status is not None else None,

@@ -264,11 +264,12 @@ def test_check_finds_what_is_wrong(node: AgentServer, run, settings):
 
 @pytest.mark.usefixtures("migrated", "private", "node")
 @pytest.mark.parametrize(("days", "passed"), [(0, True), (2700, True), (2800, False), (3700, False)])
-def test_check_says_long_before_that_the_portals_certificate_ends(run, monkeypatch, days, passed):
+@pytest.mark.parametrize("whose", ["management certificate", "certificate of node0"])
+def test_check_says_long_before_that_certificates_end(run, monkeypatch, days, passed, whose):
     """R68: of ten years a quarter is left after 2737 days; a third was the time to renew it."""
     monkeypatch.setattr("portal_app.cli.check.utc_now", lambda: utc_now() + timedelta(days=days))
 
-    (line,) = [line for line in run("check").out.splitlines() if "management certificate" in line]
+    (line,) = [line for line in run("check").out.splitlines() if whose in line]
 
     assert line.startswith("PASS" if passed else "FAIL")
     assert ("serial " in line) == passed

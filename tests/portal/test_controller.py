@@ -1,5 +1,6 @@
 """The controller against real agents: what it sees, repairs and refuses to believe."""
 
+import json
 import threading
 import time
 import uuid
@@ -9,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from cryptography import x509
 from sqlalchemy import delete, insert, select, update
 
 from portal_app.agents import Agents
@@ -146,6 +148,26 @@ def test_node_that_answers_is_up_and_usable(make_agents, agents, settings, make_
 
     assert agent.connections(agents) == {connection}
     assert status().instance_id == agent.info(agents).instance_id
+
+
+@on_sqlite
+def test_certificate_of_an_agent_is_shown_and_its_end_announced(
+    make_agents, agents, settings, deployment, run, caplog, monkeypatch
+):
+    """R68. When it is announced: ``test_check_says_long_before_that_certificates_end``."""
+    make_agents()
+    serial = x509.load_pem_x509_certificate(deployment.node(0).certificate.read_bytes()).serial_number
+    with running(settings, agents):
+        eventually(is_up)
+        assert "certificate_ends" not in caplog.text
+        monkeypatch.setattr("portal_app.certificates.LEAST_LIFE", 1.0)
+        eventually(lambda: "certificate_ends" in caplog.text)
+
+    (node,) = json.loads(run("node", "list", "--json").out)
+    assert node["certificate_serial"] == f"{serial:x}"
+    (remark,) = [text for text in node["remarks"] if text.startswith("certificate ")]
+    assert remark.endswith("; run site.yml, which renews it")
+    assert f"serial {serial:x}, until 20" in run("node", "show", "node0").out
 
 
 @on_sqlite
