@@ -148,10 +148,8 @@ class Prepared:
     ends_at: float
 
 
-class _FullError(Exception):
-    """The candidate has no address left after all; leaves the transaction, so that nothing was ended for
-    it.
-    """
+class _NoPlaceError(Exception):
+    """The candidate takes nobody after all, and why; so nothing was ended for it."""
 
 
 def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
@@ -287,8 +285,8 @@ def _first_that_answers(
                 withdrawn = made.row.connection_id if made else None
                 try:
                     made = _make(wish, attempt, candidate, why, withdrawn=withdrawn)
-                except _FullError:
-                    left_out[name] = "full"
+                except _NoPlaceError as error:
+                    left_out[name] = str(error)
                     continue
                 issued = _issue(wish, attempt, made)
                 if (trouble := _admit(wish, made, ends_at)) is None:
@@ -330,7 +328,9 @@ def _make(
         # Read under the lock that applying a plan takes, too: what one of them takes away the other sees.
         offer = nodes.offer(db, number, wish.profile.profile_id)
         if offer is None or number not in advanced:
-            raise _FullError
+            raise _NoPlaceError("full")
+        if offer.maintenance_mode:
+            raise _NoPlaceError("in maintenance")
         if not profiles.may_use(offer, permissions):
             raise NotFound('no such "profile_id"')
         ended = ending.end_rows(db, replaced, advanced, lambda row: reasons[row.id], now)
@@ -341,10 +341,10 @@ def _make(
         if attempt.protocol == WIREGUARD:
             lease = leases.take_of(db, number, wish.profile.profile_id, offer)
             if lease is None:
-                raise _FullError
+                raise _NoPlaceError("full")
             started_at = max(now, lease.free_since or now)
         elif not _has_room(db, candidate, wish.profile.profile_id):
-            raise _FullError
+            raise _NoPlaceError("full")
         row = {
             "id": uuid.uuid4().hex,
             "user_id": holder.user_id,

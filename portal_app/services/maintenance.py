@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
 from portal_app.models import Connection, Node, NodeStatus, User
-from portal_app.services import audit, connections
+from portal_app.services import audit, connections, nodes
 
 if TYPE_CHECKING:
     from portal_app.agents import Agents
@@ -60,7 +60,9 @@ def switch(
 @retried
 def _write_down(node: Node, *, on: bool, now: datetime, notice: str | None, cut_at: datetime | None) -> None:
     with transaction() as db:
-        # Not only at the controller's next round: no connect may choose it after this returns (R63).
+        # Not only at the controller's next round: no connect may choose it after this returns (R63), and one
+        # that has chosen it looks again under this lock.
+        nodes.lock(db, {node.number})
         db.execute(
             update(NodeStatus)
             .where(NodeStatus.node_number == node.number)
@@ -102,16 +104,19 @@ def cut(agents: "Agents", node: Node, *, downloads: bool, now: datetime) -> int:
     ``downloads``: their owners would have to download others, and the node comes back.
     """
     done = 0
-    while ended := _cut_some(node, downloads, now):
+    # Some of those found may have ended by themselves: only when none is found it is over.
+    while (ended := _cut_some(node, downloads, now)) is not None:
         connections.tell(ended, agents=agents)
         done += len(ended)
     return done
 
 
 @retried
-def _cut_some(node: Node, downloads: bool, now: datetime) -> list[connections.Ended]:
+def _cut_some(node: Node, downloads: bool, now: datetime) -> list[connections.Ended] | None:
     with transaction() as db:
         ids = db.scalars(select(Connection.id).where(*_to_cut(node, downloads)).limit(_BATCH)).all()
+        if not ids:
+            return None
         ended = connections.end(db, Connection.id.in_(ids), reason="drained", now=now)
         if ended:
             audit.record(db, "node.drain", actor="cli", object=node.name, now=now, cut=len(ended))

@@ -97,9 +97,11 @@ _OFFER = Statement(
         Offer.wireguard,
         Offer.next_position,
         Offer.capacity,
+        NodeStatus.maintenance_mode,
         Deployment.plan_applied_at,
     )
     .join(Offer, Offer.profile_id == ProfileRow.profile_id)
+    .join(NodeStatus, NodeStatus.node_number == Offer.node_number)
     .join(Deployment, true())
     .where(Offer.node_number == bindparam("node"), Offer.profile_id == bindparam("profile"))
 )
@@ -203,7 +205,8 @@ MESSAGE_COLUMNS: Sequence[Any] = (
 
 def offer(db: Database, node_number: int, profile_id: str) -> Any:
     """Return who may use a profile that a node offers (``hidden``, ``permissions``), its addresses (for
-    ``leases.take_of``) and when the plan was applied; None when it offers it no more.
+    ``leases.take_of``), whether the node is in maintenance, and when the plan was applied; None when the node
+    offers it no more.
     """
     return run(db, _OFFER, {"node": node_number, "profile": profile_id}).one_or_none()
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -9,7 +10,7 @@ from sqlalchemy import func, select
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import AddressUse, AuditEvent, Connection, Node, NodeStatus
-from portal_app.services import identity
+from portal_app.services import choice, identity
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp, browser
 from tests.portal.pages import make_configuration
@@ -54,6 +55,24 @@ def test_maintenance_keeps_new_connections_away_and_old_ones_alive(node, make_ap
         "node": "node0", "maintenance": "off",
     }  # fmt: skip
     assert bob.connect().status_code == 200
+
+
+def test_connect_that_had_chosen_a_node_before_its_maintenance_goes_elsewhere(
+    node, make_app_user, run, monkeypatch
+):
+    """R63: the choice is made before the node's lock is taken."""
+    choose = choice.choose
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        found = choose(*arguments, **options)
+        assert run("node", "maintenance", "node0", "on").status == 0
+        return found
+
+    bob = make_app_user("bob")
+    monkeypatch.setattr(choice, "choose", slowly)
+
+    assert bob.connect().status_code == 503
+    assert (node.maintenance, len(node.peers), connections()) == (True, 0, 0)
 
 
 def test_node_that_does_not_answer_is_not_said_to_be_in_maintenance(node, run):
