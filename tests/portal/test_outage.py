@@ -89,7 +89,7 @@ def test_restarted_database_leaves_no_broken_connection_behind(app, make_app_use
     engine = sqlalchemy.create_engine(database_url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE pid <> pg_backend_pid() AND datname = 'portal'"
         )
     engine.dispose()

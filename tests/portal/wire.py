@@ -106,6 +106,7 @@ class Wire(Agents):
 
     def __init__(self, network: "Network") -> None:
         self._network = network
+        self._certificates = {}
 
     def _ask(self, node: Any, method: str, path: str, sent: bytes, *_bounds: Any) -> _Answer:
         assert not db._sqlite_writer.locked(), "a call to a node inside of a transaction"
