@@ -8,6 +8,7 @@ fingerprints of two certificates. Each is measured in turn with ours, by iperf3 
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,9 +56,8 @@ def by_hand(server: Host, client: Host, protocol: str) -> Iterator[Tunnel]:
         host.run(f"mkdir -p -m 0700 /run/handmade; {KEYS}")
     of_server, of_client = (host.output("cat /run/handmade/public") for host in (server, client))
     prints = [host.output("cat /run/handmade/fingerprint") for host in (server, client)]
-    opened = server.output(
-        "nft --echo --handle insert rule inet causeway input udp dport { 51999, 1999 } accept"
-    )
+    insert = "nft --echo --handle insert rule inet causeway input udp dport { 51999, 1999 } accept"
+    handle = re.findall(r"# handle (\d+)", server.output(insert))[-1]
     try:
         if protocol == "wireguard":
             server.run(WIREGUARD_SERVER.format(peer=of_client))
@@ -69,7 +69,7 @@ def by_hand(server: Host, client: Host, protocol: str) -> Iterator[Tunnel]:
         wait_until(lambda: client.run(ping, check=False).returncode == 0, 20, "the hand-made tunnel")
         yield Tunnel("handmade", HAND_ADDRESS)
     finally:
-        server.run(f"nft delete rule inet causeway input handle {opened.split()[-1]}")
+        server.run(f"nft delete rule inet causeway input handle {handle}", check=False)
         for host in (client, server):
             host.run(CLEAN, check=False)
 
