@@ -50,7 +50,9 @@ def test_portals_are_away(world: World, make_app: Callable[..., OfficialApp]) ->
     found = {name: world.sessions(name)[count:] for name, count in earlier.items()}
     assert len(found["erin"]) == reconnects + 1
     assert len({(s["connection"], s["started"]) for s in found["erin"]}) == len(found["erin"])
-    assert all(a["ended"] <= b["started"] for a, b in zip(found["erin"], found["erin"][1:], strict=False))
+    # OpenVPN tells in whole seconds when a client came.
+    pairs = zip(found["erin"], found["erin"][1:], strict=False)
+    assert all(a["ended"] <= b["started"] + 1 for a, b in pairs)
     assert len(found["bob"]) == 1
     (of_one,) = found["alice"]
     assert of_one["ended"] is None
