@@ -164,14 +164,27 @@ def _has_news(connection: Any) -> bool:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"busy_timeout={SQLITE_BUSY_SECONDS * 1000}",
-    ):
+    for pragma in (f"busy_timeout={SQLITE_BUSY_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    _write_ahead(cursor)
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Let readers and the writer go on side by side.
+
+    A new file is turned to that by whoever opens it first. SQLite says "locked" at once to another who tries
+    in that moment, whatever ``busy_timeout`` is.
+    """
+    deadline = time.monotonic() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - not a secret
 
 
 def _begin_sqlite(connection: Any) -> None:

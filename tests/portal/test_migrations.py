@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,22 @@ def test_two_portals_may_migrate_at_once(engine):
         thread.join()
 
     assert sorted(results, key=str) == [(migrations.head(), migrations.head()), (None, migrations.head())]
+
+
+def test_many_may_open_a_new_file_at_once(tmp_path):
+    """SQLite lets one of them turn the file to write-ahead logging, and says "locked" to the others."""
+    for number in range(40):
+        engines = [db.make_engine(f"sqlite:///{tmp_path}/{number}.sqlite") for _ in range(4)]
+        start = threading.Barrier(len(engines))
+
+        def opens(engine: Engine, start: threading.Barrier = start) -> None:
+            start.wait()
+            engine.connect().close()
+
+        with ThreadPoolExecutor(len(engines)) as threads:
+            list(threads.map(opens, engines))  # raises what a thread raised
+        for engine in engines:
+            engine.dispose()
 
 
 def test_migration_that_fails_leaves_nothing_behind(engine, monkeypatch):
