@@ -667,7 +667,7 @@ def test_many_ends_at_a_dead_node_do_not_delay_those_at_a_living_one(make_nodes,
             ]
     dead.mode = "silent"
 
-    connections.tell(ended, seconds=0.5)
+    connections.tell(ended, seconds=2)
 
     assert len(living.cuts) == 8
     assert len(dead.calls) <= 2 * connections.ending.LANES
