@@ -24,6 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeDecorator
 
 from portal_app.errors import Unavailable
+from portal_app.statements import as_sqlalchemy
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,11 +103,11 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
             pool_timeout=POOL_SECONDS,
             hide_parameters=True,
             json_deserializer=_parsed,
+            pool_use_lifo=True,
             connect_args={"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None},
         )
-        # isolation_level None: the driver begins nothing by itself, _begin_sqlite does.
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "begin", _begin)
         return engine
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -119,6 +120,8 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_SECONDS,
+        pool_use_lifo=True,
+        isolation_level="AUTOCOMMIT",
         hide_parameters=True,  # an error's text reaches the log
         json_deserializer=_parsed,
         connect_args={
@@ -130,6 +133,7 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
             "options": options,
         },
     )
+    event.listen(engine, "begin", _begin)
     event.listen(engine, "checkin", _note_rest)
     event.listen(engine, "checkout", functools.partial(_try_rested, engine.dialect))
     return engine
@@ -187,13 +191,20 @@ def _write_ahead(cursor: Any) -> None:
         time.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - not a secret
 
 
-def _begin_sqlite(connection: Any) -> None:
-    # A writer takes the write lock at once: upgrading later fails with "locked" however long one waits.
-    read_only = connection.get_execution_options().get("read_only", False)
+def _begin(connection: Connection) -> None:
+    """Begin a transaction, which no driver does here by itself: a read of one statement needs none."""
+    options, dialect = connection.get_execution_options(), connection.dialect
+    if not options.get("begins", True):
+        return
+    # A writer takes SQLite's lock at once: upgrading later fails with "locked" however long one waits.
+    sql = "BEGIN" if dialect.name != "sqlite" or options.get("read_only", False) else "BEGIN IMMEDIATE"
+    driver: Any = connection.connection.driver_connection
     try:
-        connection.connection.driver_connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        driver.execute(sql)
     except sqlite3.OperationalError as error:
         raise Unavailable("the database is busy") from error
+    except dialect.loaded_dbapi.Error as error:
+        raise as_sqlalchemy(error, connection, sql) from error
 
 
 @functools.lru_cache(maxsize=1024)
@@ -213,19 +224,6 @@ _sqlite_writer = threading.Lock()
 
 
 @contextmanager
-def _turn_to_write(read_only: bool) -> Iterator[None]:
-    if read_only or engine().dialect.name != "sqlite":
-        yield
-        return
-    if not _sqlite_writer.acquire(timeout=SQLITE_BUSY_SECONDS):
-        raise Unavailable("the database is busy")
-    try:
-        yield
-    finally:
-        _sqlite_writer.release()
-
-
-@contextmanager
 def transaction(*, read_only: bool = False) -> Iterator[Session]:
     """Yield a session; commit when the block ends, roll back when it raises.
 
@@ -233,7 +231,7 @@ def transaction(*, read_only: bool = False) -> Iterator[Session]:
     ``@retried``. Objects stay readable after the commit.
     """
     with (
-        _opened(read_only) as connection,
+        _Opened(read_only) as connection,
         Session(connection, expire_on_commit=False, join_transaction_mode="control_fully") as db,
         db.begin(),
     ):
@@ -244,27 +242,60 @@ def transaction(*, read_only: bool = False) -> Iterator[Session]:
 def connected(*, read_only: bool = False) -> Iterator[Connection]:
     """As ``transaction``, without the ORM: for what each connect does.
 
-    Reading on PostgreSQL begins and commits nothing: each statement sees what is committed, as it does in a
-    transaction there.
+    Reading begins and commits nothing: each statement sees what is committed by then.
     """
-    with _opened(read_only) as connection:
-        if read_only and connection.dialect.name == "postgresql":
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+    with _Opened(read_only) as connection:
+        if read_only:
+            yield connection
+            return
         with connection.begin():
             yield connection
 
 
-@contextmanager
-def _opened(read_only: bool) -> Iterator[Connection]:
-    try:
-        with _turn_to_write(read_only), engine().connect() as connection:
-            yield connection.execution_options(read_only=True) if read_only else connection
-    except PoolTimeoutError as error:
-        raise Unavailable("the database is busy") from error
-    except (OperationalError, InterfaceError) as error:
-        if is_transient(error):
+class _Opened:
+    """A connection of the pool, with this process's turn to write where the database is SQLite.
+
+    A class and no generator, as every request passes here several times.
+    """
+
+    def __init__(self, read_only: bool) -> None:
+        self._engine = engine()
+        self._read_only = read_only
+        self._has_turn = False
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Connection:
+        if not self._read_only and self._engine.dialect.name == "sqlite":
+            if not _sqlite_writer.acquire(timeout=SQLITE_BUSY_SECONDS):
+                raise Unavailable("the database is busy")
+            self._has_turn = True
+        try:
+            connection = self._engine.connect()
+        except Exception as error:
+            self.__exit__(type(error), error, None)
             raise
-        raise Unavailable("the database does not answer") from error
+        self._connection = connection.execution_options(read_only=True) if self._read_only else connection
+        return self._connection
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        try:
+            if self._connection is not None:
+                self._connection.close()
+        finally:
+            if self._has_turn:
+                self._has_turn = False
+                _sqlite_writer.release()
+        if error is not None and (meant := _outage(error)) is not error:
+            raise meant from error
+
+
+def _outage(error: BaseException) -> BaseException:
+    """Return Unavailable for what says that the database is away, other errors as they are."""
+    if isinstance(error, PoolTimeoutError):
+        return Unavailable("the database is busy")
+    if isinstance(error, OperationalError | InterfaceError) and not is_transient(error):
+        return Unavailable("the database does not answer")
+    return error
 
 
 def is_transient(error: DBAPIError) -> bool:

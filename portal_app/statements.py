@@ -6,18 +6,18 @@ from then on the driver gets them directly. Connection, transaction and errors a
 """
 
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
-from sqlalchemy.types import TypeEngine
 
 Values = Mapping[str, Any]
 _Conversion = Callable[[Any], Any]
+_NOTHING: Values = MappingProxyType({})
 
 
 class Rows(list[Any]):
@@ -35,79 +35,75 @@ class Statement:
 
     def __init__(self, built: Any) -> None:
         self._built = built
-        self._texts: dict[tuple[str, ...], _Text] = {}
+        self._texts: dict[tuple[str, tuple[str, ...]], _Text] = {}
 
     def text(self, dialect: Dialect, names: tuple[str, ...]) -> "_Text":
-        key = (dialect.name, *names)
+        key = (dialect.name, names)
         found = self._texts.get(key)
         if found is None:
             found = self._texts[key] = _translated(self._built, dialect, names)
         return found
 
 
-def run(db: Session | Connection, statement: Statement, values: Values | None = None) -> Rows:
+def run(db: Session | Connection, statement: Statement, values: Values = _NOTHING) -> Rows:
     """Execute a statement in a transaction; what a session has not written yet comes first."""
-    values = values or {}
-    connection = _connection(db)
+    connection = db if isinstance(db, Connection) else _connection(db)
     text = statement.text(connection.dialect, tuple(values))
-    with _cursor(connection, text.sql) as cursor:
-        cursor.execute(text.sql, text.filled(values))
-        return text.rows(cursor.fetchall()) if cursor.description else Rows()
-
-
-def run_all(db: Session | Connection, statement: Statement, values: Sequence[Values]) -> None:
-    """Execute a statement that returns nothing once for each of ``values``, which have the same names."""
-    if not values:
-        return
-    connection = _connection(db)
-    text = statement.text(connection.dialect, tuple(values[0]))
-    with _cursor(connection, text.sql) as cursor:
-        cursor.executemany(text.sql, [text.filled(each) for each in values])
-
-
-def _connection(db: Session | Connection) -> Connection:
-    if isinstance(db, Connection):
-        return db
-    db.flush()
-    return db.connection()
-
-
-@contextmanager
-def _cursor(connection: Connection, sql: str) -> Iterator[Any]:
     cursor = connection.connection.cursor()
     try:
-        yield cursor
-    except connection.dialect.loaded_dbapi.Error as error:
-        raise _as_sqlalchemy(error, connection, sql) from error
+        cursor.execute(text.sql, text.filled(values), **text.options)
+        return text.rows(cursor.fetchall()) if text.returns else Rows()
+    except text.errors as error:
+        raise as_sqlalchemy(error, connection, text.sql) from error
     finally:
         cursor.close()
 
 
+def run_all(db: Session | Connection, statement: Statement, values: Sequence[Values]) -> None:
+    """Execute a statement that returns nothing once for each of ``values``, which have the same names."""
+    for each in values:
+        run(db, statement, each)
+
+
+def _connection(db: Session) -> Connection:
+    db.flush()
+    return db.connection()
+
+
 @dataclass(frozen=True)
 class _Text:
-    """A statement in the words of one database; ``values`` are names with the statement's own value, if any,
-    and a conversion.
+    """A statement in the words of one database.
+
+    ``values`` in the order of the text are name, conversion, and for what nobody gives the statement's own
+    value; ``conversions`` are those of columns, by index.
     """
 
     sql: str
-    values: list[tuple[str, Any, _Conversion | None]]
-    order: list[str] | None
+    options: dict[str, Any]
+    errors: type[Exception]
+    values: list[tuple[str, _Conversion | None, Any]]
+    named: bool
     row: Any
-    columns: list[_Conversion | None]
+    returns: bool
+    conversions: list[tuple[int, _Conversion]]
 
     def filled(self, given: Values) -> Any:
-        found = {}
-        for name, own, convert in self.values:
-            value = given.get(name, own)
-            found[name] = value if convert is None else convert(value)
-        return found if self.order is None else [found[name] for name in self.order]
+        found = [
+            own if name not in given else given[name] if convert is None else convert(given[name])
+            for name, convert, own in self.values
+        ]
+        return dict(zip([name for name, _, _ in self.values], found, strict=True)) if self.named else found
 
     def rows(self, fetched: Sequence[Any]) -> Rows:
-        made, columns = self.row._make, self.columns
-        return Rows(
-            made([v if c is None else c(v) for c, v in zip(columns, values, strict=True)])
-            for values in fetched
-        )
+        if not self.conversions:
+            return Rows(map(self.row._make, fetched))
+        found = Rows()
+        for values in fetched:
+            converted = list(values)
+            for index, convert in self.conversions:
+                converted[index] = convert(converted[index])
+            found.append(self.row._make(converted))
+        return found
 
 
 def _translated(built: Any, dialect: Dialect, names: tuple[str, ...]) -> _Text:
@@ -115,24 +111,27 @@ def _translated(built: Any, dialect: Dialect, names: tuple[str, ...]) -> _Text:
     needed = {name for name in compiled.params if compiled.binds[name].required}
     if needed - set(names) or set(names) - set(compiled.params):
         raise KeyError(f"values for {sorted(names)}, not for {sorted(needed)}: {compiled}")
+    values = []
+    for name in compiled.positiontup if compiled.positional else compiled.params:
+        convert = compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect)
+        own = None if name in names else compiled.params[name]
+        values.append((name, convert, own if convert is None or name in names else convert(own)))
     columns = list(built.exported_columns)
+    conversions = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
     return _Text(
         sql=str(compiled),
-        values=[
-            (name, own if name not in names else None, _of_type(compiled.binds[name].type, dialect))
-            for name, own in compiled.params.items()
-        ],
-        order=compiled.positiontup if compiled.positional else None,
+        # Each is executed again and again: worth preparing the first time.
+        options={"prepare": True} if dialect.driver == "psycopg" else {},
+        errors=dialect.loaded_dbapi.Error,
+        values=values,
+        named=not compiled.positional,
         row=namedtuple("Row", [column.key for column in columns]),
-        columns=[column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns],
+        returns=bool(columns),
+        conversions=[(index, convert) for index, convert in enumerate(conversions) if convert is not None],
     )
 
 
-def _of_type(type_: TypeEngine[Any], dialect: Dialect) -> _Conversion | None:
-    return type_.dialect_impl(dialect).bind_processor(dialect)
-
-
-def _as_sqlalchemy(error: Exception, connection: Connection, sql: str) -> Exception:
+def as_sqlalchemy(error: Exception, connection: Connection, sql: str) -> Exception:
     """Return what SQLAlchemy would raise; a connection that is dead never goes back to the pool."""
     dialect = connection.dialect
     dead = dialect.is_disconnect(error, connection.connection, None)  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ class DatabaseLock:
         return self._held
 
     def _open(self) -> Connection:
-        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection = self._engine.connect().execution_options(begins=False)
         for name, value in (
             ("idle_session_timeout", f"{SILENCE_SECONDS}s"),
             ("tcp_keepalives_idle", "3"),
