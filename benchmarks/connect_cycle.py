@@ -6,8 +6,9 @@ network namespace that ends with it. ``hello`` has an nginx and a gunicorn of it
 configuration. The agents really hold the existing connections.
 
 Server CPU is what nginx, gunicorn and PostgreSQL used, their children included; agents and WireGuard are not
-in it. Everything is measured twice: *in a row*, many requests of one kind, and *in turns*, a few of each kind
-one after the other, so that none finds the processor's caches warm from its like.
+in it. The servers have one core; agents, WireGuard and apps, which are on other hosts in a deployment, have
+the other. Everything is measured twice: *in a row*, many requests of one kind, and *in turns*, a few of each
+kind one after the other, so that none finds the processor's caches warm from its like.
 """
 
 import argparse
@@ -16,13 +17,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
 from benchmarks.stage import fleet, namespace, portal, table
 from benchmarks.stage.apps import App, apps
-from benchmarks.stage.processes import used_by_all
+from benchmarks.stage.processes import on_core, used_by_all
 from benchmarks.stage.web import Site, site
 from tests.portal.app_user import HOST
 
@@ -40,6 +42,8 @@ TIMES = {HELLO: 5, INFO: 3, WELL_KNOWN: 3}
 IN_A_ROW, IN_TURNS = "in a row", "in turns"
 #: Requests of each kind in a turn, at least one of each app.
 TURN = 4
+#: Requests of each kind and app before anything counts: a statement is planned anew some times, then known.
+WARM = 8
 
 
 @dataclass
@@ -122,7 +126,7 @@ def measure(servers: Servers, asking: Sequence[App], cycles: int) -> dict[str, d
     for app in asking:
         app.hang_up()
     for kind in ASKING:
-        block(servers, asking, kind, 2, Sample())  # warm
+        block(servers, asking, kind, WARM, Sample())
     in_a_row, in_turns = ({kind: Sample() for kind in ASKING} for _ in range(2))
     for kind, sample in in_a_row.items():
         block(servers, asking, kind, max(1, cycles * TIMES.get(kind, 1) // len(asking)), sample)
@@ -137,19 +141,25 @@ def results(
     kind: str, directory: Path, nodes: int, sizes: Sequence[int], at_once: Sequence[int], cycles: int
 ) -> list[Result]:
     found = []
-    with (
-        portal.portal(kind, directory, durable=True) as place,
-        fleet.fleet(place, nodes) as there,
-        site(
-            directory / "portal-site", place.deployment, host=HOST, port=8440,
-            application="portal_app.wsgi:app", CAUSEWAY_SETTINGS=str(place.settings_file),
-        ) as served,
-        site(
-            directory / "hello-site", place.deployment, host="hello.example.org", port=8450,
-            application="benchmarks.stage.hello:app",
-        ) as hello,
-        apps(max(at_once), served, hello) as everybody,
-    ):  # fmt: skip
+    with ExitStack() as stack:
+        with on_core(0):
+            place = stack.enter_context(portal.portal(kind, directory, durable=True))
+            served = stack.enter_context(
+                site(
+                    directory / "portal-site", place.deployment, host=HOST, port=8440,
+                    application="portal_app.wsgi:app", CAUSEWAY_SETTINGS=str(place.settings_file),
+                )
+            )  # fmt: skip
+            hello = stack.enter_context(
+                site(
+                    directory / "hello-site", place.deployment, host="hello.example.org", port=8450,
+                    application="benchmarks.stage.hello:app",
+                )
+            )  # fmt: skip
+        # What is on other hosts in a deployment does not take the portal's caches.
+        stack.enter_context(on_core(1))
+        there = stack.enter_context(fleet.fleet(place, nodes))
+        everybody = stack.enter_context(apps(max(at_once), served, hello))
         servers = Servers(served, hello, place.database_pid)
         for existing in sizes:
             there.hold(existing)

@@ -5,6 +5,7 @@ time that is left, so a peer that sends one byte a second is given up as punctua
 (reliability.md R96). What an agent answers is untrusted: sizes are bounded and shapes checked.
 """
 
+import functools
 import json
 import logging
 import re
@@ -49,6 +50,7 @@ MOST_AT_ONCE = 256 * 1024
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: .*)?")
 _LENGTH = re.compile(rb"[0-9]{1,12}")
+_PLAIN_PATH = re.compile(r"[a-z0-9/]+")
 
 
 class NodeAddress(Protocol):
@@ -201,15 +203,20 @@ class _Link:
         return received
 
 
+@functools.lru_cache(maxsize=2)
+def _http_date(at: int) -> str:
+    return formatdate(at, usegmt=True)
+
+
 def _request(node: NodeAddress, method: str, path: str, sent: bytes) -> bytes:
     head = (
-        f"{method} {quote(path, safe='/?=&')} HTTP/1.1\r\n"
+        f"{method} {path if _PLAIN_PATH.fullmatch(path) else quote(path, safe='/?=&')} HTTP/1.1\r\n"
         f"Host: {agent_name(node.number)}\r\n"
         "Accept: application/json\r\n"
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(sent)}\r\n"
         # A node whose clock is wrong lets connections expire by the portal's (R61).
-        f"Date: {formatdate(usegmt=True)}\r\n"
+        f"Date: {_http_date(int(time.time()))}\r\n"
         "\r\n"
     )
     return head.encode() + sent

@@ -59,10 +59,30 @@ def run(db: Session | Connection, statement: Statement, values: Values = _NOTHIN
         cursor.close()
 
 
-def run_all(db: Session | Connection, statement: Statement, values: Sequence[Values]) -> None:
-    """Execute a statement that returns nothing once for each of ``values``, which have the same names."""
-    for each in values:
-        run(db, statement, each)
+def run_together(db: Session | Connection, asked: Sequence[tuple[Statement, Values]]) -> list[Rows]:
+    """Execute statements of which none needs another's answer, in their order.
+
+    PostgreSQL gets all at once: each question of its own lets processes wait for each other.
+    """
+    connection = db if isinstance(db, Connection) else _connection(db)
+    if connection.dialect.driver != "psycopg" or len(asked) < 2:
+        return [run(connection, statement, values) for statement, values in asked]
+    texts = [statement.text(connection.dialect, tuple(values)) for statement, values in asked]
+    driver: Any = connection.connection.driver_connection
+    cursors = [driver.cursor() for _ in texts]
+    try:
+        with driver.pipeline():
+            for text, cursor, (_, values) in zip(texts, cursors, asked, strict=True):
+                cursor.execute(text.sql, text.filled(values), **text.options)
+        return [
+            text.rows(cursor.fetchall()) if text.returns else Rows()
+            for text, cursor in zip(texts, cursors, strict=True)
+        ]
+    except texts[0].errors as error:
+        raise as_sqlalchemy(error, connection, "; ".join(text.sql for text in texts)) from error
+    finally:
+        for cursor in cursors:
+            cursor.close()
 
 
 def _connection(db: Session) -> Connection:

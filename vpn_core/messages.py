@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 from typing import Any, Self
 
+from vpn_core.addresses import is_canonical
 from vpn_core.errors import MessageError
 from vpn_core.openvpn import is_common_name
 from vpn_core.profile import PROFILE_ID
@@ -47,12 +48,7 @@ def _one_of(where: str, value: object, *allowed: str) -> None:
 
 
 def _address(where: str, value: object, family: type[IPv4Address] | type[IPv6Address]) -> None:
-    try:
-        # A zone ("%eth0") would survive the round trip.
-        canonical = isinstance(value, str) and "%" not in value and str(family(value)) == value
-    except ValueError:
-        canonical = False
-    _check(canonical, where, value)
+    _check(isinstance(value, str) and is_canonical(family, value), where, value)
 
 
 def _short_text(where: str, value: object, longest: int = 200) -> None:

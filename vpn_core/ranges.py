@@ -1,8 +1,9 @@
 """Cut a profile's range for nodes and OpenVPN processes (spec node.md, sections 5 and 7.1)."""
 
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
+from vpn_core.addresses import text_of
 from vpn_core.errors import PlanError
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -77,7 +78,10 @@ def client_addresses(ipv4: IPv4Network, ipv6: IPv6Network, position: int) -> tup
     >>> client_addresses(IPv4Network("10.61.60.0/24"), IPv6Network("fd43:10:61:60::/112"), 5)
     ('10.61.60.7', 'fd43:10:61:60::7')
     """
-    return str(ipv4.network_address + 2 + position), str(ipv6.network_address + 2 + position)
+    return (
+        text_of(IPv4Address, int(ipv4.network_address) + 2 + position),
+        text_of(IPv6Address, int(ipv6.network_address) + 2 + position),
+    )
 
 
 def openvpn_max_clients(ipv4: IPv4Network) -> int:

@@ -4,10 +4,9 @@ import base64
 import functools
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -18,7 +17,7 @@ from portal_app.models import Profile
 from vpn_core import openvpn, wireguard
 from vpn_core.messages import OPENVPN
 from vpn_core.profile import GATEWAY_DNS
-from vpn_core.ranges import Network, gateway
+from vpn_core.ranges import gateway
 
 if TYPE_CHECKING:
     from portal_app import Portal
@@ -86,41 +85,45 @@ def wireguard_values(facts: Facts) -> dict[str, Any]:
     profile, lease = facts.profile, facts.lease
     if lease is None or facts.port is None or profile.wireguard is None:
         raise ValueError("not a WireGuard configuration")
-    addresses = [f"{lease.ipv4}/{lease.ipv4_prefix}", f"{lease.ipv6}/{lease.ipv6_prefix}"]
-    own = _networks_of(*addresses)
+    addresses = zip((lease.ipv4, lease.ipv6), lease.networks, strict=True)
     routes, excluded = tuple(profile.routes), tuple(profile.excluded_routes)
     return {
         "mtu": wireguard.MTU,
         "private_key": facts.private_key,
-        "addresses": addresses,
-        "dns": dns(profile, own),
+        "addresses": [f"{address}/{network.rpartition('/')[2]}" for address, network in addresses],
+        "dns": dns(profile, lease.networks),
         "public_key": facts.node_public_key,
-        "allowed_ips": _allowed_ips(profile.default_gateway, routes, excluded, own),
+        "allowed_ips": _allowed_ips(profile.default_gateway, routes, excluded, lease.networks),
         "keepalive": wireguard.KEEPALIVE_SECONDS if profile.wireguard["keepalive"] else None,
         "endpoint": f"{_bracketed(facts.hostname)}:{facts.port}",
     }
 
 
-def _networks_of(ipv4: str, ipv6: str) -> tuple[Network, Network]:
-    return ip_interface(ipv4).network, ip_interface(ipv6).network
-
-
 @functools.lru_cache(maxsize=1024)
 def _allowed_ips(
-    default_gateway: bool, routes: tuple[str, ...], excluded: tuple[str, ...], own: tuple[Network, ...]
-) -> list[Network]:
+    default_gateway: bool, routes: tuple[str, ...], excluded: tuple[str, ...], own: tuple[str, str]
+) -> list[str]:
     """Return the same for everybody of a profile on a node."""
-    return wireguard.allowed_ips(
+    found = wireguard.allowed_ips(
         default_gateway=default_gateway,
         routes=[ip_network(route) for route in routes],
         excluded_routes=[ip_network(route) for route in excluded],
-        own_networks=own,
+        own_networks=[ip_network(network) for network in own],
     )
+    return [str(network) for network in found]
 
 
-def dns(profile: Profile, own: Sequence[Network]) -> list[str]:
-    """Return the entries of the DNS line: servers if they are used, then search domains."""
-    gateways = dict(zip(GATEWAY_DNS, (gateway(network) for network in own), strict=True))
+@functools.lru_cache(maxsize=1024)
+def _gateways(own: tuple[str, str]) -> dict[str, str]:
+    return dict(zip(GATEWAY_DNS, (gateway(ip_network(network)) for network in own), strict=True))
+
+
+def dns(profile: Profile, own: tuple[str, str]) -> list[str]:
+    """Return the entries of the DNS line: servers if they are used, then search domains.
+
+    ``own`` are the node's networks of this profile.
+    """
+    gateways = _gateways(own)
     used = profile.default_gateway or profile.dns_search_domains
     servers = [gateways.get(server, server) for server in profile.dns_servers] if used else []
     return servers + list(profile.dns_search_domains)

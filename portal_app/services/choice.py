@@ -4,7 +4,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from portal_app.services.nodes import UP, NodeRef
 from vpn_core.messages import OPENVPN, WIREGUARD
@@ -18,11 +18,10 @@ DRAWS = 3
 LONGEST = 255
 _LISTED = 8
 
-_random = random.SystemRandom()
+_random = random.Random()  # noqa: S311 - nothing depends on nobody's guessing it
 
 
-@dataclass(frozen=True)
-class Room:
+class Room(NamedTuple):
     """What is left of a node: places of its ``capacity``, and the share of its CPU that is idle."""
 
     free: float
@@ -38,8 +37,7 @@ class Room:
         return self.free / max(1, self.capacity) * self.idle
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A node that could take a connection now: ``busy`` percent, None when unknown, with ``free`` places.
 
     ``reported_free`` is set when the node may have become full since it was heard at ``heard_at``.

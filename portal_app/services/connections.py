@@ -33,7 +33,7 @@ from portal_app.models import AddressUse, Authorization, Connection, Profile, Us
 from portal_app.render import client_config
 from portal_app.services import choice, ending, leases, nodes, profiles, transports
 from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
-from portal_app.statements import Statement, run
+from portal_app.statements import Statement, run_together
 from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority
 from vpn_core.messages import Connection as ConnectionMessage
 
@@ -319,14 +319,15 @@ def _make(
     """Commit the row of one connection at ``candidate``, and the end of what it replaces."""
     holder, now = wish.holder, wish.now
     with connected() as db:
-        permissions = _lock_holder(db, holder, now)
-        found = _same_owner_or_key(db, holder, wish.public_key if attempt.protocol == WIREGUARD else None)
+        key = wish.public_key if attempt.protocol == WIREGUARD else None
+        permissions, found = _lock_holder(db, holder, key, now)
         reasons = _to_end(wish, attempt, found, withdrawn)
         replaced = [row for row in found if row.id in reasons]
         number = candidate.node.number
-        advanced = nodes.advance(db, {number} | {row.node_number for row in replaced})
         # Read under the lock that applying a plan takes, too: what one of them takes away the other sees.
-        offer = nodes.offer(db, number, wish.profile.profile_id)
+        advanced, offer = nodes.advance_to_offer(
+            db, {number} | {row.node_number for row in replaced}, number, wish.profile.profile_id
+        )
         if offer is None or number not in advanced:
             raise _NoPlaceError("full")
         if offer.maintenance_mode:
@@ -362,7 +363,7 @@ def _make(
             "generation": generation,
             "choice": why,
         }
-        run(db, _INSERT, row)
+        written: list[tuple[Statement, dict[str, Any]]] = [(_INSERT, row)]
         if lease:
             copied = ("profile_id", "node_number", "protocol", "ipv4", "ipv6")
             use = {key: row[key] for key in copied} | {
@@ -371,7 +372,8 @@ def _make(
                 "client_id": holder.client_id,
                 "started_at": started_at,
             }
-            run(db, _RECORD_USE, use)
+            written.append((_RECORD_USE, use))
+        run_together(db, written)
         authority = advanced[number].authority
         port = nodes.wireguard_port(db, authority.deployment_id, offer.plan_applied_at)
     return _Made(nodes.message_of(row), authority, candidate, why, lease, port, ended)
@@ -387,28 +389,28 @@ def _has_room(db: Database, candidate: choice.Candidate, profile_id: str) -> boo
     return nodes.admitted_since(db, number, profile_id, heard_at) < candidate.reported_free
 
 
-def _lock_holder(db: Database, holder: Holder, now: datetime) -> list[str]:
+def _lock_holder(
+    db: Database, holder: Holder, public_key: str | None, now: datetime
+) -> tuple[list[str], Sequence[Any]]:
     """Make the user's connects wait for each other, and look again at what may have ended meanwhile (R35,
-    R38, R40). Returns the permissions that the user has now.
+    R38, R40). Returns the permissions that the user has now, and the connections of the user and of the key.
     """
-    user = run(db, _LOCK_USER, {"user": holder.user_id}).one_or_none()
+    asked: list[tuple[Statement, dict[str, Any]]] = [(_LOCK_USER, {"user": holder.user_id})]
+    if holder.authorization_id is not None:
+        asked.append((_USE_AUTHORIZATION, {"authorization": holder.authorization_id, "now": now}))
+    if public_key is None:
+        asked.append((_OF_OWNER, {"user": holder.user_id}))
+    else:
+        asked.append((_OF_OWNER_OR_KEY, {"user": holder.user_id, "key": public_key}))
+    users, *used, found = run_together(db, asked)
+    user = users.one_or_none()
     if user is None or user.is_disabled:
         raise InvalidToken("the account is disabled or gone")
-    permissions: list[str] = user.permissions
-    if not profiles.meets(portal().settings.access_permissions, permissions):
+    if not profiles.meets(portal().settings.access_permissions, user.permissions):
         raise InvalidToken("the account may not use this service")
-    if holder.authorization_id is None:
-        return permissions
-    held = run(db, _USE_AUTHORIZATION, {"authorization": holder.authorization_id, "now": now}).one_or_none()
-    if held is None:
+    if used and not used[0]:
         raise InvalidToken("the authorization has ended")
-    return permissions
-
-
-def _same_owner_or_key(db: Database, holder: Holder, public_key: str | None) -> Sequence[Any]:
-    if public_key is None:
-        return run(db, _OF_OWNER, {"user": holder.user_id})
-    return run(db, _OF_OWNER_OR_KEY, {"user": holder.user_id, "key": public_key})
+    return user.permissions, found
 
 
 def _to_end(

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, User
 from portal_app.services import leases, nodes
-from portal_app.statements import Statement, run, run_all
+from portal_app.statements import Statement, run, run_together
 from vpn_core.messages import Cut
 
 if TYPE_CHECKING:
@@ -149,15 +149,12 @@ def end_rows(
 ) -> list[Ended]:
     """Delete rows whose nodes were advanced; who was faster with one of them keeps it out of the result."""
     deleted = _deleted(db, found)
-    _close_uses(db, deleted, reason, now)
-    leases.give_back(
-        db,
-        [
-            leases.Returned(row.node_number, row.profile_id, row.position, max(now, row.created_at))
-            for row in deleted
-            if row.position is not None
-        ],
-    )
+    returned = [
+        leases.Returned(row.node_number, row.profile_id, row.position, max(now, row.created_at))
+        for row in deleted
+        if row.position is not None
+    ]
+    run_together(db, [*_closing_uses(deleted, reason, now), *leases.giving_back(returned)])
     return [
         Ended(
             connection_id=row.id,
@@ -187,31 +184,29 @@ def _deleted(db: Database, found: Collection[Any]) -> list[Any]:
     return [row for row in found if row.id in gone]
 
 
-def _close_uses(db: Database, deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> None:
-    """Close who had which address.
+def _closing_uses(
+    deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime
+) -> Iterator[tuple[Statement, dict[str, Any]]]:
+    """Yield what closes who had which address.
 
     The use of an OpenVPN address ends with its session, which the journal tells, perhaps after this end:
     a use without address remembers whose the connection was.
     """
-    with_address = [row for row in deleted if row.position is not None]
-    run_all(
-        db,
-        _CLOSE_USE,
-        [{"connection": row.id, "now": now, "because": reason(row)} for row in with_address],
-    )
-    without_address = [
-        {
-            "connection_id": row.id,
-            "user_name": row.user_name,
-            "client_id": row.client_id,
-            "profile_id": row.profile_id,
-            "node_number": row.node_number,
-            "protocol": row.protocol,
-            "started_at": row.created_at,
-            "ended_at": max(now, row.created_at),
-            "end_reason": reason(row),
-        }
-        for row in deleted
-        if row.position is None
-    ]
-    run_all(db, _RECORD_USE, without_address)
+    for row in deleted:
+        if row.position is not None:
+            yield _CLOSE_USE, {"connection": row.id, "now": now, "because": reason(row)}
+            continue
+        yield (
+            _RECORD_USE,
+            {
+                "connection_id": row.id,
+                "user_name": row.user_name,
+                "client_id": row.client_id,
+                "profile_id": row.profile_id,
+                "node_number": row.node_number,
+                "protocol": row.protocol,
+                "started_at": row.created_at,
+                "ended_at": max(now, row.created_at),
+                "end_reason": reason(row),
+            },
+        )

@@ -7,29 +7,30 @@ are the second line.
 
 import functools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from portal_app.db import Database
 from portal_app.models import FreeAddress, Offer
-from portal_app.statements import Statement, run, run_all
+from portal_app.statements import Statement, run, run_together
 from vpn_core.ranges import client_addresses
 
 
 @dataclass(frozen=True)
 class Lease:
-    """One client's place in a node's range. Nobody had the address at or after ``free_since``."""
+    """One client's place in a node's range, which is ``networks``. Nobody had the address at or after
+    ``free_since``.
+    """
 
     position: int
     ipv4: str
     ipv6: str
-    ipv4_prefix: int
-    ipv6_prefix: int
+    networks: tuple[str, str]
     free_since: datetime | None
 
 
@@ -54,12 +55,12 @@ _FIND = Statement(select(Offer.wireguard, Offer.next_position, Offer.capacity).w
 _TAKE_FRESH = Statement(
     update(Offer).where(*_OFFER).values(next_position=Offer.next_position + 1, allocated=Offer.allocated + 1)
 )
-_LONGEST_WAITING = (
-    select(FreeAddress.id)
-    .where(FreeAddress.node_number == bindparam("node"), FreeAddress.profile_id == bindparam("profile"))
-    .order_by(FreeAddress.id)
-    .limit(1)
-    .with_for_update(skip_locked=True)
+_WAITING = select(FreeAddress.id).where(
+    FreeAddress.node_number == bindparam("node"), FreeAddress.profile_id == bindparam("profile")
+)
+_LONGEST_WAITING = _WAITING.order_by(FreeAddress.id).limit(1).with_for_update(skip_locked=True)
+_ALLOCATE_WAITING = Statement(
+    update(Offer).where(*_OFFER, _WAITING.exists()).values(allocated=Offer.allocated + 1)
 )
 _TAKE_WAITING = Statement(
     delete(FreeAddress)
@@ -85,21 +86,21 @@ def take_of(db: Database, node_number: int, profile_id: str, offer: Offered) -> 
     if offer.next_position < offer.capacity:
         run(db, _TAKE_FRESH, which)
         return _lease(offer.next_position, offer.wireguard, None)
-    waiting = run(db, _TAKE_WAITING, which).one_or_none()
+    _, found = run_together(db, [(_ALLOCATE_WAITING, which), (_TAKE_WAITING, which)])
+    waiting = found.one_or_none()
     if waiting is None:
         return None
-    run(db, _ALLOCATE, which | {"count": 1})
     return _lease(waiting.position, offer.wireguard, waiting.freed_at)
 
 
-def give_back(db: Database, returned: Iterable[Returned]) -> None:
-    """Let addresses be given again, the first returned first."""
-    rows = [vars(item) for item in returned]
-    run_all(db, _GIVE_BACK, rows)
-    for (node_number, profile_id), count in sorted(
-        Counter((row["node_number"], row["profile_id"]) for row in rows).items()
-    ):
-        run(db, _ALLOCATE, {"node": node_number, "profile": profile_id, "count": -count})
+def giving_back(returned: Iterable[Returned]) -> Iterator[tuple[Statement, dict[str, Any]]]:
+    """Yield what lets addresses be given again, the first returned first (``run_together``)."""
+    counts: Counter[tuple[int, str]] = Counter()
+    for item in returned:
+        counts[item.node_number, item.profile_id] += 1
+        yield _GIVE_BACK, vars(item)
+    for (node_number, profile_id), count in sorted(counts.items()):
+        yield _ALLOCATE, {"node": node_number, "profile": profile_id, "count": -count}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -110,4 +111,4 @@ def _networks(ipv4: str, ipv6: str) -> tuple[IPv4Network, IPv6Network]:
 def _lease(position: int, share: dict[str, str], free_since: datetime | None) -> Lease:
     ipv4, ipv6 = _networks(share["ipv4"], share["ipv6"])
     addresses = client_addresses(ipv4, ipv6, position)
-    return Lease(position, *addresses, ipv4.prefixlen, ipv6.prefixlen, free_since)
+    return Lease(position, *addresses, (share["ipv4"], share["ipv6"]), free_since)

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, func, select, true, update
 from portal_app.db import Database, retried, transaction
 from portal_app.models import Connection, Deployment, Node, NodeStatus, Offer
 from portal_app.models import Profile as ProfileRow
-from portal_app.statements import Statement, run
+from portal_app.statements import Statement, run, run_together
 from vpn_core.messages import OPENVPN, Authority, WantedSet
 from vpn_core.messages import Connection as ConnectionMessage
 
@@ -154,12 +154,31 @@ def advance(db: Database, numbers: Collection[int]) -> dict[int, Advanced]:
     advanced = {}
     for number in sorted(numbers):
         for row in run(db, _ADVANCE, {"node": number}):
-            advanced[number] = Advanced(
-                NodeRef(number, row.name, row.agent_address),
-                row.generation,
-                Authority(row.deployment_id, row.epoch),
-            )
+            advanced[number] = _advanced(number, row)
     return advanced
+
+
+def advance_to_offer(
+    db: Database, numbers: Collection[int], number: int, profile_id: str
+) -> tuple[dict[int, Advanced], Any]:
+    """As ``advance``, and return what one of them offers of a profile as it is under the lock: who may use it
+    (``hidden``, ``permissions``), its addresses (for ``leases.take_of``), whether the node is in maintenance,
+    and when the plan was applied; None when the node offers it no more.
+    """
+    in_order = sorted(numbers)
+    asked: list[tuple[Statement, Any]] = [(_ADVANCE, {"node": each}) for each in in_order]
+    *advanced, offers = run_together(db, [*asked, (_OFFER, {"node": number, "profile": profile_id})])
+    return {
+        each: _advanced(each, row) for each, rows in zip(in_order, advanced, strict=True) for row in rows
+    }, offers.one_or_none()
+
+
+def _advanced(number: int, row: Any) -> Advanced:
+    return Advanced(
+        NodeRef(number, row.name, row.agent_address),
+        row.generation,
+        Authority(row.deployment_id, row.epoch),
+    )
 
 
 def read_authority(db: Database) -> Authority:
@@ -201,14 +220,6 @@ MESSAGE_COLUMNS: Sequence[Any] = (
     Connection.ipv4,
     Connection.ipv6,
 )
-
-
-def offer(db: Database, node_number: int, profile_id: str) -> Any:
-    """Return who may use a profile that a node offers (``hidden``, ``permissions``), its addresses (for
-    ``leases.take_of``), whether the node is in maintenance, and when the plan was applied; None when the node
-    offers it no more.
-    """
-    return run(db, _OFFER, {"node": node_number, "profile": profile_id}).one_or_none()
 
 
 def wireguard_port(db: Database, deployment_id: str, plan_applied_at: datetime) -> int:

@@ -2,7 +2,6 @@
 
 import base64
 import random
-from ipaddress import ip_network
 from types import SimpleNamespace
 
 import pytest
@@ -75,7 +74,7 @@ def test_dns_line(default_gateway, servers, domains, expected):
         default_gateway=default_gateway, dns_servers=servers, dns_search_domains=domains
     )
 
-    assert client_config.dns(profile, [ip_network("10.0.4.0/22"), ip_network("fd00::/112")]) == expected
+    assert client_config.dns(profile, ("10.0.4.0/22", "fd00::/112")) == expected
 
 
 def test_ipv6_address_of_a_node_is_put_in_brackets():

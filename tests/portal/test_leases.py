@@ -17,7 +17,7 @@ from portal_app.errors import NoCapacity
 from portal_app.models import AddressUse, Base, Connection, FreeAddress, Node, Offer
 from portal_app.services import connections, leases, nodes
 from portal_app.services.choice import choose
-from portal_app.statements import Statement
+from portal_app.statements import Statement, run_together
 from tests.portal.app_user import VpnApp, add_user, public_key
 from tests.portal.conftest import apply_plan, seen_up
 from tests.portal.waiting import wait_until
@@ -70,7 +70,7 @@ class Addresses(RuleBasedStateMachine):
         position = data.draw(st.sampled_from(sorted(self.held[number])))
         with transaction() as db:
             nodes.lock(db, {number})
-            leases.give_back(db, [leases.Returned(number, "lab", position, utc_now())])
+            run_together(db, list(leases.giving_back([leases.Returned(number, "lab", position, utc_now())])))
         self.held[number].remove(position)
         self.waiting[number].append(position)
 
