@@ -18,7 +18,7 @@ DRAWS = 3
 LONGEST = 255
 _LISTED = 8
 
-_random = random.Random()  # noqa: S311 - nothing depends on nobody's guessing it
+_random = random.SystemRandom()
 
 
 class Room(NamedTuple):
