@@ -26,7 +26,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the database says about a node, read after the node answered: never older than the answer."""
+    """What the database says about a node, read after the node answered: never older than the answer.
+
+    Read again under a lock before it is judged: what a command writes meanwhile is not overwritten.
+    """
 
     number: int
     name: str

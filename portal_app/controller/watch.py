@@ -29,6 +29,8 @@ from vpn_core.messages import OPENVPN, NodeInfo, WantedSet
 #: about the others must not grow older than ``nodes.UP`` meanwhile.
 LIVING, FAILING, FOLLOWING = 128, 64, 4
 _CHUNK = 500
+#: What one answer calls for: the node, the answer, and why it needs the whole set, if it does.
+_Due = tuple[Expected, NodeInfo, str | None]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Watch:
         """Ask every node that is not still being asked; returns how many there are."""
         with transaction(read_only=True) as db:
             all_nodes = _expected(db)
+        for number in self._memories.keys() - {node.number for node in all_nodes}:
+            del self._memories[number]
         for node in all_nodes:
             memory = self._memories.setdefault(node.number, Memory())
             if memory.failing is None:
@@ -109,11 +113,11 @@ class Watch:
 
     def collect(self, batch: Sequence[Seen]) -> None:
         """Write down one batch in one transaction, then start what follows from it."""
-        follow: list[tuple[Expected, NodeInfo, str | None]] = []
+        follow: list[_Due] = []
         rows: list[dict[str, Any]] = []
         try:
             with transaction() as db:
-                known = {node.number: node for node in _expected(db)}
+                known = {node.number: node for node in _expected(db, [seen.number for seen in batch])}
                 for seen in batch:
                     expected = known.get(seen.number)
                     if expected is not None and seen.number in self._memories:
@@ -124,9 +128,7 @@ class Watch:
                         db.execute(update(NodeStatus), chosen)
         finally:
             self.drop(batch)
-        for number in self._memories.keys() - known.keys():
-            del self._memories[number]
-        for expected, info, reason in follow:
+        for expected, info, reason in self._catch_up(follow):
             memory = self._memories[expected.number]
             if not memory.following:
                 memory.following = True
@@ -139,7 +141,7 @@ class Watch:
         db: Session,
         seen: Seen,
         expected: Expected,
-        follow: list[tuple[Expected, NodeInfo, str | None]],
+        follow: list[_Due],
     ) -> dict[str, Any]:
         """Return the node's new status; appends what is to be done about it."""
         memory, info = self._memories[seen.number], seen.info
@@ -158,10 +160,12 @@ class Watch:
                 "suspect_until": expected.suspect_until,
             }
         reason = observation.reason_to_send(info, expected, memory, seen.at, self.timing)
-        if observation.went_back(info, expected):
-            expected = self._catch_up(db, expected, info)
-        another_key = observation.has_another_key(info, expected)
-        if reason or another_key or journal.is_behind(info, expected.journal_id, expected.journal_sequence):
+        if (
+            reason
+            or observation.went_back(info, expected)
+            or observation.has_another_key(info, expected)
+            or journal.is_behind(info, expected.journal_id, expected.journal_sequence)
+        ):
             follow.append((expected, info, reason))
         certificate = self.agents.certificate(seen.number)
         self._report_state(expected, memory, info, seen.skew)
@@ -189,9 +193,23 @@ class Watch:
             "info": observation.kept(info, seen.skew, certificate),
         }
 
-    def _catch_up(self, db: Session, expected: Expected, info: NodeInfo) -> Expected:
-        """Count on from where the node is, so that what this database says is news again."""
-        generation = info.generation + 1
+    def _catch_up(self, due: list[_Due]) -> list[_Due]:
+        """Count on from where nodes are that are ahead of this database: what it says is news again (R59).
+
+        In a transaction of its own: whoever locks a node and its status locks the node first.
+        """
+        if not any(observation.went_back(info, expected) for expected, info, _ in due):
+            return due
+        caught_up = []
+        with transaction() as db:
+            for expected, info, reason in due:
+                if observation.went_back(info, expected):
+                    expected = self._count_on(db, expected, info.generation)
+                caught_up.append((expected, info, reason))
+        return caught_up
+
+    def _count_on(self, db: Session, expected: Expected, node_at: int) -> Expected:
+        generation = node_at + 1
         db.execute(
             update(Node)
             .where(Node.number == expected.number, Node.generation < generation)
@@ -202,8 +220,9 @@ class Watch:
             level=logging.WARNING,
             node=expected.name,
             database=expected.generation,
-            node_at=info.generation,
+            node_at=node_at,
         )
+        self._memories[expected.number].generation_before = generation
         return replace(expected, generation=generation)
 
     def _report(
@@ -346,12 +365,15 @@ def ended_on_purpose(db: Session, ids: Collection[str]) -> set[str]:
     return {connection_id for connection_id, closed in found.items() if closed}
 
 
-def _expected(db: Session) -> list[Expected]:
-    """Return every node of an applied plan with what is expected of it."""
+def _expected(db: Session, locked: Collection[int] | None = None) -> list[Expected]:
+    """Return every node of an applied plan with what is expected of it.
+
+    With ``locked`` only these, and nobody else writes their status until this transaction ends.
+    """
     deployment = db.execute(select(Deployment.deployment_id, Deployment.epoch)).one_or_none()
     if deployment is None:
         return []
-    rows = db.execute(
+    found = (
         select(
             Node.number,
             Node.name,
@@ -365,6 +387,10 @@ def _expected(db: Session) -> list[Expected]:
             NodeStatus.suspect_until,
             NodeStatus.maintenance_mode,
             NodeStatus.issued_public_key,
-        ).join(NodeStatus, NodeStatus.node_number == Node.number)
+        )
+        .join(NodeStatus, NodeStatus.node_number == Node.number)
+        .order_by(Node.number)
     )
-    return [Expected(**row._mapping, **deployment._mapping) for row in rows]
+    if locked is not None:
+        found = found.where(Node.number.in_(locked)).with_for_update(of=NodeStatus, key_share=True)
+    return [Expected(**row._mapping, **deployment._mapping) for row in db.execute(found)]

@@ -50,7 +50,8 @@ def enroll(instances: Mapping[str, str], now: datetime) -> list[str]:
         if unknown := sorted(instances.keys() - known.keys()):
             raise PortalError(f"no node {unknown[0]!r}; known are {', '.join(sorted(known)) or 'none'}")
         news = sorted(name for name, instance in instances.items() if known[name].instance_id != instance)
-        for name in news:
+        # In the order in which the controller locks them.
+        for name in sorted(news, key=lambda name: known[name].number):
             db.execute(
                 update(NodeStatus)
                 .where(NodeStatus.node_number == known[name].number)

@@ -21,7 +21,7 @@ from portal_app.controller.watch import FOLLOWING, Watch
 from portal_app.db import transaction
 from portal_app.errors import NodeUnreachable
 from portal_app.models import AuditEvent, Connection, Deployment, Node, NodeStatus, User
-from portal_app.services import connections, nodes
+from portal_app.services import connections, identity, maintenance, nodes
 from portal_app.settings import Settings
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp, add_user
@@ -451,6 +451,42 @@ def test_answer_from_before_does_not_undo_maintenance(make_agents, agents, monke
     watch.collect([seen])
 
     assert status().maintenance_mode
+    watch.stop()
+
+
+@pytest.mark.parametrize("command", ["maintenance", "enroll", "suspect"])
+def test_command_between_reading_and_writing_is_not_overwritten(make_agents, agents, monkeypatch, command):
+    """R60, R63: the controller had judged the node, and had not yet written what it saw."""
+    (agent,) = make_agents()
+    commands: dict[str, Callable[[], Any]] = {
+        "maintenance": lambda: maintenance.switch(agents, agent.node, on=True, now=utc_now()),
+        "enroll": lambda: identity.enroll({"node0": "f" * 32}, utc_now()),
+        "suspect": lambda: nodes.mark_suspect(0, utc_now()),
+    }
+    other = threading.Thread(target=commands[command])
+    judge = Watch._judge
+
+    def slowly(*arguments: Any) -> Any:
+        judged = judge(*arguments)
+        other.start()
+        other.join(1)  # it ends now if nothing holds it up
+        return judged
+
+    monkeypatch.setattr(Watch, "_judge", slowly)
+    watch = Watch(agents, log_origins=False, clock=utc_now, timing=QUICK)
+    watch.submit()
+
+    watch.collect([watch.seen.get(timeout=20)])
+
+    other.join(20)
+    found = status()
+    written = {
+        "maintenance": found.maintenance_mode,
+        "enroll": found.instance_id == "f" * 32,
+        "suspect": found.suspect_until is not None,
+    }
+    assert written[command]
+    assert found.answered_at is not None
     watch.stop()
 
 
