@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ SAVE_SECONDS = 1.0
 MARK_SECONDS = 60.0
 REPAIR_SHOWN_SECONDS = 60.0
 SKEW_SECONDS = 60.0
+#: Connections that are dealt with in one step of the event loop: ten thousand would keep others waiting.
+PORTION = 250
 
 
 class Agent:
@@ -78,6 +80,8 @@ class Agent:
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
         self._instance_id = secrets.token_hex(16)
         self._wake = asyncio.Event()
+        #: Held by whoever changes the store: a thread may be comparing it with a whole set.
+        self._changing = asyncio.Lock()
         self._recreated = True
         self._active_peers = 0
         self._problem = ""
@@ -129,7 +133,8 @@ class Agent:
         """Admit one connection; usable when this returns."""
         if self.store.displaced(connection):
             await self._look_again()
-        changed = self.store.admit(authority, connection, self.clock.now())
+        async with self._changing:
+            changed = self.store.admit(authority, connection, self.clock.now())
         # Also when nothing is new: the caller may repeat what an interface that was away did not get.
         present = self.store.entries.get(connection.connection_id)
         changed.added = [present] if present is not None else []
@@ -139,7 +144,8 @@ class Agent:
         """Cut one connection, and return what it has used."""
         if connection_id in self.store.entries:
             await self._look_again()
-        changed = self.store.cut(authority, connection_id, generation)
+        async with self._changing:
+            changed = self.store.cut(authority, connection_id, generation)
         if not changed.removed:
             await self._save()
             return Usage(connection_id, WIREGUARD, False, 0, 0)
@@ -154,9 +160,11 @@ class Agent:
         """Apply a full set. Its sender's time counts from now on if the set does (R58, R61)."""
         if self.store.entries.keys() - {c.connection_id for c in wanted.connections}:
             await self._look_again()
-        observed = self.wireguard.seen.peers.keys() if self.wireguard else ()
-        now = self.clock.now() if portal_time is None else portal_time
-        changed = self.store.replace(wanted, now, observed)
+        async with self._changing:
+            now = self.clock.now() if portal_time is None else portal_time
+            difference = await asyncio.to_thread(self.store.compare, wanted, now)
+            observed = self.wireguard.seen.peers.keys() if self.wireguard else ()
+            changed = self.store.replace(wanted, now, observed, difference)
         if portal_time is not None and not changed.is_old_news:
             self._hear(portal_time)
         await self._settle(changed)
@@ -185,7 +193,8 @@ class Agent:
     async def accept(self) -> str:
         """Let through what is held; returns what happened, for the operator."""
         reason = self.store.held
-        changed = self.store.accept(self.clock.now())
+        async with self._changing:
+            changed = self.store.accept(self.clock.now())
         if changed is None:
             return "nothing is held"
         await self._settle(changed)
@@ -259,11 +268,11 @@ class Agent:
         for process in self.processes:
             for client in process.clients.values():
                 attached.setdefault(client.common_name, []).append(client.session)
-        for start in range(0, len(connections), 250):
+        for start in range(0, len(connections), PORTION):
             now = self.clock.now()
             yield [
                 vars(self._usage(c, now, attached.get(c.connection_id, [])))
-                for c in connections[start : start + 250]
+                for c in connections[start : start + PORTION]
             ]
             await asyncio.sleep(0)
 
@@ -317,10 +326,13 @@ class Agent:
         flushing = asyncio.ensure_future(self.store.flush())
         await asyncio.wait([flushing], timeout=SAVE_SECONDS)
 
-    async def _enforce(self, changed: Changed) -> None:
-        """Make the network like the store; raises AgentError when an added peer is not usable."""
+    def _enforce(self, changed: Changed) -> Coroutine[Any, Any, None]:
+        """Return what makes the network like the store; raises AgentError when an added peer is not usable.
+
+        Sessions of what is gone end before this returns: a round in between would end them, too.
+        """
         now = self.clock.now()
-        batch: list[Change] = []
+        removals: list[Change] = []
         coming = {c.public_key for c in changed.added}
         for connection in changed.removed:
             if connection.protocol != WIREGUARD or self.wireguard is None:
@@ -330,20 +342,18 @@ class Agent:
             # The same key may have come back with a newer connection while this one was on its way. Where it
             # comes back with this very change it goes first, and takes handshake and counters along.
             if not self.store.owns(key) or key in coming:
-                batch.append(Remove(key))
-        for connection in changed.added:
-            present = self.store.entries.get(connection.connection_id)
-            if connection.protocol == WIREGUARD and connection == present:
-                self.sessions.admitted(connection)
-                batch.append(Set(str(connection.public_key), peer_of(connection)))
+                removals.append(Remove(key))
+        return self._change_network(changed, removals)
+
+    async def _change_network(self, changed: Changed, removals: list[Change]) -> None:
         work: list[Coroutine[Any, Any, object]] = [
             process.cut(c.connection_id)
             for c in changed.removed
             if c.protocol == OPENVPN
             for process in self.processes
         ]
-        if self.wireguard is not None and batch:
-            work.append(self.wireguard.apply(batch))
+        if self.wireguard is not None:
+            work.append(self._change_peers(self.wireguard, removals, changed.added))
         try:
             await self._all(*work)
         except AgentError as error:
@@ -351,6 +361,20 @@ class Agent:
             self._wake.set()
             if changed.added or not isinstance(error, InterfaceMissing):
                 raise
+
+    async def _change_peers(
+        self, wireguard: WireGuard, batch: list[Change], added: Sequence[Connection]
+    ) -> None:
+        """Make ``batch``, then add peers, in portions, as a set has ten thousand and others are waiting."""
+        for start in range(0, max(1, len(added)), PORTION):
+            for connection in added[start : start + PORTION]:
+                # Not what was cut or altered since. Queued in this very step, so before what comes later.
+                present = self.store.entries.get(connection.connection_id)
+                if connection.protocol == WIREGUARD and connection == present:
+                    self.sessions.admitted(connection)
+                    batch.append(Set(str(connection.public_key), peer_of(connection)))
+            await wireguard.apply(batch)
+            batch = []
 
     def _decide(self, common_name: str, organizational_unit: str, process: OpenVpnProcess) -> Decision:
         """Decide about an OpenVPN client whose certificate is good: it must be wanted, here, and still."""
@@ -389,10 +413,20 @@ class Agent:
         for text in said[:20]:
             log.warning("event=foreign_change what=%r", text)
         self._repairs += [(time.monotonic(), text) for text in said[:20]]
-        now = self.clock.now()
-        counters = self.wireguard.seen.counters
-        self.sessions.observe([c for c in store.entries.values() if c.protocol == WIREGUARD], counters, now)
-        self._active_peers = sum(now - c.last_handshake_at < QUIET_SECONDS for c in counters.values())
+        await self._follow_sessions(self.wireguard.seen.counters)
+
+    async def _follow_sessions(self, counters: Mapping[str, Counters]) -> None:
+        """Compare the last look with the one before, in portions: others are served meanwhile."""
+        store = self.store
+        peers = [c for c in store.entries.values() if c.protocol == WIREGUARD]
+        for start in range(0, len(peers), PORTION):
+            # Whatever was cut or altered meanwhile: these counters may no longer be its own.
+            portion = [c for c in peers[start : start + PORTION] if store.entries.get(c.connection_id) is c]
+            self.sessions.observe(portion, counters, self.clock.now())
+            await asyncio.sleep(0)
+        self.sessions.observed(store.entries, counters, self.clock.now())
+        quiet_since = self.clock.now() - QUIET_SECONDS
+        self._active_peers = sum(c.last_handshake_at > quiet_since for c in counters.values())
 
     def _report(self, problem: str) -> None:
         """Say once that something is wrong, and once that it is over."""
@@ -455,7 +489,8 @@ class Agent:
             if self.store.next_expiry > self.clock.now():
                 continue
             await self._look_again()
-            gone = self.store.expire(self.clock.now())
+            async with self._changing:
+                gone = self.store.expire(self.clock.now())
             if gone:
                 log.info("event=expired connections=%d first=%s", len(gone), gone[0].connection_id)
                 try:

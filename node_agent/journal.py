@@ -110,7 +110,7 @@ class Journal:
             session.ipv6,
         )
         # First: of an append that a power cut tore, a start alone would never end, and begin once more.
-        self._file.append({"op": "open", "session": OpenSession(**vars(session))})
+        self._file.append(_opened(session))
         self._write(
             SessionEvent(
                 sequence=self._next,
@@ -168,9 +168,9 @@ class Journal:
 
     def mark(self) -> None:
         """Write the counters of sessions that changed: what a power cut leaves of them."""
-        changed = [OpenSession(**vars(self.open[i])) for i in self._marked if i in self.open]
+        changed = [_opened(self.open[i]) for i in self._marked if i in self.open]
         self._marked.clear()
-        self._file.append(*({"op": "open", "session": session} for session in changed))
+        self._file.append(*changed)
 
     def acknowledge(self, sequence: int) -> None:
         """Drop what a portal has."""
@@ -204,7 +204,7 @@ class Journal:
     def _snapshot(self) -> Iterator[Record]:
         yield {"op": "journal", "id": self.journal_id, "next": self._next}
         for session in self.open.values():
-            yield {"op": "open", "session": OpenSession(**vars(session))}
+            yield _opened(session)
         for event in self._events:
             yield {"op": "event", "event": event}
 
@@ -228,3 +228,8 @@ class Journal:
                 self._events.popleft()
         else:
             raise KeyError(op)
+
+
+def _opened(session: OpenSession) -> Record:
+    """Return an open session as it is now: a thread writes it later."""
+    return {"op": "open", "session": dict(vars(session))}

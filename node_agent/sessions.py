@@ -33,20 +33,27 @@ class WireGuardSessions:
     def observe(
         self, connections: Sequence[Connection], counters: Mapping[str, Counters], now: float
     ) -> None:
-        """Compare one look at the interface with the one before."""
-        gone = dict(self._open)
-        # What the interface does not have yet, or lost, starts at zero there.
-        before = dict.fromkeys((str(c.public_key) for c in connections), ZERO) | dict(counters)
+        """Compare one look at these peers with the one before; ``observed`` follows when all are done."""
         for connection in connections:
-            session = gone.pop(connection.connection_id, None)
-            seen = counters.get(str(connection.public_key))
+            session, key = self._open.get(connection.connection_id), str(connection.public_key)
+            seen = counters.get(key)
             if seen is not None:
-                self._observe_peer(connection, session, seen, now)
+                # Most peers rest most of the time.
+                if session is not None or now - seen.last_handshake_at < QUIET_SECONDS:
+                    self._observe_peer(connection, session, seen, now)
             elif session is not None:
                 self._end_if_quiet(session, now)
-        for session in gone.values():
+            # What the interface does not have yet, or lost, starts at zero there.
+            self._before[key] = ZERO if seen is None else seen
+
+    def observed(
+        self, entries: Mapping[str, Connection], counters: Mapping[str, Counters], now: float
+    ) -> None:
+        """End what no connection of ``entries`` is behind; remember what a stranger's counters were."""
+        for session in [s for s in self._open.values() if s.connection_id not in entries]:
             self._end(session, min(int(now), session.last_at + QUIET_SECONDS))
-        self._before = before
+        keys = [str(c.public_key) for c in entries.values() if c.protocol == WIREGUARD]
+        self._before = dict(counters) | {key: self._before.get(key, ZERO) for key in keys}
 
     def _observe_peer(
         self, connection: Connection, session: OpenSession | None, seen: Counters, now: float

@@ -9,7 +9,7 @@ or of an older epoch, and a full set that would remove most peers, are held unti
 import heapq
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +35,17 @@ class Changed:
     added: list[Connection] = field(default_factory=list)
     #: The message was older than what is here, and changed nothing.
     is_old_news: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a full set would change: ``incoming`` is all that is to be had, ``added`` what of it is new."""
+
+    incoming: dict[str, Connection] = field(default_factory=dict)
+    removed: list[Connection] = field(default_factory=list)
+    added: list[Connection] = field(default_factory=list)
+    #: Connections of the set that this node cannot serve.
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ class Store:
             self.authority = Authority.parse(record["authority"])
             self.generation, self._full_generation = 0, -1
             self._tombstones.clear()
-            self.entries = {k: replace(c, generation=0) for k, c in self.entries.items()}
+            self.entries = {k: _of_an_older_epoch(c) for k, c in self.entries.items()}
         elif op == "maintenance":
             self.maintenance = record["on"]
         elif op == "state":
@@ -174,7 +185,8 @@ class Store:
         present = self.entries.get(connection.connection_id)
         if present is None or present.expires_at != connection.expires_at:
             heapq.heappush(self._expiries, (connection.expires_at, connection.connection_id))
-        self._drop(connection.connection_id)
+        if present is not None:
+            self._drop(connection.connection_id)
         self._tombstones.pop(connection.connection_id, None)
         self.entries[connection.connection_id] = connection
         for name in _owned(connection):
@@ -230,45 +242,56 @@ class Store:
             self._commit({"op": "cut", "id": connection_id, "generation": generation})
         return Changed([present] if present else [])
 
-    def replace(self, wanted: WantedSet, now: float, observed: Collection[str] = ()) -> Changed:
-        """Apply a full set; raises Conflict when it is held.
-
-        ``observed`` are the keys on the interface: they count as live peers while the own set is not known.
-        """
-        new_authority = self._weigh(wanted.authority, wanted)
-        if not new_authority and wanted.generation < self._full_generation:
-            self._stale_until = time.monotonic() + 60
-            return Changed(is_old_news=True)
+    def compare(self, wanted: WantedSet, now: float) -> Difference:
+        """Return what a full set would change. Only reads: a thread may do it while nobody changes this."""
+        new_authority = wanted.authority != self.authority
         if (
             not new_authority
             and self.known
             and self.entries == {c.connection_id: c for c in wanted.connections}
         ):
-            # The usual case, every few seconds and perhaps with 10,000 connections.
-            if wanted.generation != self._full_generation:
-                self._commit({"op": "full", "generation": wanted.generation})
-            self._release(wanted.authority)
-            self._skipped = 0
-            return Changed()
+            # The usual case, every few minutes and perhaps with 10,000 connections.
+            return Difference()
         incoming, skipped = self._incoming(wanted, new_authority, now)
         removed = [
             c
             for c in self.entries.values()
             if c.connection_id not in incoming and (new_authority or c.generation <= wanted.generation)
         ]
-        self._hold_mass_removal(wanted, removed, incoming, observed, now)
+        # A new authority counts anew, so each connection gets its generation.
+        added = [c for c in incoming.values() if new_authority or self.entries.get(c.connection_id) != c]
+        return Difference(incoming, removed, added, skipped)
+
+    def replace(
+        self,
+        wanted: WantedSet,
+        now: float,
+        observed: Collection[str] = (),
+        difference: Difference | None = None,
+    ) -> Changed:
+        """Apply a full set; raises Conflict when it is held.
+
+        ``observed`` are the keys on the interface: they count as live peers while the own set is not known.
+        ``difference`` is what ``compare`` returned, if nothing was changed since.
+        """
+        new_authority = self._weigh(wanted.authority, wanted)
+        if not new_authority and wanted.generation < self._full_generation:
+            self._stale_until = time.monotonic() + 60
+            return Changed(is_old_news=True)
+        if difference is None:
+            difference = self.compare(wanted, now)
+        self._hold_mass_removal(wanted, difference, observed, now)
         self._release(wanted.authority)
         if new_authority:
             self._adopt(wanted.authority)
-        added = [c for c in incoming.values() if self.entries.get(c.connection_id) != c]
-        drops: list[Record] = [{"op": "drop", "id": c.connection_id} for c in removed]
-        admits: list[Record] = [{"op": "admit", "connection": c} for c in added]
+        drops: list[Record] = [{"op": "drop", "id": c.connection_id} for c in difference.removed]
+        admits: list[Record] = [{"op": "admit", "connection": c} for c in difference.added]
         full: list[Record] = [{"op": "full", "generation": wanted.generation}]
         if not drops and not admits and self.known and wanted.generation == self._full_generation:
             full = []
         self._commit(*drops, *admits, *full)
-        self._skipped = skipped
-        return Changed(removed, added)
+        self._skipped = difference.skipped
+        return Changed(difference.removed, difference.added)
 
     def _incoming(
         self, wanted: WantedSet, new_authority: bool, now: float
@@ -364,8 +387,7 @@ class Store:
     def _hold_mass_removal(
         self,
         wanted: WantedSet,
-        removed: Iterable[Connection],
-        incoming: dict[str, Connection],
+        difference: Difference,
         observed: Collection[str],
         now: float,
     ) -> None:
@@ -373,12 +395,12 @@ class Store:
             self._accepted = None
             return
         live = sum(c.expires_at > now for c in self.entries.values())
-        gone = sum(c.expires_at > now for c in removed)
+        gone = sum(c.expires_at > now for c in difference.removed)
         if not self.known:
             mine = {c.public_key for c in self.entries.values()}
             strangers = set(observed) - mine
             live += len(strangers)
-            gone += len(strangers - {c.public_key for c in incoming.values()})
+            gone += len(strangers - {c.public_key for c in difference.incoming.values()})
         if gone > FEW and gone * 2 > live:
             self._hold(wanted.authority, wanted, f"a set would remove {gone} of {live} connections")
 
@@ -429,3 +451,10 @@ class Store:
 def _owned(connection: Connection) -> list[str]:
     """Return what no two connections of a node may share."""
     return [v for v in (connection.public_key, connection.ipv4, connection.ipv6) if v is not None]
+
+
+def _of_an_older_epoch(connection: Connection) -> Connection:
+    """Return it with generation 0; whatever is new is later. What is the same needs no second check."""
+    older = object.__new__(Connection)
+    vars(older).update(vars(connection), generation=0)
+    return older

@@ -122,12 +122,13 @@ def busy_wg(directory: Path, active: int) -> Path:
     directory.mkdir()
     program = directory / "wg"
     program.write_text(
-        f"""#!/bin/sh
+        # One process for the agent, which ends it: nobody else holds its pipe.
+        f"""#!/bin/bash
 [ "$1 $3" = "show dump" ] || exec {real} "$@"
-{real} "$@" | awk -v now="$(date +%s)" '
+exec awk -v now="$(date +%s)" '
     BEGIN {{ FS = OFS = "\\t" }}
     NR > 1 && NR < {active + 2} {{ $3 = "198.51.100.7:4500"; $5 = now - now % 120; $6 += now; $7 += now }}
-    {{ print }}'
+    {{ print }}' < <({real} "$@")
 """
     )
     program.chmod(0o755)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,29 @@ async def test_admit_cut_and_set_are_known_at_the_next_question(
         assert await node.replace(3, connection(2, 2)) == (200, {"removed": 0, "added": 1, "generation": 3})
         info = await node.info()
         assert (info["generation"], info["connection_count"]) == (3, 1)
+
+
+async def test_info_is_answered_while_a_whole_set_is_compared(
+    openvpn_settings: Settings, management: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ten thousand connections that takes a while."""
+    async with running(openvpn_settings, management) as node:
+        begun, answered = asyncio.Event(), threading.Event()
+        loop, compare = asyncio.get_running_loop(), node.agent.store.compare
+
+        def slowly(*arguments: Any) -> Any:
+            loop.call_soon_threadsafe(begun.set)
+            assert answered.wait(10)
+            return compare(*arguments)
+
+        monkeypatch.setattr(node.agent.store, "compare", slowly)
+        replacing = asyncio.create_task(node.replace(1, connection()))
+        await asyncio.wait_for(begun.wait(), 10)
+
+        assert (await node.info())["connection_count"] == 0
+
+        answered.set()
+        assert (await replacing)[0] == 200
 
 
 async def test_a_held_set_is_refused_with_its_reason_and_shown(

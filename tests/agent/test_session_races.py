@@ -1,7 +1,7 @@
-"""Sessions when two things happen at once."""
+"""Sessions and the wanted set when two things happen at once."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +100,91 @@ def test_a_session_shorter_than_two_looks_is_told_whatever_ends_it(node: Node, h
         node.live_until(node.time.elapsed + 2)
 
     assert told(node) == [("start", alice.connection_id, None), ("end", alice.connection_id, 100)]
+
+
+def _be_slow(node: Node) -> None:
+    """Nobody who cuts waits for another look at the interface."""
+    assert node.agent.wireguard is not None
+    node.agent.wireguard.look_seconds = 1.0
+
+
+async def _while_a_set_is_compared(node: Node, wanted: WantedSet, other: Coroutine[Any, Any, Any]) -> None:
+    """Let something come when a thread is comparing a whole set."""
+    replacing = asyncio.create_task(node.agent.replace(wanted))
+    await asyncio.sleep(0)
+    await asyncio.gather(replacing, other)
+
+
+def test_a_cut_that_comes_while_a_set_is_compared_is_not_undone(node: Node) -> None:
+    """R95: the set was read before the cut."""
+    alice = connection(1)
+    cut = node.agent.cut(AUTHORITY, alice.connection_id, 5)
+
+    node.run(_while_a_set_is_compared(node, WantedSet(AUTHORITY, 1, (alice,)), cut))
+
+    node.live_until(node.time.elapsed + 6)
+    assert node.agent.store.entries == {}
+    assert node.interface.peers == {}
+
+
+def test_an_admission_that_comes_while_a_set_is_compared_keeps_its_address(node: Node) -> None:
+    """I1, R95: the set still gives it to a connection that has ended."""
+    alice, bob = connection(1), connection(2, generation=5, ipv4=connection(1).ipv4)
+    admission = node.agent.admit(AUTHORITY, bob)
+
+    node.run(_while_a_set_is_compared(node, WantedSet(AUTHORITY, 1, (alice,)), admission))
+
+    node.live_until(node.time.elapsed + 6)
+    assert list(node.agent.store.entries.values()) == [bob]
+    assert node.interface.peers.keys() == {bob.public_key}
+
+
+def test_a_cut_that_comes_between_two_portions_of_a_set_is_not_undone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "PORTION", 1)
+    alice, bob = connection(1, generation=2), connection(2, generation=1)
+
+    async def cut_the_second() -> None:
+        replacing = asyncio.create_task(node.agent.replace(WantedSet(AUTHORITY, 2, (alice, bob))))
+        await asyncio.sleep(WG_SECONDS / 2)
+        assert node.agent.store.entries.keys() == {alice.connection_id, bob.connection_id}
+        _be_slow(node)
+        await node.agent.cut(AUTHORITY, bob.connection_id, 5)
+        await replacing
+        # Not only after the next round.
+        assert node.interface.peers.keys() == {alice.public_key}
+
+    node.run(cut_the_second())
+
+
+def test_a_cut_between_two_portions_of_a_look_ends_the_session_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R97."""
+    monkeypatch.setattr(agent_module, "PORTION", 1)
+    alice, bob = connection(1), connection(2)
+    for one in (alice, bob):
+        node.run(node.agent.admit(AUTHORITY, one))
+        node.interface.use(str(one.public_key), one.connection_id, 100)
+    sessions, cuts = node.agent.sessions, []
+    observe = sessions.observe
+
+    def cut_bob_after(portion: list[Connection], *arguments: Any) -> None:
+        observe(portion, *arguments)
+        if portion == [alice]:
+            _be_slow(node)
+            cuts.append(asyncio.create_task(node.agent.cut(AUTHORITY, bob.connection_id, 5)))
+
+    monkeypatch.setattr(sessions, "observe", cut_bob_after)
+
+    async def look() -> None:
+        await node.agent._round()
+        await asyncio.gather(*cuts)
+
+    node.run(look())
+    node.live_until(node.time.elapsed + 6)
+
+    assert [event for event in told(node) if event[1] == bob.connection_id] == [
+        ("start", bob.connection_id, None), ("end", bob.connection_id, 100),
+    ]  # fmt: skip

@@ -9,7 +9,7 @@ from node_agent.journal import Journal
 from node_agent.sessions import WireGuardSessions
 from node_agent.wireguard import Counters
 from tests.agent.conftest import peer
-from vpn_core.messages import SessionEvent
+from vpn_core.messages import Connection, SessionEvent
 
 KEY = str(peer(1).public_key)
 AT = 1_000_000
@@ -24,8 +24,11 @@ class Interface:
         self.sessions.admitted(peer(1))
 
     def look(self, now: int, handshake: int, received: int = 0, sent: int = 0) -> None:
-        counters = {KEY: Counters(handshake, received, sent, "198.51.100.7")}
-        self.sessions.observe([peer(1)], counters, now)
+        self.see(now, [peer(1)], {KEY: Counters(handshake, received, sent, "198.51.100.7")})
+
+    def see(self, now: int, peers: list[Connection], counters: dict[str, Counters]) -> None:
+        self.sessions.observe(peers, counters, now)
+        self.sessions.observed({p.connection_id: p for p in peers}, counters, now)
 
     def restart(self) -> None:
         self.sessions = WireGuardSessions(self.journal, origins=True)
@@ -117,7 +120,7 @@ def test_a_peer_removed_while_the_agent_was_away_has_its_session_ended(interface
     interface.look(AT, AT, 100, 50)
     interface.restart()
 
-    interface.sessions.observe([], {}, AT + 1000)
+    interface.see(AT + 1000, [], {})
 
     assert interface.told()[-1] == ("end", AT + 180, 100, 50)
 
@@ -129,7 +132,7 @@ def test_a_handshake_from_the_future_counts_as_now(interface: Interface) -> None
 
 
 def test_bytes_of_a_peer_that_the_last_look_did_not_see_count_from_zero(interface: Interface) -> None:
-    interface.sessions.observe([peer(1)], {}, AT)
+    interface.see(AT, [peer(1)], {})
 
     interface.sessions.removed(peer(1), Counters(AT + 1, 300, 200, None), AT + 2)
 
