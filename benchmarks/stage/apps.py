@@ -36,8 +36,10 @@ class _Https(http.client.HTTPSConnection):
 
 class App:
     """One app that asks the portal, and the bare ``hello`` for comparison; each call tells whether it went
-    well.
+    well, and ``status`` is that of its answer.
     """
+
+    status = 0
 
     def __init__(self, portal: Site, hello: Site, token: str) -> None:
         self._portal, self._hello, self._token = _Https(portal), _Https(hello), token
@@ -49,10 +51,16 @@ class App:
 
     def wireguard(self) -> bool:
         """Connect and disconnect once."""
-        return self._cycle("wireguard", {"public_key": base64.b64encode(os.urandom(32)).decode()})
+        return self.connect() and self.disconnect()
 
     def openvpn(self) -> bool:
-        return self._cycle("openvpn", {})
+        return self._connect("openvpn", {}) and self.disconnect()
+
+    def connect(self) -> bool:
+        return self._connect("wireguard", {"public_key": base64.b64encode(os.urandom(32)).decode()})
+
+    def disconnect(self) -> bool:
+        return self._ask(self._portal, "POST", "/api/v3/disconnect", "") == 204
 
     def info(self) -> bool:
         return self._ask(self._portal, "GET", "/api/v3/info") == 200
@@ -63,11 +71,10 @@ class App:
     def hello(self) -> bool:
         return self._ask(self._hello, "GET", "/hello") == 200
 
-    def _cycle(self, protocol: str, more: dict[str, str]) -> bool:
+    def _connect(self, protocol: str, more: dict[str, str]) -> bool:
         body = urlencode({"profile_id": PROFILE, "prefer_tcp": "no"} | more)
         accept = {"Accept": f"application/x-{protocol}-profile"}
-        connected = self._ask(self._portal, "POST", "/api/v3/connect", body, accept)
-        return connected == 200 and self._ask(self._portal, "POST", "/api/v3/disconnect", "") == 204
+        return self._ask(self._portal, "POST", "/api/v3/connect", body, accept) == 200
 
     def _ask(
         self,
@@ -83,6 +90,7 @@ class App:
         https.request(method, path, body, headers | (more or {}))
         answer = https.getresponse()
         answer.read()
+        self.status = answer.status
         return answer.status
 
 
