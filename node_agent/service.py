@@ -99,11 +99,9 @@ async def _main(settings: Settings) -> None:
 
 
 async def _collect_seldom() -> None:
-    """What is there stays for long: it is looked at once, so that only the first of these takes long."""
     while True:
         await asyncio.sleep(COLLECT_SECONDS)
         gc.collect()
-        gc.freeze()
 
 
 def run(settings: Settings) -> None:

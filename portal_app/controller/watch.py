@@ -202,7 +202,8 @@ class Watch:
             return due
         caught_up = []
         with transaction() as db:
-            for expected, info, reason in due:
+            # Nodes are locked in the order of their numbers everywhere.
+            for expected, info, reason in sorted(due, key=lambda each: each[0].number):
                 if observation.went_back(info, expected):
                     expected = self._count_on(db, expected, info.generation)
                 caught_up.append((expected, info, reason))
