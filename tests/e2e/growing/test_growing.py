@@ -22,10 +22,17 @@ def world() -> Iterator[World]:
 
 
 #: Prints nothing on a host that is no node any more.
-WHAT_IS_LEFT = """
-ls -d /etc/causeway/node /var/lib/causeway-node /opt/causeway /usr/local/bin/vpn-node 2>/dev/null
+WHAT_A_NODE_HAS = """
+ls -d /etc/causeway/node /var/lib/causeway-node /usr/local/bin/vpn-node 2>/dev/null
+systemctl list-units --plain --no-legend vpn-node-agent.service 'causeway-wireguard*' 'openvpn-server@*'
+getent passwd causeway-node; getent group causeway-node
+"""
+#: And this on one that is no portal either.
+WHAT_IS_LEFT = f"""
+{WHAT_A_NODE_HAS}
+ls -d /opt/causeway 2>/dev/null
 nft list tables
-systemctl list-units --plain --no-legend 'vpn-*' 'causeway-*' 'openvpn-server@*'
+systemctl list-units --plain --no-legend 'vpn-*' 'causeway-*'
 sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding | grep -v '= 0$'
 """
 
@@ -183,6 +190,7 @@ def test_portal_that_was_a_node_too_is_a_portal_only(world: World) -> None:
         assert not apps["bob"].pings(here["gateway"])
         assert world.connect(apps["bob"], "employees")["node"] == "node3"
         assert world.node("vpn1").output("cat /proc/sys/net/ipv4/ip_forward") == "0"
+        assert world.node("vpn1").output(WHAT_A_NODE_HAS, check=False) == ""
         assert set(world.ask("plan", "show")["nodes"]) == {"node3"}
     finally:
         for app in apps.values():
