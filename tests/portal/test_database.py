@@ -1,6 +1,7 @@
 """Transactions and statements on SQLite and on PostgreSQL."""
 
 import pytest
+from psycopg.pq import TransactionStatus
 from sqlalchemy import bindparam, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
@@ -8,7 +9,7 @@ from portal_app.clock import utc_now
 from portal_app.db import connected, transaction
 from portal_app.errors import Unavailable
 from portal_app.models import User
-from portal_app.statements import Statement, run
+from portal_app.statements import Statement, run, run_together
 
 _BY_NAME = Statement(select(User.id, User.permissions, User.created_at).where(User.name == bindparam("name")))
 _ADD = Statement(insert(User).inline())
@@ -122,5 +123,60 @@ def test_sessions_that_ended_while_they_rested_are_not_used(app):
         run(other, _BY_NAME, {"name": "alice"})
     with transaction() as db:
         end_all_sessions(db)
+
+    assert [found() for _ in range(3)] == [None] * 3
+
+
+def test_reading_begins_no_transaction(app):
+    with connected(read_only=True) as db:
+        run(db, _BY_NAME, {"name": "alice"})
+
+        driver = db.connection.driver_connection
+        if db.dialect.name == "sqlite":
+            assert not driver.in_transaction
+        else:
+            assert driver.info.transaction_status is TransactionStatus.IDLE
+
+
+def test_statements_together_return_their_rows_in_order(app):
+    alice, bob = (
+        {"name": name, "permissions": ["staff"], "is_disabled": False, "created_at": utc_now()}
+        for name in ("alice", "bob")
+    )
+    with connected() as db:
+        asked = [(_ADD, alice), (_BY_NAME, {"name": "alice"}), (_ADD, bob), (_BY_NAME, {"name": "carol"})]
+        added, found_alice, _, found_carol = run_together(db, asked)
+
+        assert (added, found_carol) == ([], [])
+        assert found_alice[0].permissions == ["staff"]
+    assert found("bob") is not None
+
+
+def add_together(*names):
+    values = {"permissions": [], "is_disabled": False, "created_at": utc_now()}
+    with connected() as db:
+        run_together(db, [(_ADD, values | {"name": name}) for name in names])
+
+
+def test_error_of_one_of_several_statements_rolls_back_all(app):
+    with pytest.raises(IntegrityError):
+        add_together("alice", "alice", "bob")
+
+    assert (found("alice"), found("bob")) == (None, None)
+
+
+@only_postgresql
+def test_session_that_ends_under_statements_together_is_an_outage_and_leaves_the_pool(app):
+    """R22"""
+
+    def interrupted():
+        with connected() as db:
+            add(db)
+            with transaction() as other:
+                end_all_sessions(other)
+            run_together(db, [(_BY_NAME, {"name": name}) for name in ("alice", "bob")])
+
+    with pytest.raises(Unavailable):
+        interrupted()
 
     assert [found() for _ in range(3)] == [None] * 3
