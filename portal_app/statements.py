@@ -16,6 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 Values = Mapping[str, Any]
+#: A statement with its values, for ``run_together``.
+Asked = tuple["Statement", Values]
 _Conversion = Callable[[Any], Any]
 _NOTHING: Values = MappingProxyType({})
 
@@ -59,7 +61,7 @@ def run(db: Session | Connection, statement: Statement, values: Values = _NOTHIN
         cursor.close()
 
 
-def run_together(db: Session | Connection, asked: Sequence[tuple[Statement, Values]]) -> list[Rows]:
+def run_together(db: Session | Connection, asked: Sequence[Asked]) -> list[Rows]:
     """Execute statements of which none needs another's answer, in their order.
 
     PostgreSQL gets all at once: each question of its own lets processes wait for each other.

@@ -12,6 +12,7 @@ from portal_app.db import Database, connected
 from portal_app.errors import InsufficientScope, InvalidToken
 from portal_app.services import authorizations
 from portal_app.services.connections import Holder
+from portal_app.statements import Asked, Rows, run_together
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,512}=*")  # RFC 6750, section 2.1
 
@@ -23,26 +24,28 @@ def init_app(app: Flask) -> None:
 
 @dataclass(frozen=True)
 class Asking:
-    """Whose token a request came with, and where to read what it asks for."""
+    """Whose token a request came with, what was read together with it, and where to read more."""
 
     db: Database
     holder: Holder
+    read: list[Rows]
 
 
 @contextmanager
-def authorized(scope: str) -> Iterator[Asking]:
-    """Look up the request's access token, and let what is read for the answer be read together with it.
+def authorized(scope: str, *also: Asked) -> Iterator[Asking]:
+    """Look up the request's access token, and read together with it what the answer needs in any case.
 
     Raises InvalidToken, and InsufficientScope for a token that is good for something else.
     """
     token = _token_of_request()
     with connected(read_only=True) as db:
-        found = authorizations.find_bearer(db, token, utc_now())
+        rows, *read = run_together(db, [authorizations.bearer(token, utc_now()), *also])
+        found = authorizations.bearer_of(rows)
         if found is None:
             raise InvalidToken("the access token is not valid")
         if scope not in found.scope.split():
             raise InsufficientScope(f"the token lacks the scope {scope}")
-        yield Asking(db, found.holder)
+        yield Asking(db, found.holder, read)
 
 
 def answer_invalid_token(error: InvalidToken) -> Response:

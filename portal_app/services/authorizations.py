@@ -29,7 +29,7 @@ from portal_app.models import (
 )
 from portal_app.services import audit, connections, ending, profiles
 from portal_app.services.connections import Ended, Holder
-from portal_app.statements import Statement, run
+from portal_app.statements import Asked, Rows, Statement, run
 
 #: An answer may be lost: the refresh token before the living one is good once more for so long
 #: (reliability.md R16).
@@ -240,12 +240,17 @@ _BEARER = Statement(
 )
 
 
-def find_bearer(db: Database, access_token: str, now: datetime) -> Bearer | None:
-    """Return whom a token stands for; None when it or anything behind it is not good (any more).
+def bearer(access_token: str, now: datetime) -> Asked:
+    """Return what to ask for whom a token stands for (``bearer_of``).
 
-    Account state, permissions and the app's registration are looked up now, not remembered from the sign-in.
+    Account state and permissions are looked up now, not remembered from the sign-in.
     """
-    row = run(db, _BEARER, {"token_hash": hashed(access_token), "now": now}).one_or_none()
+    return _BEARER, {"token_hash": hashed(access_token), "now": now}
+
+
+def bearer_of(found: Rows) -> Bearer | None:
+    """Return whom a token stands for; None when it or anything behind it is not good (any more)."""
+    row = found.one_or_none()
     if row is None or row.client_id not in portal().clients:
         return None
     if not profiles.meets(portal().settings.access_permissions, row.permissions):

@@ -33,7 +33,7 @@ from portal_app.models import AddressUse, Authorization, Connection, Profile, Us
 from portal_app.render import client_config
 from portal_app.services import choice, ending, leases, nodes, profiles, transports
 from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
-from portal_app.statements import Statement, run_together
+from portal_app.statements import Asked, Statement, run_together
 from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority
 from vpn_core.messages import Connection as ConnectionMessage
 
@@ -169,7 +169,7 @@ def prepare(db: Database, holder: Holder, wanted: Wanted, *, now: datetime) -> P
     ends_at = time.monotonic() + BUDGET_SECONDS
     if portal().settings.max_app_connections < 1:
         raise Forbidden("no API configuration downloads allowed")
-    profile = profiles.find_offered(db, holder, wanted.profile_id)
+    profile, offering = _offered(db, holder, wanted.profile_id)
     if profile is None:
         raise NotFound('no such "profile_id"')
     order = transports.in_order(
@@ -181,7 +181,7 @@ def prepare(db: Database, holder: Holder, wanted: Wanted, *, now: datetime) -> P
     )
     if not order:
         raise NoCommonProtocol("no common VPN protocol between the app and this profile")
-    serving = _serving(db, holder, profile)
+    serving = _serving(db, holder, offering)
     client = portal().clients.get(holder.client_id or "")
     wish = _Order(
         holder=holder,
@@ -222,12 +222,12 @@ def create_for_portal(
     if limited and settings.max_portal_connections < 1:
         raise Forbidden("configurations cannot be made here; use the app")
     with transaction(read_only=True) as db:
-        profile = profiles.find_offered(db, holder, profile_id)
+        profile, offering = _offered(db, holder, profile_id)
         if profile is None:
             raise NotFound("no such profile")
         if {WIREGUARD: profile.wireguard, OPENVPN: profile.openvpn}.get(protocol) is None:
             raise NoCommonProtocol(f"the profile does not offer {protocol}")
-        serving = _serving(db, holder, profile, node)
+        serving = _serving(db, holder, [row for row in offering if node in (None, row.name)])
     private_key, public_key = client_config.wireguard_key_pair() if protocol == WIREGUARD else (None, None)
     wish = _Order(
         holder=holder,
@@ -243,8 +243,14 @@ def create_for_portal(
     return _first_that_answers(wish, [transports.Attempt(protocol, prefer_tcp)], serving, ends_at)
 
 
-def _serving(db: Database, holder: Holder, profile: Profile, node: str | None = None) -> _Serving:
-    rows = [row for row in nodes.offering(db, profile.profile_id) if node in (None, row.name)]
+def _offered(db: Database, holder: Holder, profile_id: str) -> tuple[Any, Sequence[Any]]:
+    """Return a profile, None if this user may not use it, and the nodes that offer it."""
+    found, offering = run_together(db, [profiles.one(profile_id), nodes.offering(profile_id)])
+    offered = profiles.among(found, holder)
+    return (offered[0] if offered else None), offering
+
+
+def _serving(db: Database, holder: Holder, rows: Sequence[Any]) -> _Serving:
     held: Collection[int] = ()
     # Only a full node has to know whether the app's own address comes back.
     if holder.authorization_id is not None and any(row.allocated >= row.capacity > 0 for row in rows):
@@ -252,7 +258,7 @@ def _serving(db: Database, holder: Holder, profile: Profile, node: str | None = 
             db.scalars(
                 select(Connection.node_number).where(
                     Connection.authorization_id == holder.authorization_id,
-                    Connection.profile_id == profile.profile_id,
+                    Connection.profile_id == rows[0].profile_id,
                     Connection.position.is_not(None),
                 )
             )
@@ -363,7 +369,7 @@ def _make(
             "generation": generation,
             "choice": why,
         }
-        written: list[tuple[Statement, dict[str, Any]]] = [(_INSERT, row)]
+        written: list[Asked] = [(_INSERT, row)]
         if lease:
             copied = ("profile_id", "node_number", "protocol", "ipv4", "ipv6")
             use = {key: row[key] for key in copied} | {
@@ -395,7 +401,7 @@ def _lock_holder(
     """Make the user's connects wait for each other, and look again at what may have ended meanwhile (R35,
     R38, R40). Returns the permissions that the user has now, and the connections of the user and of the key.
     """
-    asked: list[tuple[Statement, dict[str, Any]]] = [(_LOCK_USER, {"user": holder.user_id})]
+    asked: list[Asked] = [(_LOCK_USER, {"user": holder.user_id})]
     if holder.authorization_id is not None:
         asked.append((_USE_AUTHORIZATION, {"authorization": holder.authorization_id, "now": now}))
     if public_key is None:

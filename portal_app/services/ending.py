@@ -15,7 +15,7 @@ from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, User
 from portal_app.services import leases, nodes
-from portal_app.statements import Statement, run, run_together
+from portal_app.statements import Asked, Statement, run, run_together
 from vpn_core.messages import Cut
 
 if TYPE_CHECKING:
@@ -184,9 +184,7 @@ def _deleted(db: Database, found: Collection[Any]) -> list[Any]:
     return [row for row in found if row.id in gone]
 
 
-def _closing_uses(
-    deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime
-) -> Iterator[tuple[Statement, dict[str, Any]]]:
+def _closing_uses(deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> Iterator[Asked]:
     """Yield what closes who had which address.
 
     The use of an OpenVPN address ends with its session, which the journal tells, perhaps after this end:

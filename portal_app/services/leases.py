@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, Protocol
+from typing import Protocol
 
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from portal_app.db import Database
 from portal_app.models import FreeAddress, Offer
-from portal_app.statements import Statement, run, run_together
+from portal_app.statements import Asked, Statement, run, run_together
 from vpn_core.ranges import client_addresses
 
 
@@ -93,7 +93,7 @@ def take_of(db: Database, node_number: int, profile_id: str, offer: Offered) -> 
     return _lease(waiting.position, offer.wireguard, waiting.freed_at)
 
 
-def giving_back(returned: Iterable[Returned]) -> Iterator[tuple[Statement, dict[str, Any]]]:
+def giving_back(returned: Iterable[Returned]) -> Iterator[Asked]:
     """Yield what lets addresses be given again, the first returned first (``run_together``)."""
     counts: Counter[tuple[int, str]] = Counter()
     for item in returned:

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, func, select, true, update
 from portal_app.db import Database, retried, transaction
 from portal_app.models import Connection, Deployment, Node, NodeStatus, Offer
 from portal_app.models import Profile as ProfileRow
-from portal_app.statements import Statement, run, run_together
+from portal_app.statements import Asked, Statement, run, run_together
 from vpn_core.messages import OPENVPN, Authority, WantedSet
 from vpn_core.messages import Connection as ConnectionMessage
 
@@ -111,9 +111,9 @@ _OFFER = Statement(
 _ports: dict[tuple[str, datetime], int] = {}
 
 
-def offering(db: Database, profile_id: str) -> Sequence[Any]:
-    """Return every node that offers a profile, with all that a choice between them needs."""
-    return run(db, _OFFERING, {"profile": profile_id})
+def offering(profile_id: str) -> Asked:
+    """Return what to ask for every node that offers a profile, with all that a choice between them needs."""
+    return _OFFERING, {"profile": profile_id}
 
 
 def admitted_since(db: Database, node_number: int, profile_id: str, heard_at: datetime) -> int:
@@ -166,7 +166,7 @@ def advance_to_offer(
     and when the plan was applied; None when the node offers it no more.
     """
     in_order = sorted(numbers)
-    asked: list[tuple[Statement, Any]] = [(_ADVANCE, {"node": each}) for each in in_order]
+    asked: list[Asked] = [(_ADVANCE, {"node": each}) for each in in_order]
     *advanced, offers = run_together(db, [*asked, (_OFFER, {"node": number, "profile": profile_id})])
     return {
         each: _advanced(each, row) for each, rows in zip(in_order, advanced, strict=True) for row in rows

@@ -1,13 +1,13 @@
 """Profiles as a user may see and use them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import bindparam, select
 
 from portal_app.db import Database
 from portal_app.models import Profile
-from portal_app.statements import Statement, run
+from portal_app.statements import Asked, Statement, run
 
 
 class HasPermissions(Protocol):
@@ -45,18 +45,23 @@ _ALL = Statement(_COLUMNS.order_by(Profile.priority.desc(), Profile.position))
 _ONE = Statement(_COLUMNS.where(Profile.profile_id == bindparam("profile")))
 
 
+#: What to ask for all profiles, and for one; ``among`` says which of them a user may use.
+ALL: Asked = (_ALL, {})
+
+
+def one(profile_id: str) -> Asked:
+    return _ONE, {"profile": profile_id}
+
+
+def among(found: Iterable[Any], user: HasPermissions) -> list[Any]:
+    """Return the profiles that ``user`` may use: unknown, hidden and forbidden look the same."""
+    permissions = user.permissions
+    return [profile for profile in found if may_use(profile, permissions)]
+
+
 def offered(db: Database, user: HasPermissions) -> list[Any]:
     """Return the profiles that ``user`` sees: highest priority first, then in the order of the inventory.
 
     They are rows with the columns of ``Profile``.
     """
-    permissions = user.permissions
-    return [profile for profile in run(db, _ALL) if may_use(profile, permissions)]
-
-
-def find_offered(db: Database, user: HasPermissions, profile_id: str) -> Any:
-    """Return one profile's row if ``user`` may use it, else None: unknown, hidden and forbidden look the
-    same.
-    """
-    profile = run(db, _ONE, {"profile": profile_id}).one_or_none()
-    return profile if profile is not None and may_use(profile, user.permissions) else None
+    return among(run(db, *ALL), user)

@@ -35,8 +35,8 @@ def well_known() -> Response:
 
 @bp.get("/api/v3/info")
 def info() -> Response:
-    with authorized("config") as asking:
-        offered = profiles.offered(asking.db, asking.holder)
+    with authorized("config", profiles.ALL) as asking:
+        offered = profiles.among(asking.read[0], asking.holder)
     return _uncached(jsonify({"info": {"profile_list": [_listed(profile) for profile in offered]}}))
 
 

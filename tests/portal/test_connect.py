@@ -15,6 +15,7 @@ from portal_app.errors import InvalidToken, NodeUnreachable, NotFound, Unavailab
 from portal_app.models import AddressUse, Authorization, Connection, NodeStatus, Offer, User
 from portal_app.services import authorizations, connections, transports
 from portal_app.services.connections import Holder, Wanted
+from portal_app.statements import run
 from tests.portal.agent_server import WIREGUARD_KEY
 from tests.portal.app_user import VpnApp, public_key
 from tests.portal.conftest import PROFILES, seen_up
@@ -599,7 +600,7 @@ def test_node_that_does_not_admit_gives_way_to_another_within_the_budget(
     make_nodes, make_app_user, monkeypatch, mode
 ):
     """R42, R54, R96"""
-    monkeypatch.setattr(connections, "ADMIT_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "ADMIT_SECONDS", 0.6)
     bad, good = make_nodes(2)
     bad.mode = mode
     seen_up(1, info={"rel_load_average": [99, 99, 99], "o_client_count": 0})
@@ -706,7 +707,9 @@ def test_connect_after_the_authorization_ended_meanwhile_is_unauthorized(node, m
     """R38: what was true when the token was looked up is looked at again under the lock."""
     app = make_app_user()
     with transaction(read_only=True) as db:
-        bearer = authorizations.find_bearer(db, app.tokens["access_token"], utc_now())
+        bearer = authorizations.bearer_of(
+            run(db, *authorizations.bearer(app.tokens["access_token"], utc_now()))
+        )
     with transaction() as db:
         authorizations.end(db, Authorization.user_id == app.user.id, reason="revoked", now=utc_now())
 

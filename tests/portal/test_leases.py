@@ -17,7 +17,7 @@ from portal_app.errors import NoCapacity
 from portal_app.models import AddressUse, Base, Connection, FreeAddress, Node, Offer
 from portal_app.services import connections, leases, nodes
 from portal_app.services.choice import choose
-from portal_app.statements import Statement, run_together
+from portal_app.statements import Statement, run, run_together
 from tests.portal.app_user import VpnApp, add_user, public_key
 from tests.portal.conftest import apply_plan, seen_up
 from tests.portal.waiting import wait_until
@@ -299,7 +299,7 @@ def test_busy_nodes_and_full_ones_are_chosen_less_often(app):
         db.execute(update(Offer).where(Offer.node_number == 2).values(allocated=Offer.capacity - 1))
     rng, first, evenly = random.Random(1), Counter(), Counter()  # noqa: S311 - the same each time
     with transaction(read_only=True) as db:
-        rows = nodes.offering(db, "lab")
+        rows = run(db, *nodes.offering("lab"))
     for _ in range(300):
         first[choose(rows, "wireguard", utc_now(), rng=rng).candidates[0].node.number] += 1
         at_random = choose(rows, "wireguard", utc_now(), selection="random", rng=rng).candidates

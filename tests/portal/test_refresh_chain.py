@@ -19,6 +19,7 @@ from portal_app.db import transaction
 from portal_app.models import AccessToken, Authorization, RefreshToken, User
 from portal_app.services import authorizations
 from portal_app.services.authorizations import GRACE, InvalidGrant
+from portal_app.statements import run
 from tests.portal.app_user import LINUX, add_user
 
 CHALLENGE = "c" * 43
@@ -101,7 +102,7 @@ class Chain(RuleBasedStateMachine):
             assert len(db.scalars(select(Authorization.id)).all()) == len(living)
             if not self.living:
                 assert db.scalars(select(AccessToken.token_hash)).all() == []
-            bearer = authorizations.find_bearer(db, self.access, self.now)
+            bearer = authorizations.bearer_of(run(db, *authorizations.bearer(self.access, self.now)))
         assert (bearer is not None) == bool(self.living) or self.now > utc_now() + timedelta(minutes=50)
 
 
