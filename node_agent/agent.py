@@ -263,6 +263,9 @@ class Agent:
 
     async def usage(self) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield what every connection has used, in portions: others are served in between."""
+        if self.wireguard is not None:
+            # Whoever drains the node asks who is there, and would miss those who came since the last round.
+            await self.wireguard.refresh_if_cheap()
         connections = list(self.store.entries.values())
         attached: dict[str, list[OpenSession]] = {}
         for process in self.processes:

@@ -102,6 +102,24 @@ def test_a_session_shorter_than_two_looks_is_told_whatever_ends_it(node: Node, h
     assert told(node) == [("start", alice.connection_id, None), ("end", alice.connection_id, 100)]
 
 
+def test_usage_knows_who_came_since_the_last_round(node: Node) -> None:
+    """R63: a drain asks who is there."""
+    alice = connection(1)
+    node.run(node.agent.admit(AUTHORITY, alice))
+    node.interface.use(str(alice.public_key), alice.connection_id, 100)
+
+    async def used() -> list[dict[str, Any]]:
+        return [usage async for portion in node.agent.usage() for usage in portion]
+
+    (usage,) = node.run(used())
+
+    assert (usage["connection_id"], usage["active"], usage["received_bytes"]) == (
+        alice.connection_id,
+        True,
+        100,
+    )
+
+
 def _be_slow(node: Node) -> None:
     """Nobody who cuts waits for another look at the interface."""
     assert node.agent.wireguard is not None
