@@ -1,13 +1,15 @@
 """docs/grow.md: a single host becomes a portal with three nodes, and a node leaves; no user notices (R90)."""
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 import yaml
 
-from tests.e2e.hosts import Deployment, OfficialApp, converge, prepare_client
+from tests.e2e.hosts import Deployment, OfficialApp, converge, prepare_client, wait_until
 from tests.e2e.multi_node.world import Pings, World
 from tests.e2e.test_deployment import changed
 
@@ -103,7 +105,12 @@ def test_single_host_becomes_three_nodes_and_two_again(world: World) -> None:
         assert apps["bob"].pings(opened["bob"]["gateway"])
 
         pings = {"alice": Pings(apps["alice"], moved["gateway"], "alice")}
-        run(deployment, "remove_node", "-e", "node=node2")
+        # Its agent answers no more, so nobody can ask it who is connected.
+        world.node("node2").run("systemctl stop vpn-node-agent.service")
+        done = deployment.playbook("remove_node", "-e", "node=node2", log="growing-no-answer")
+        assert done.returncode != 0
+        assert "vpn-portal: node2: " in " ".join((done.stdout + done.stderr).split())
+        run(deployment, "remove_node", "-e", "node=node2", "-e", "drain_skip=true")
         put_into_inventory(deployment, ["node3"])
         assert pings["alice"].lost() == 0
         assert set(world.ask("plan", "show")["nodes"]) == {"vpn1", "node3"}
@@ -116,7 +123,10 @@ def test_single_host_becomes_three_nodes_and_two_again(world: World) -> None:
 
 
 def test_drain_waits_for_people_and_names_who_is_left(world: World) -> None:
-    """R63: no new connections from the acknowledgement on; the cut is announced in the portal, and is one."""
+    """R63: no new connections from the acknowledgement on; the cut is announced in the portal, and is one.
+
+    The options are written as docs/grow.md writes them.
+    """
     deployment, app = world.deployment, OfficialApp(world.client, "bob")
     put_into_inventory(deployment, ["node3"])
     try:
@@ -124,6 +134,8 @@ def test_drain_waits_for_people_and_names_who_is_left(world: World) -> None:
         app.do("add_server", url=deployment.portal_url)
         with world.only("node3"):
             got = world.connect(app, "employees")
+        # A node looks at its tunnels every five seconds.
+        wait_until(lambda: world.ask("node", "show", "node3")["active"], 30, "the node has seen bob")
 
         done = deployment.playbook("drain_node", "-e", "node=node3", log="growing-drain")
         assert done.returncode != 0
@@ -131,7 +143,21 @@ def test_drain_waits_for_people_and_names_who_is_left(world: World) -> None:
         assert app.pings(got["gateway"])
         assert world.state("node3") == "maintenance"
 
-        run(deployment, "drain_node", "-e", "node=node3", "-e", "drain_cut=true")
+        # One user is fewer than two. Why, they read in the portal.
+        notice = ["-e", 'drain_notice="New disks tonight."']
+        run(deployment, "drain_node", "-e", "node=node3", "-e", "drain_below=2", *notice)
+        assert app.pings(got["gateway"])
+        home, browser = f"{deployment.portal_url}/", world.browser("bob")
+        assert "New disks tonight." in browser.open(home).text
+
+        began = time.monotonic()
+        options = ["-e", "drain_within=15", "-e", "drain_cut=true"]
+        with ThreadPoolExecutor() as pool:
+            draining = pool.submit(run, deployment, "drain_node", "-e", "node=node3", *options)
+            wait_until(lambda: "this server end at" in browser.open(home).text, 60, "bob reads when")
+            assert app.pings(got["gateway"])
+            draining.result()
+        assert time.monotonic() - began > 15
         assert not app.pings(got["gateway"])
         assert world.connect(app, "employees")["node"] == "vpn1"
     finally:
@@ -168,7 +194,7 @@ def test_portal_that_was_a_node_too_is_a_portal_only(world: World) -> None:
     """People on the first host are cut and come back at another node; nobody else notices."""
     deployment = world.deployment
     put_into_inventory(deployment, ["node3"])
-    apps = {name: OfficialApp(world.client, name) for name in ("alice", "bob")}
+    apps = {name: OfficialApp(world.client, name) for name in ("alice", "bob", "carol")}
     try:
         for name, app in apps.items():
             app.do("start", user=name, password=world.password(name))
@@ -176,19 +202,24 @@ def test_portal_that_was_a_node_too_is_a_portal_only(world: World) -> None:
         with world.only("node3"):
             elsewhere = world.connect(apps["alice"], "employees")
         with world.only("vpn1"):
-            here = world.connect(apps["bob"], "employees", prefer_tcp=True)
+            here = {
+                "bob": world.connect(apps["bob"], "employees", prefer_tcp=True),
+                "carol": world.connect(apps["carol"], "employees"),
+            }
+        assert [got["protocol"] for got in here.values()] == ["openvpn", "wireguard"]
         pings = Pings(apps["alice"], elsewhere["gateway"], "alice")
 
         output = run(deployment, "remove_node", "-e", "node=vpn1", "-e", "drain_cut=true")
-        assert "1 connections ended" in output
+        assert "2 connections ended" in output
         # An interrupted run is repeated.
         run(deployment, "remove_node", "-e", "node=vpn1")
         with not_a_node(deployment, "vpn1"):
             run(deployment, "site")
             assert set(changed(run(deployment, "site")).values()) == {0}
         assert pings.lost() == 0
-        assert not apps["bob"].pings(here["gateway"])
-        assert world.connect(apps["bob"], "employees")["node"] == "node3"
+        for name, got in here.items():
+            assert not apps[name].pings(got["gateway"])
+            assert world.connect(apps[name], "employees")["node"] == "node3"
         assert world.node("vpn1").output("cat /proc/sys/net/ipv4/ip_forward") == "0"
         assert world.node("vpn1").output(WHAT_A_NODE_HAS, check=False) == ""
         assert set(world.ask("plan", "show")["nodes"]) == {"node3"}
@@ -197,3 +228,17 @@ def test_portal_that_was_a_node_too_is_a_portal_only(world: World) -> None:
             app.attempt("down")
             app.attempt("disconnect")
             app.close()
+
+
+def test_node_whose_host_is_gone_is_forgotten(world: World) -> None:
+    """Nobody asks the host, and the portals know nothing of it any more."""
+    deployment = world.deployment
+    put_into_inventory(deployment, ["node3"])
+    deployment.lab("power-off", "node3")
+    try:
+        output = run(deployment, "remove_node", "-e", "node=node3", "-e", "node_is_gone=true")
+        assert "node3 serves nobody any more" in " ".join(output.split())
+        assert "node3" not in world.ask("plan", "show")["nodes"]
+        assert "node3" not in {node["name"] for node in world.ask("node", "list")}
+    finally:
+        deployment.lab("power-on", "node3")

@@ -105,12 +105,16 @@ def test_agents_port_is_open_to_the_portal_only(world: World, caller: str) -> No
     for node in ("ams1", NODE):
         fqdn = world.ask("node", "show", node)["hostname"]
         for family in (4, 6):
-            host = world.deployment.named(caller)
-            tried = host.run(f"getent ahostsv{family} {fqdn} | head -1 | cut -d' ' -f1", check=False)
-            address = tried.stdout.strip()
-            probe = f"timeout 3 bash -c '</dev/tcp/{address}/41194' 2>/dev/null"
-            assert address
-            assert host.run(probe, check=False).returncode != 0
+            assert reaches(world.portal, fqdn, family)
+            assert not reaches(world.deployment.named(caller), fqdn, family)
+
+
+def reaches(host: Host, name: str, family: int) -> bool:
+    """Tell whether a host gets through to an agent's port."""
+    address = host.output(f"getent ahostsv{family} {name} | head -1 | cut -d' ' -f1")
+    assert (":" in address) == (family == 6), address
+    probe = f"timeout 3 bash -c '</dev/tcp/{address}/41194' 2>/dev/null"
+    return host.run(probe, check=False).returncode == 0
 
 
 def test_agents_ports_are_closed_to_tunnels(world: World, make_app) -> None:
@@ -196,6 +200,26 @@ def test_renewal_fails_no_call(world: World, management: Authority) -> None:
     assert prober.failures() == []
     for name, old in before.items():
         assert serial(world.node(name), AGENT_CERTIFICATE) != old
+
+
+def test_renewal_of_the_portals_own_certificate_fails_no_call(world: World, management: Authority) -> None:
+    """R68: the portal starts anew for it, and whoever connects meanwhile waits a moment."""
+    portal, file = world.portal, "/etc/causeway/portal/management.crt"
+    public = portal.output("openssl pkey -pubout -in /etc/causeway/portal/secrets/management.key") + "\n"
+    made_at = datetime.now(UTC) - timedelta(days=600)
+    portal.run(f"cat >{file}", stdin=issue(management, public, "portal", "client", 730, made_at))
+    running = "systemctl show -P MainPID vpn-portal.service vpn-portal-controller.service"
+    old, before = serial(portal, file), portal.output(running).split()
+
+    with world.probing("frankfurt") as prober:
+        done = world.deployment.playbook("portal", log="renew-portal")
+        wait_until(lambda: prober.attempts, 30, "a connect")
+
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert prober.failures() == []
+    assert serial(portal, file) != old
+    assert not set(portal.output(running).split()) & set(before)
+    assert answered(world, NODE, OWN) > 500
 
 
 def serial(host: Host, file: str) -> str:

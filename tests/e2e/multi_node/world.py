@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from portal_app.verification.browser import App, Browser, VerificationError
+from portal_app.verification.browser import App, Browser, VerificationError, forms
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 
 WIREGUARD_TYPE = "application/x-wireguard-profile"
@@ -76,6 +76,14 @@ class World:
             self.portal.run(shlex.join(words), stdin=password)
             self._passwords[user] = password
         return self._passwords[user]
+
+    def browser(self, user: str) -> Browser:
+        """Return a browser in which a user has signed in to the portal."""
+        browser = Browser(self.deployment.ca_file)
+        answer = browser.open(f"{self.deployment.portal_url}/")
+        form = next(f for f in forms(answer.text) if "password" in f.kinds.values())
+        browser.submit(answer, form, {"user_name": user, "password": self.password(user)})
+        return browser
 
     def state(self, name: str) -> str:
         return str(next(n["state"] for n in self.ask("node", "list") if n["name"] == name))
