@@ -346,6 +346,7 @@ class Agent:
             # comes back with this very change it goes first, and takes handshake and counters along.
             if not self.store.owns(key) or key in coming:
                 removals.append(Remove(key))
+                self.wireguard.leaves(key)
         return self._change_network(changed, removals)
 
     async def _change_network(self, changed: Changed, removals: list[Change]) -> None:

@@ -124,6 +124,7 @@ class WireGuard:
         self._looked = False
         self._touched: set[str] = set()
         self._lost_while_looking: list[set[str]] = []
+        self._leaving: set[str] = set()
         self._wanted: dict[str, tuple[Connection, Peer]] = {}
 
     def identity(self) -> tuple[int, int]:
@@ -137,6 +138,14 @@ class WireGuard:
         except OSError:
             made_at = 0
         return index, made_at
+
+    def leaves(self, public_key: str) -> None:
+        """Let nothing that is seen of a key count any more until it has been removed.
+
+        Its connection has ended, and the key may belong to another one by now.
+        """
+        self._leaving.add(public_key)
+        self.seen.counters.pop(public_key, None)
 
     async def apply(self, batch: Sequence[Change]) -> None:
         """Return when the interface has these changes; callers at the same time share calls of ``wg``.
@@ -204,9 +213,14 @@ class WireGuard:
     async def _set(self, batch: Sequence[Change]) -> None:
         for start in range(0, len(batch), CHANGES_PER_CALL):
             part = batch[start : start + CHANGES_PER_CALL]
-            await self._run("set", self.interface, *_words(part))
+            try:
+                await self._run("set", self.interface, *_words(part))
+            except InterfaceMissing:
+                self._leaving.clear()
+                raise
             removed = {c.public_key for c in part if isinstance(c, Remove)}
             self._mine -= removed
+            self._leaving -= {c.public_key for c in part}
             # A key that comes back begins at zero: what was seen of it before is another peer's.
             for key in removed:
                 self.seen.counters.pop(key, None)
@@ -224,7 +238,7 @@ class WireGuard:
             seen = await asyncio.to_thread(parse_dump, text, self._skew(), self.seen)
         finally:
             self._lost_while_looking = [other for other in self._lost_while_looking if other is not lost]
-        for key in lost:
+        for key in lost | self._leaving:
             seen.counters.pop(key, None)
         self.seen = seen
         self.look_seconds = time.monotonic() - started

@@ -83,6 +83,29 @@ def test_a_key_that_moves_to_a_new_connection_takes_no_session_along(node: Node)
     assert told(node)[2:] == [("start", new.connection_id, None), ("end", new.connection_id, 7)]
 
 
+def test_a_key_that_moves_twice_takes_no_session_along(node: Node) -> None:
+    """R97: its new connection comes and goes while the peer of the old one is on its way out."""
+    old = connection(1)
+    new = connection(2, public_key=old.public_key)
+    node.run(node.agent.admit(AUTHORITY, old))
+    node.interface.use(str(old.public_key), old.connection_id, 100)
+    node.live_until(node.time.elapsed + 6)
+
+    async def at_once() -> None:
+        admitting = asyncio.create_task(node.agent.admit(AUTHORITY, new))
+        await asyncio.sleep(WG_SECONDS / 2)
+        # What the interface has to do for somebody else keeps it waiting.
+        other = asyncio.create_task(node.agent.admit(AUTHORITY, connection(3)))
+        while new.connection_id not in node.agent.store.entries:
+            await asyncio.sleep(WG_SECONDS / 10)
+        await node.agent.cut(AUTHORITY, new.connection_id, 3)
+        await asyncio.wait([admitting, other])
+
+    node.run(at_once())
+
+    assert told(node) == [("start", old.connection_id, None), ("end", old.connection_id, 100)]
+
+
 @pytest.mark.parametrize("how", ["a set", "its expiry", "a newer connection"])
 def test_a_session_shorter_than_two_looks_is_told_whatever_ends_it(node: Node, how: str) -> None:
     """R97."""
