@@ -112,7 +112,10 @@ class Truth:
 
 @dataclass
 class _Peer:
+    """``connection_id`` is whose the agent set it for, when that still knew the key."""
+
     allowed: set[str]
+    connection_id: str | None = None
     handshake: int = 0
     received: int = 0
     sent: int = 0
@@ -127,6 +130,7 @@ class Interface:
         self.present, self.made = True, 1
         self.peers: dict[str, _Peer] = {}
         self.truths: list[Truth] = []
+        self.owner: Callable[[str], str | None] = lambda _key: None
 
     def identity(self) -> tuple[int, int]:
         return (self.made if self.present else 0), 0
@@ -157,7 +161,8 @@ class Interface:
     def _set(self, key: str, allowed: set[str]) -> None:
         for peer in self.peers.values():
             peer.allowed -= allowed
-        self.peers.setdefault(key, _Peer(set())).allowed = allowed
+        peer = self.peers.setdefault(key, _Peer(set()))
+        peer.allowed, peer.connection_id = allowed, self.owner(key) or peer.connection_id
 
     def _dump(self) -> str:
         lines = ["\t".join(("(hidden)", self.public_key, "51820", "off"))]
@@ -182,12 +187,12 @@ class Interface:
         peer = self.peers.get(key)
         if peer is None or not self.present or not peer.allowed:
             return False
-        now = int(self.time.time())
+        now, outages = int(self.time.time()), 0
         peer.handshake, peer.received, peer.sent = now, peer.received + received, peer.sent + 2 * received
         if connection_id is None:
             # An agent that died had dropped the connection, and not yet its peer.
             kept = (t.connection_id for t in reversed(self.truths) if t.key == key and t.end is None)
-            connection_id = next(kept, None)
+            connection_id, outages = next(kept, peer.connection_id), 1
         if connection_id is None:
             return True
         session = next((t for t in reversed(self.truths) if t.connection_id == connection_id), None)
@@ -195,7 +200,7 @@ class Interface:
         if session is not None and session.outages and now - session.last < QUIET_SECONDS:
             session.end = None
         if session is None or session.over_at(now) is not None:
-            session = Truth(self.number, connection_id, WIREGUARD, now, now, key=key)
+            session = Truth(self.number, connection_id, WIREGUARD, now, now, key=key, outages=outages)
             self.truths.append(session)
         session.last = now
         session.received += received
@@ -450,6 +455,7 @@ class Node:
         self.directory = directory
         (directory / "state").mkdir(parents=True)
         self.interface = Interface(self.number, time)
+        self.interface.owner = self.owner
         self.openvpn = {p["name"]: OpenVpn(self.number, p, time) for p in share["openvpn"]}
         keys = ("profile_id", "ipv4", "ipv6", "gateway_ipv4", "gateway_ipv6")
         self._settings = Settings.parse(
