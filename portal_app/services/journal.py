@@ -5,8 +5,11 @@ with a position acknowledges all up to it: what is lost is read again, what come
 """
 
 import logging
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -24,8 +27,10 @@ from vpn_core.messages import OPENVPN, Events, NodeInfo, SessionEvent
 #: So many batches of 1000 per visit; the next round goes on.
 _BATCHES = 10
 _CHUNK = 500
-#: So many entries per transaction: whoever waits for SQLite's one writer does not wait long (R53).
-_PER_TRANSACTION = 250
+#: So many entries per transaction: whoever waits for SQLite's one writer does not wait long.
+_PER_TRANSACTION = 50
+#: A database that is slow itself is not waited for twice.
+_LONGEST_REST_SECONDS = 0.5
 #: A node's clock may be this far ahead of ours before its times are cut to ours.
 _AHEAD = timedelta(seconds=60)
 
@@ -87,6 +92,30 @@ def _parts(events: Events) -> Iterator[Events]:
         yield replace(events, events=events.events[start : start + _PER_TRANSACTION])
 
 
+class _Pace:
+    """One part at a time, and each as long after the one before as that one took: users wait for the same
+    database (R53). What a node tells from time to time comes long after, and is stored at once.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._rests_until = 0.0
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with self._turn:
+            time.sleep(max(0.0, self._rests_until - time.monotonic()))
+            began = time.monotonic()
+            try:
+                yield
+            finally:
+                ended = time.monotonic()
+                self._rests_until = ended + min(_LONGEST_REST_SECONDS, ended - began)
+
+
+_pace = _Pace()
+
+
 @retried
 def store(
     node: NodeAddress, events: Events, before: Position, *, log_origins: bool, now: datetime
@@ -102,7 +131,7 @@ def store(
     moved = Position(events.journal_id, end)
     if moved == before:
         return moved
-    with transaction() as db:
+    with _pace.turn(), transaction() as db:
         if not _move(db, node.number, before, moved):
             return None
         if before.journal_id is not None and not same:

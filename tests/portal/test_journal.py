@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import threading
+import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from node_agent.journal import Journal, OpenSession
 from portal_app.db import transaction
@@ -415,3 +420,55 @@ def test_thousand_entries_read_again_from_the_start_change_nothing():
     with transaction(read_only=True) as db:
         assert db.scalar(select(func.count()).select_from(VpnSession)) == 500
         assert db.scalar(select(func.count()).select_from(AddressUse)) == 500
+
+
+def read_alone(number: int, told: Told) -> None:
+    """Read a node's journal as a thread of the controller does, beside others."""
+    agents: Any = SimpleNamespace(events=lambda _node, after, _journal: told.answer(after))
+    info: Any = SimpleNamespace(journal_id=JOURNAL, journal_head=told.sequence)
+    node = nodes.NodeRef(number, f"node{number}", NODE.agent_address)
+    journal.read(agents, node, info, log_origins=False, now=NOON + timedelta(hours=3))
+
+
+def test_long_journals_are_stored_in_short_transactions_one_at_a_time_with_rests(monkeypatch):
+    """R53: users of the same database get in between."""
+    taken: list[tuple[float, float]] = []
+
+    @contextlib.contextmanager
+    def watched(*, read_only: bool = False) -> Iterator[Session]:
+        began = time.monotonic()
+        with transaction(read_only=read_only) as db:
+            yield db
+        if not read_only:
+            taken.append((began, time.monotonic()))
+
+    monkeypatch.setattr(journal, "transaction", watched)
+    threads = []
+    for number in (0, 1):
+        told, connection = Told(), make_connection(number=number)
+        for minute in range(120):
+            told.end(told.start(connection, minute), connection, minute + 0.5)
+        threads.append(threading.Thread(target=read_alone, args=(number, told)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert len(sessions()) == 240
+    assert len(taken) >= 480 / 50
+    for (began, ended), (next_began, _) in pairwise(sorted(taken)):
+        assert next_began - ended >= min(0.5, ended - began)
+
+
+def test_what_a_node_tells_from_time_to_time_is_stored_at_once(monkeypatch):
+    """Only what comes right after another part waits."""
+    slept: list[float] = []
+    monkeypatch.setattr(journal, "_pace", journal._Pace())
+    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
+    told, connection = Told(), make_connection()
+    told.end(told.start(connection, 1), connection, 5)
+
+    read_alone(0, told)
+
+    assert len(sessions()) == 1
+    assert sum(slept) == 0
