@@ -80,11 +80,6 @@ def _inventory(instance: Instance) -> dict[str, Any]:
         "ansible_control_path_dir": str(instance.runtime / "cp"),
         "lab_directory": str(instance.directory),
         "lab_portal_name": instance.portal_name,
-        "lab_portal_addresses": [
-            str(address)
-            for host in instance.in_group("portals")
-            for address in (instance.host_ipv4(host), instance.host_ipv6(host))
-        ],
         "lab_ipv4_gateway": str(instance.ipv4[1]),
         "lab_internet_ipv4": str(instance.internet_ipv4[1]),
         "lab_internet_ipv6": str(instance.internet_ipv6[1]),
