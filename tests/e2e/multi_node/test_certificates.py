@@ -105,6 +105,7 @@ def test_agents_port_is_open_to_the_portal_only(world: World, caller: str) -> No
     for node in ("ams1", NODE):
         fqdn = world.ask("node", "show", node)["hostname"]
         for family in (4, 6):
+            # IPv6 is closed to the lab's portal, too: `vpn_portal_addresses` is not set there.
             assert family == 6 or reaches(world.portal, fqdn, family)
             assert not reaches(world.deployment.named(caller), fqdn, family)
 
