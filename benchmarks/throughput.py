@@ -1,9 +1,11 @@
 """Throughput of a tunnel that we deployed against a hand-made one between the same two hosts.
 
 ``python -m benchmarks.throughput`` needs a converged lab (``make lab``). The hand-made tunnels are what
-manuals show: WireGuard as ``wg-quick`` sets it up (MTU 1420), OpenVPN over UDP with its defaults and the
-fingerprints of two certificates. Each is measured in turn with ours, by iperf3 with one TCP stream, down
-(server to client) and up. The ratios of one run count. What it made is removed at the end.
+manuals show: WireGuard with our MTU and with the one that ``wg-quick`` takes, OpenVPN over UDP with its
+defaults and the fingerprints of two certificates. The client's end is the same program for both, and it
+reaches both by the portal's name, so over the same family. Each is measured in turn with ours, by iperf3 with
+one TCP stream, down (server to client) and up. The ratios of one run count. What it made is removed at the
+end.
 """
 
 import argparse
@@ -13,13 +15,16 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from tests.e2e.hosts import Host, OfficialApp, prepare_client, read_deployment, wait_until
+from vpn_core import openvpn, wireguard
 
 PROFILE = "employees"
 WAYS = {"down": "", "up": "--reverse"}
-#: The client's address in the hand-made tunnels.
-HAND_ADDRESS = "192.0.2.2"
+TRANSPORT = "udp"
+#: Protocols, with the MTU of the tunnel that is made by hand.
+TUNNELS = (("wireguard", wireguard.MTU), ("wireguard", 1420), ("openvpn", openvpn.TUN_MTU))
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,13 @@ class Tunnel:
 
     namespace: str
     address: str
+
+
+def opened(client: Host, app: OfficialApp, name: str, config: str, protocol: str) -> Tunnel:
+    """Bring ``config`` up at the client, by the same program for both: only the servers' ends differ."""
+    app.do("up", config=config, protocol=protocol, transport=TRANSPORT)
+    shown = json.loads(client.output(f"ip -n causeway-{name} -j -4 address show dev cw{name}0"))
+    return Tunnel(f"causeway-{name}", shown[0]["addr_info"][0]["local"])
 
 
 @contextmanager
@@ -40,9 +52,7 @@ def ours(url: str, client: Host, password: str, protocol: str) -> Iterator[Tunne
         # The library asks for OpenVPN only when TCP is preferred; the configuration has UDP as well.
         got = app.do("get_config", url=url, profile=PROFILE, prefer_tcp=protocol == "openvpn")
         assert got["protocol"] == protocol
-        app.do("up", config=got["config"], protocol=protocol, transport="udp")
-        shown = json.loads(client.output("ip -n causeway-alice -j -4 address show dev cwalice0"))
-        yield Tunnel("causeway-alice", shown[0]["addr_info"][0]["local"])
+        yield opened(client, app, "alice", got["config"], protocol)
     finally:
         app.attempt("down")
         app.attempt("disconnect")
@@ -50,30 +60,36 @@ def ours(url: str, client: Host, password: str, protocol: str) -> Iterator[Tunne
 
 
 @contextmanager
-def by_hand(server: Host, client: Host, protocol: str) -> Iterator[Tunnel]:
-    """Open a tunnel by the tools' own means, in a namespace of the client."""
+def by_hand(server: Host, client: Host, protocol: str, name: str, mtu: int) -> Iterator[Tunnel]:
+    """Make a server's end by the tools' own means, and open a tunnel to it by ``name``."""
+    app = OfficialApp(client, "hand")
     for host in (server, client):
         host.run(f"mkdir -p -m 0700 /run/handmade; {KEYS}")
-    of_server, of_client = (host.output("cat /run/handmade/public") for host in (server, client))
-    prints = [host.output("cat /run/handmade/fingerprint") for host in (server, client)]
+    of_server, of_client = (
+        {name: host.output(f"cat /run/handmade/{name}") for name in KEY_FILES} for host in (server, client)
+    )
+    values = {"server": name, "mtu": mtu, "mine": of_client, "theirs": of_server}
     insert = "nft --echo --handle insert rule inet causeway input udp dport { 51999, 1999 } accept"
     handle = re.findall(r"# handle (\d+)", server.output(insert))[-1]
     try:
         if protocol == "wireguard":
-            server.run(WIREGUARD_SERVER.format(peer=of_client))
-            client.run(WIREGUARD_CLIENT.format(peer=of_server, server=server.address))
+            server.run(WIREGUARD_SERVER.format(peer=of_client["public"], mtu=mtu))
+            config = WIREGUARD_CLIENT.format(**values)
         else:
-            server.run(OPENVPN_SERVER.format(peer=prints[1]))
-            client.run(OPENVPN_CLIENT.format(peer=prints[0], server=server.address))
-        ping = "ip netns exec handmade ping -c 1 -W 1 192.0.2.1"
-        wait_until(lambda: client.run(ping, check=False).returncode == 0, 20, "the hand-made tunnel")
-        yield Tunnel("handmade", HAND_ADDRESS)
+            server.run(OPENVPN_SERVER.format(peer=of_client["fingerprint"]))
+            config = OPENVPN_CLIENT.format(**values)
+        tunnel = opened(client, app, "hand", config, protocol)
+        wait_until(lambda: app.pings("192.0.2.1"), 20, "the hand-made tunnel")
+        yield tunnel
     finally:
+        app.attempt("down")
+        app.close()
         server.run(f"nft delete rule inet causeway input handle {handle}", check=False)
         for host in (client, server):
-            host.run(CLEAN, check=False)
+            host.run("systemctl stop handmade; rm -r /run/handmade", check=False)
 
 
+KEY_FILES = ("private", "public", "key", "crt", "fingerprint")
 KEYS = """
 set -e
 cd /run/handmade
@@ -89,19 +105,19 @@ systemd-run -q --collect --unit handmade wireguard-go --foreground hand0
 until wg show hand0 >/dev/null 2>&1; do sleep 0.1; done
 wg set hand0 listen-port 51999 private-key /run/handmade/private peer {peer} allowed-ips 192.0.2.2/32
 ip address add 192.0.2.1/24 dev hand0
-ip link set hand0 mtu 1420 up
+ip link set hand0 mtu {mtu} up
 """
-WIREGUARD_CLIENT = """
-set -e
-ip netns add handmade
-systemd-run -q --collect --unit handmade wireguard-go --foreground hand0
-until wg show hand0 >/dev/null 2>&1; do sleep 0.1; done
-wg set hand0 private-key /run/handmade/private peer {peer} allowed-ips 192.0.2.0/24 endpoint {server}:51999
-ip link set hand0 netns handmade
-ip -n handmade address add 192.0.2.2/24 dev hand0
-ip -n handmade link set hand0 mtu 1420 up
+WIREGUARD_CLIENT = """[Interface]
+PrivateKey = {mine[private]}
+Address = 192.0.2.2/24
+MTU = {mtu}
+
+[Peer]
+PublicKey = {theirs[public]}
+AllowedIPs = 0.0.0.0/0
+Endpoint = {server}:51999
 """
-_OPENVPN = """
+OPENVPN_SERVER = """
 set -e
 cat >/run/handmade/conf <<X
 dev hand0
@@ -109,43 +125,32 @@ dev-type tun
 cert /run/handmade/crt
 key /run/handmade/key
 verb 1
-{config}
-X
-systemd-run -q --collect --unit handmade openvpn --config /run/handmade/conf
-"""
-OPENVPN_SERVER = _OPENVPN.replace(
-    "{config}",
-    """server 192.0.2.0 255.255.255.0
+server 192.0.2.0 255.255.255.0
+server-ipv6 2001:db8:99::/112
 topology subnet
 port 1999
-proto udp
+proto udp6
 dh none
 keepalive 10 60
 <peer-fingerprint>
 {peer}
-</peer-fingerprint>""",
-)
-OPENVPN_CLIENT = (
-    _OPENVPN.replace(
-        "{config}",
-        """client
+</peer-fingerprint>
+X
+systemd-run -q --collect --unit handmade openvpn --config /run/handmade/conf
+"""
+OPENVPN_CLIENT = """client
 nobind
 remote {server} 1999 udp
-ifconfig-noexec
-route-noexec
+<cert>
+{mine[crt]}
+</cert>
+<key>
+{mine[key]}
+</key>
 <peer-fingerprint>
-{peer}
-</peer-fingerprint>""",
-    )
-    + """
-ip netns add handmade
-until journalctl -u handmade --since -20s | grep -q "Sequence Completed"; do sleep 0.1; done
-ip link set hand0 netns handmade
-ip -n handmade address add 192.0.2.2/24 dev hand0
-ip -n handmade link set hand0 mtu 1500 up
+{theirs[fingerprint]}
+</peer-fingerprint>
 """
-)
-CLEAN = "systemctl stop handmade; ip netns delete handmade; rm -r /run/handmade; true"
 
 
 def mbit(server: Host, client: Host, tunnel: Tunnel, way: str, seconds: int) -> float:
@@ -162,8 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=8, help="measurements of each tunnel and way")
-    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=12, help="measurements of each tunnel and way")
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
     arguments = parser.parse_args()
     deployment = read_deployment("single_host")
     server, client = deployment.host("portals"), deployment.host("clients")
@@ -171,13 +176,15 @@ def main() -> None:
     for host in (server, client):
         host.run("dpkg -s iperf3 >/dev/null 2>&1 || { apt-get update -qq; apt-get install -y -qq iperf3; }")
     password = deployment.passwords["alice"]
+    name = urlsplit(deployment.portal_url).hostname
+    assert name
 
-    print("| protocol | way | ours, Mbit/s | by hand, Mbit/s | ratio of medians | ratios of the rounds |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for protocol in ("wireguard", "openvpn"):
+    print("| protocol | MTU by hand | way | ours, Mbit/s | by hand | ratio of medians | of the rounds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for protocol, mtu in TUNNELS:
         with (
             ours(deployment.portal_url, client, password, protocol) as our_tunnel,
-            by_hand(server, client, protocol) as hand_tunnel,
+            by_hand(server, client, protocol, name, mtu) as hand_tunnel,
         ):
             for way in WAYS:
                 found: list[tuple[float, float]] = []
@@ -190,7 +197,7 @@ def main() -> None:
                 own, hand = (statistics.median(column) for column in zip(*found, strict=True))
                 each = sorted(a / b for a, b in found)
                 print(
-                    f"| {protocol} | {way} | {own:.0f} | {hand:.0f} | {own / hand:.2f}"
+                    f"| {protocol} | {mtu} | {way} | {own:.0f} | {hand:.0f} | {own / hand:.2f}"
                     f" | {each[0]:.2f} to {each[-1]:.2f} |",
                     flush=True,
                 )

@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeDecorator
 
 from portal_app.errors import Unavailable
-from portal_app.statements import as_sqlalchemy
+from portal_app.statements import BEGINS, as_sqlalchemy, begin
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -134,6 +134,7 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
         },
     )
     event.listen(engine, "begin", _begin)
+    event.listen(engine, "before_cursor_execute", _begin_now)
     event.listen(engine, "checkin", _note_rest)
     event.listen(engine, "checkout", functools.partial(_try_rested, engine.dialect))
     return engine
@@ -141,6 +142,7 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
 
 def _note_rest(_connection: Any, record: Any) -> None:
     record.info["rests_since"] = time.monotonic()
+    record.info.pop(BEGINS, None)
 
 
 def _try_rested(dialect: Dialect, connection: Any, record: Any, _proxy: Any) -> None:
@@ -193,18 +195,30 @@ def _write_ahead(cursor: Any) -> None:
 
 def _begin(connection: Connection) -> None:
     """Begin a transaction, which no driver does here by itself: a read of one statement needs none."""
-    options, dialect = connection.get_execution_options(), connection.dialect
+    options = connection.get_execution_options()
     if not options.get("begins", True):
         return
-    # A writer takes SQLite's lock at once: upgrading later fails with "locked" however long one waits.
-    sql = "BEGIN" if dialect.name != "sqlite" or options.get("read_only", False) else "BEGIN IMMEDIATE"
+    if connection.dialect.name != "sqlite":
+        # PostgreSQL gets it together with the first statement.
+        connection.info[BEGINS] = True
+        return
     driver: Any = connection.connection.driver_connection
     try:
-        driver.execute(sql)
+        # A writer takes the lock at once: upgrading later fails with "locked" however long one waits.
+        driver.execute("BEGIN" if options.get("read_only", False) else "BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
         raise Unavailable("the database is busy") from error
-    except dialect.loaded_dbapi.Error as error:
-        raise as_sqlalchemy(error, connection, sql) from error
+    except sqlite3.Error as error:
+        raise as_sqlalchemy(error, connection, "BEGIN") from error
+
+
+def _begin_now(connection: Connection, *_statement: Any) -> None:
+    """Begin before a statement of SQLAlchemy's own."""
+    if BEGINS in connection.info:
+        try:
+            begin(connection)
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise as_sqlalchemy(error, connection, "BEGIN") from error
 
 
 @functools.lru_cache(maxsize=1024)

@@ -20,6 +20,8 @@ Values = Mapping[str, Any]
 Asked = tuple["Statement", Values]
 _Conversion = Callable[[Any], Any]
 _NOTHING: Values = MappingProxyType({})
+#: In ``Connection.info`` of PostgreSQL: a transaction begins with the next statement.
+BEGINS = "begins"
 
 
 class Rows(list[Any]):
@@ -50,6 +52,8 @@ class Statement:
 def run(db: Session | Connection, statement: Statement, values: Values = _NOTHING) -> Rows:
     """Execute a statement in a transaction; what a session has not written yet comes first."""
     connection = db if isinstance(db, Connection) else _connection(db)
+    if BEGINS in connection.info:
+        return run_together(connection, [(statement, values)])[0]
     text = statement.text(connection.dialect, tuple(values))
     cursor = connection.connection.cursor()
     try:
@@ -61,30 +65,44 @@ def run(db: Session | Connection, statement: Statement, values: Values = _NOTHIN
         cursor.close()
 
 
-def run_together(db: Session | Connection, asked: Sequence[Asked]) -> list[Rows]:
+def run_together(db: Session | Connection, asked: Sequence[Asked], *, last: bool = False) -> list[Rows]:
     """Execute statements of which none needs another's answer, in their order.
 
-    PostgreSQL gets all at once: each question of its own lets processes wait for each other.
+    PostgreSQL gets all at once, with the begin of a transaction whose first these are and the commit of one
+    whose ``last`` they are: each question of its own lets processes wait for each other. After the ``last``
+    ones the caller executes nothing more.
     """
     connection = db if isinstance(db, Connection) else _connection(db)
-    if connection.dialect.driver != "psycopg" or len(asked) < 2:
+    begins = BEGINS in connection.info
+    if connection.dialect.driver != "psycopg" or len(asked) + begins + last < 2:
         return [run(connection, statement, values) for statement, values in asked]
     texts = [statement.text(connection.dialect, tuple(values)) for statement, values in asked]
     driver: Any = connection.connection.driver_connection
     cursors = [driver.cursor() for _ in texts]
     try:
         with driver.pipeline():
+            if begins:
+                begin(connection)
             for text, cursor, (_, values) in zip(texts, cursors, asked, strict=True):
                 cursor.execute(text.sql, text.filled(values), **text.options)
+            if last:
+                driver.execute("COMMIT", prepare=True)
         return [
             text.rows(cursor.fetchall()) if text.returns else Rows()
             for text, cursor in zip(texts, cursors, strict=True)
         ]
-    except texts[0].errors as error:
+    except connection.dialect.loaded_dbapi.Error as error:
         raise as_sqlalchemy(error, connection, "; ".join(text.sql for text in texts)) from error
     finally:
         for cursor in cursors:
             cursor.close()
+
+
+def begin(connection: Connection) -> None:
+    """Let the transaction begin that nothing was executed in yet."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute("BEGIN", prepare=True)
+    del connection.info[BEGINS]
 
 
 def _connection(db: Session) -> Connection:

@@ -267,7 +267,7 @@ def disconnect(holder: Holder, *, now: datetime) -> None:
             ended = end(db, Authorization.id == holder.authorization_id, reason="disconnect", now=now)
         else:
             held = run(db, _HELD, {"authorization": holder.authorization_id})
-            ended = ending.end_found(db, held, reason="disconnect", now=now)
+            ended = ending.end_found(db, held, reason="disconnect", now=now, last=True)
     connections.tell(ended)
 
 

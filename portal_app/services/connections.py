@@ -33,7 +33,7 @@ from portal_app.models import AddressUse, Authorization, Connection, Profile, Us
 from portal_app.render import client_config
 from portal_app.services import choice, ending, leases, nodes, profiles, transports
 from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
-from portal_app.statements import Asked, Statement, run_together
+from portal_app.statements import Asked, Rows, Statement, run_together
 from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority
 from vpn_core.messages import Connection as ConnectionMessage
 
@@ -160,16 +160,22 @@ def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
     has room.
     """
     with connected(read_only=True) as db:
-        prepared = prepare(db, holder, wanted, now=now)
+        read = run_together(db, offered(wanted.profile_id))
+        prepared = prepare(db, holder, wanted, read, now=now)
     return issue(prepared)
 
 
-def prepare(db: Database, holder: Holder, wanted: Wanted, *, now: datetime) -> Prepared:
-    """Validate what ``connect`` gets, and read what it takes to choose a node; changes nothing."""
+def offered(profile_id: str) -> list[Asked]:
+    """Return what to ask for a profile and the nodes that offer it."""
+    return [profiles.one(profile_id), nodes.offering(profile_id)]
+
+
+def prepare(db: Database, holder: Holder, wanted: Wanted, read: Sequence[Rows], *, now: datetime) -> Prepared:
+    """Validate what ``connect`` gets, and look at what was ``offered``; changes nothing."""
     ends_at = time.monotonic() + BUDGET_SECONDS
     if portal().settings.max_app_connections < 1:
         raise Forbidden("no API configuration downloads allowed")
-    profile, offering = _offered(db, holder, wanted.profile_id)
+    profile, offering = _allowed(holder, read)
     if profile is None:
         raise NotFound('no such "profile_id"')
     order = transports.in_order(
@@ -222,7 +228,7 @@ def create_for_portal(
     if limited and settings.max_portal_connections < 1:
         raise Forbidden("configurations cannot be made here; use the app")
     with transaction(read_only=True) as db:
-        profile, offering = _offered(db, holder, profile_id)
+        profile, offering = _allowed(holder, run_together(db, offered(profile_id)))
         if profile is None:
             raise NotFound("no such profile")
         if {WIREGUARD: profile.wireguard, OPENVPN: profile.openvpn}.get(protocol) is None:
@@ -243,11 +249,11 @@ def create_for_portal(
     return _first_that_answers(wish, [transports.Attempt(protocol, prefer_tcp)], serving, ends_at)
 
 
-def _offered(db: Database, holder: Holder, profile_id: str) -> tuple[Any, Sequence[Any]]:
+def _allowed(holder: Holder, read: Sequence[Rows]) -> tuple[Any, Sequence[Any]]:
     """Return a profile, None if this user may not use it, and the nodes that offer it."""
-    found, offering = run_together(db, [profiles.one(profile_id), nodes.offering(profile_id)])
-    offered = profiles.among(found, holder)
-    return (offered[0] if offered else None), offering
+    found, offering = read
+    allowed = profiles.among(found, holder)
+    return (allowed[0] if allowed else None), offering
 
 
 def _serving(db: Database, holder: Holder, rows: Sequence[Any]) -> _Serving:
@@ -379,9 +385,9 @@ def _make(
                 "started_at": started_at,
             }
             written.append((_RECORD_USE, use))
-        run_together(db, written)
         authority = advanced[number].authority
         port = nodes.wireguard_port(db, authority.deployment_id, offer.plan_applied_at)
+        run_together(db, written, last=True)
     return _Made(nodes.message_of(row), authority, candidate, why, lease, port, ended)
 
 

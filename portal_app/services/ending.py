@@ -15,7 +15,7 @@ from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, User
 from portal_app.services import leases, nodes
-from portal_app.statements import Asked, Statement, run, run_together
+from portal_app.statements import Asked, Rows, Statement, run_together
 from vpn_core.messages import Cut
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 CUT_SECONDS = 1.4
 #: Cuts at one node that run side by side.
 LANES = 4
-#: A database takes only so many values in one statement.
-_CHUNK = 500
-_AS_ROWS = {"synchronize_session": False}
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,16 @@ def end(db: Database, criterion: ColumnElement[bool], *, reason: str, now: datet
     return end_found(db, db.execute(ROWS.where(criterion)).all(), reason=reason, now=now)
 
 
-def end_found(db: Database, found: Sequence[Any], *, reason: str, now: datetime) -> list[Ended]:
-    """As ``end``, for rows that the caller read (``ROWS``) in this transaction."""
-    ended: list[Ended] = []
-    if found:
-        advanced = nodes.advance(db, {row.node_number for row in found})
-        ended = end_rows(db, found, advanced, lambda _row: reason, now)
-    return ended
+def end_found(
+    db: Database, found: Sequence[Any], *, reason: str, now: datetime, last: bool = False
+) -> list[Ended]:
+    """As ``end``, for rows that the caller read (``ROWS``). After the ``last`` ones it executes nothing more
+    (``run_together``).
+    """
+    if not found:
+        return []
+    advanced, gone = nodes.advance_and(db, {row.node_number for row in found}, _deleting(found))
+    return _end_deleted(db, found, gone, advanced, lambda _row: reason, now, last=last)
 
 
 def tell(
@@ -148,13 +148,28 @@ def end_rows(
     now: datetime,
 ) -> list[Ended]:
     """Delete rows whose nodes were advanced; who was faster with one of them keeps it out of the result."""
-    deleted = _deleted(db, found)
+    return _end_deleted(db, found, run_together(db, _deleting(found)), advanced, reason, now)
+
+
+def _end_deleted(
+    db: Database,
+    found: Collection[Any],
+    gone: Iterable[Rows],
+    advanced: dict[int, nodes.Advanced],
+    reason: Callable[[Any], str],
+    now: datetime,
+    *,
+    last: bool = False,
+) -> list[Ended]:
+    """Close the records of what is ``gone``, and give its addresses back."""
+    ids = {row.id for rows in gone for row in rows}
+    deleted = [row for row in found if row.id in ids]
     returned = [
         leases.Returned(row.node_number, row.profile_id, row.position, max(now, row.created_at))
         for row in deleted
         if row.position is not None
     ]
-    run_together(db, [*_closing_uses(deleted, reason, now), *leases.giving_back(returned)])
+    run_together(db, [*_closing_uses(deleted, reason, now), *leases.giving_back(returned)], last=last)
     return [
         Ended(
             connection_id=row.id,
@@ -171,17 +186,9 @@ def end_rows(
     ]
 
 
-def _deleted(db: Database, found: Collection[Any]) -> list[Any]:
-    """Delete connections, and return those that were still there."""
-    gone: set[str] = set()
-    ids = [row.id for row in found]
-    if len(ids) == 1:
-        gone.update(row.id for row in run(db, _DELETE, {"id": ids[0]}))
-    else:
-        for start in range(0, len(ids), _CHUNK):
-            some = delete(Connection).where(Connection.id.in_(ids[start : start + _CHUNK]))
-            gone.update(db.execute(some.returning(Connection.id), execution_options=_AS_ROWS).scalars())
-    return [row for row in found if row.id in gone]
+def _deleting(found: Iterable[Any]) -> list[Asked]:
+    """Return what deletes connections; each answers with its row if it was still there."""
+    return [(_DELETE, {"id": row.id}) for row in found]
 
 
 def _closing_uses(deleted: Iterable[Any], reason: Callable[[Any], str], now: datetime) -> Iterator[Asked]:

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, func, select, true, update
 from portal_app.db import Database, retried, transaction
 from portal_app.models import Connection, Deployment, Node, NodeStatus, Offer
 from portal_app.models import Profile as ProfileRow
-from portal_app.statements import Asked, Statement, run, run_together
+from portal_app.statements import Asked, Rows, Statement, run, run_together
 from vpn_core.messages import OPENVPN, Authority, WantedSet
 from vpn_core.messages import Connection as ConnectionMessage
 
@@ -151,11 +151,22 @@ def lock(db: Database, numbers: Collection[int]) -> tuple[Authority, dict[int, N
 
 def advance(db: Database, numbers: Collection[int]) -> dict[int, Advanced]:
     """As ``lock``, and take the next number of each counter, for what is about to change there."""
-    advanced = {}
-    for number in sorted(numbers):
-        for row in run(db, _ADVANCE, {"node": number}):
-            advanced[number] = _advanced(number, row)
-    return advanced
+    return advance_and(db, numbers, ())[0]
+
+
+def advance_and(
+    db: Database, numbers: Collection[int], also: Sequence[Asked]
+) -> tuple[dict[int, Advanced], list[Rows]]:
+    """As ``advance``, and execute under the lock what needs no answer of it."""
+    in_order = sorted(numbers)
+    asked: list[Asked] = [(_ADVANCE, {"node": number}) for number in in_order]
+    found = run_together(db, [*asked, *also])
+    advanced = {
+        number: _advanced(number, row)
+        for number, rows in zip(in_order, found[: len(in_order)], strict=True)
+        for row in rows
+    }
+    return advanced, found[len(in_order) :]
 
 
 def advance_to_offer(
@@ -165,12 +176,8 @@ def advance_to_offer(
     (``hidden``, ``permissions``), its addresses (for ``leases.take_of``), whether the node is in maintenance,
     and when the plan was applied; None when the node offers it no more.
     """
-    in_order = sorted(numbers)
-    asked: list[Asked] = [(_ADVANCE, {"node": each}) for each in in_order]
-    *advanced, offers = run_together(db, [*asked, (_OFFER, {"node": number, "profile": profile_id})])
-    return {
-        each: _advanced(each, row) for each, rows in zip(in_order, advanced, strict=True) for row in rows
-    }, offers.one_or_none()
+    advanced, (offers,) = advance_and(db, numbers, [(_OFFER, {"node": number, "profile": profile_id})])
+    return advanced, offers.one_or_none()
 
 
 def _advanced(number: int, row: Any) -> Advanced:

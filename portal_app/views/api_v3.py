@@ -42,8 +42,11 @@ def info() -> Response:
 
 @bp.post("/api/v3/connect")
 def connect() -> Response:
-    with authorized("config") as asking:
-        prepared = connections.prepare(asking.db, asking.holder, _wanted(), now=utc_now())
+    # What is no profile's identifier is refused, but not before the token was looked at.
+    named = request.form.get("profile_id", "")
+    profile_id = named if _PROFILE_ID.fullmatch(named) else ""
+    with authorized("config", *connections.offered(profile_id)) as asking:
+        prepared = connections.prepare(asking.db, asking.holder, _wanted(), asking.read, now=utc_now())
     issued = connections.issue(prepared)
     response = Response(issued.config, content_type=issued.content_type)
     response.headers["Expires"] = http_date(issued.expires_at)
