@@ -152,15 +152,53 @@ def test_statements_together_return_their_rows_in_order(app):
     assert found("bob") is not None
 
 
-def add_together(*names):
+def add_together(*names, last):
     values = {"permissions": [], "is_disabled": False, "created_at": utc_now()}
     with connected() as db:
-        run_together(db, [(_ADD, values | {"name": name}) for name in names])
+        run_together(db, [(_ADD, values | {"name": name}) for name in names], last=last)
 
 
-def test_error_of_one_of_several_statements_rolls_back_all(app):
+@pytest.mark.parametrize("last", [False, True])
+def test_error_of_one_of_several_statements_rolls_back_all(app, last):
     with pytest.raises(IntegrityError):
-        add_together("alice", "alice", "bob")
+        add_together("alice", "alice", "bob", last=last)
+
+    assert (found("alice"), found("bob")) == (None, None)
+
+
+@pytest.mark.parametrize("names", [("alice",), ("alice", "bob")])
+def test_last_statements_are_committed_with_what_came_before(app, names):
+    with connected() as db:
+        add(db, "carol")
+        values = {"permissions": [], "is_disabled": False, "created_at": utc_now()}
+        run_together(db, [(_ADD, values | {"name": name}) for name in names], last=True)
+        if db.dialect.name == "postgresql":
+            assert db.connection.driver_connection.info.transaction_status is TransactionStatus.IDLE
+
+    assert all(found(name) for name in (*names, "carol"))
+
+
+def test_transaction_in_which_nothing_was_executed_leaves_nothing_to_the_next(app):
+    with connected():
+        pass
+
+    with connected(read_only=True) as db:
+        run(db, _BY_NAME, {"name": "alice"})
+        if db.dialect.name == "postgresql":
+            assert db.connection.driver_connection.info.transaction_status is TransactionStatus.IDLE
+
+
+@pytest.mark.parametrize("first", ["its own", "ours"])
+def test_statement_of_sqlalchemy_is_rolled_back_with_its_transaction(app, first):
+    def interrupted():
+        with connected() as db:
+            if first == "ours":
+                add(db, "bob")
+            db.execute(insert(User).values(name="alice", permissions=[], created_at=utc_now()))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
 
     assert (found("alice"), found("bob")) == (None, None)
 
