@@ -63,15 +63,16 @@ def ours(url: str, client: Host, password: str, protocol: str) -> Iterator[Tunne
 def by_hand(server: Host, client: Host, protocol: str, name: str, mtu: int) -> Iterator[Tunnel]:
     """Make a server's end by the tools' own means, and open a tunnel to it by ``name``."""
     app = OfficialApp(client, "hand")
-    for host in (server, client):
-        host.run(f"mkdir -p -m 0700 /run/handmade; {KEYS}")
-    of_server, of_client = (
-        {name: host.output(f"cat /run/handmade/{name}") for name in KEY_FILES} for host in (server, client)
-    )
-    values = {"server": name, "mtu": mtu, "mine": of_client, "theirs": of_server}
     insert = "nft --echo --handle insert rule inet causeway input udp dport { 51999, 1999 } accept"
     handle = re.findall(r"# handle (\d+)", server.output(insert))[-1]
     try:
+        for host in (server, client):
+            host.run(f"mkdir -p -m 0700 /run/handmade; {KEYS}")
+        of_server, of_client = (
+            {file: host.output(f"cat /run/handmade/{file}") for file in KEY_FILES}
+            for host in (server, client)
+        )
+        values = {"server": name, "mtu": mtu, "mine": of_client, "theirs": of_server}
         if protocol == "wireguard":
             server.run(WIREGUARD_SERVER.format(peer=of_client["public"], mtu=mtu))
             config = WIREGUARD_CLIENT.format(**values)
@@ -82,11 +83,12 @@ def by_hand(server: Host, client: Host, protocol: str, name: str, mtu: int) -> I
         wait_until(lambda: app.pings("192.0.2.1"), 20, "the hand-made tunnel")
         yield tunnel
     finally:
-        app.attempt("down")
-        app.close()
+        # The hosts first: the app may have died.
         server.run(f"nft delete rule inet causeway input handle {handle}", check=False)
         for host in (client, server):
             host.run("systemctl stop handmade; rm -r /run/handmade", check=False)
+        app.attempt("down")
+        app.close()
 
 
 KEY_FILES = ("private", "public", "key", "crt", "fingerprint")

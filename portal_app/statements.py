@@ -92,7 +92,8 @@ def run_together(db: Session | Connection, asked: Sequence[Asked], *, last: bool
             for text, cursor in zip(texts, cursors, strict=True)
         ]
     except connection.dialect.loaded_dbapi.Error as error:
-        raise as_sqlalchemy(error, connection, "; ".join(text.sql for text in texts)) from error
+        each_once = dict.fromkeys(text.sql for text in texts)
+        raise as_sqlalchemy(error, connection, "; ".join(each_once)) from error
     finally:
         for cursor in cursors:
             cursor.close()

@@ -159,10 +159,16 @@ def connect(holder: Holder, wanted: Wanted, *, now: datetime) -> Issued:
     the app can do is offered, KeyInUse for another user's public key, NoCapacity when no node that answers
     has room.
     """
+    ends_at = budget_end()
     with connected(read_only=True) as db:
         read = run_together(db, offered(wanted.profile_id))
-        prepared = prepare(db, holder, wanted, read, now=now)
+        prepared = prepare(db, holder, wanted, read, now=now, ends_at=ends_at)
     return issue(prepared)
+
+
+def budget_end() -> float:
+    """Return until when (monotonic) a connect that begins now tries; what it reads first is part of it."""
+    return time.monotonic() + BUDGET_SECONDS
 
 
 def offered(profile_id: str) -> list[Asked]:
@@ -170,9 +176,10 @@ def offered(profile_id: str) -> list[Asked]:
     return [profiles.one(profile_id), nodes.offering(profile_id)]
 
 
-def prepare(db: Database, holder: Holder, wanted: Wanted, read: Sequence[Rows], *, now: datetime) -> Prepared:
+def prepare(
+    db: Database, holder: Holder, wanted: Wanted, read: Sequence[Rows], *, now: datetime, ends_at: float
+) -> Prepared:
     """Validate what ``connect`` gets, and look at what was ``offered``; changes nothing."""
-    ends_at = time.monotonic() + BUDGET_SECONDS
     if portal().settings.max_app_connections < 1:
         raise Forbidden("no API configuration downloads allowed")
     profile, offering = _allowed(holder, read)
@@ -223,7 +230,7 @@ def create_for_portal(
     as ``connect``.
     """
     settings = portal().settings
-    ends_at = time.monotonic() + BUDGET_SECONDS
+    ends_at = budget_end()
     holder = Holder(user.id, user.name, list(user.permissions))
     if limited and settings.max_portal_connections < 1:
         raise Forbidden("configurations cannot be made here; use the app")

@@ -42,11 +42,14 @@ def info() -> Response:
 
 @bp.post("/api/v3/connect")
 def connect() -> Response:
+    ends_at = connections.budget_end()
     # What is no profile's identifier is refused, but not before the token was looked at.
     named = request.form.get("profile_id", "")
     profile_id = named if _PROFILE_ID.fullmatch(named) else ""
     with authorized("config", *connections.offered(profile_id)) as asking:
-        prepared = connections.prepare(asking.db, asking.holder, _wanted(), asking.read, now=utc_now())
+        prepared = connections.prepare(
+            asking.db, asking.holder, _wanted(), asking.read, now=utc_now(), ends_at=ends_at
+        )
     issued = connections.issue(prepared)
     response = Response(issued.config, content_type=issued.content_type)
     response.headers["Expires"] = http_date(issued.expires_at)

@@ -268,8 +268,8 @@ def test_down_leaves_nothing(instance: None) -> None:
 def test_without_root_it_says_so_in_one_line() -> None:
     with tempfile.TemporaryDirectory() as name:
         # Where another user may read: root's home, in which a checkout may be, is closed.
-        Path(name).chmod(0o755)
         shutil.copytree(PROJECT / "molecule/shared", f"{name}/shared")
+        subprocess.run(["chmod", "-R", "a+rX", name], check=True)
         command = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", f"{name}/shared/lab.py"]
         done = subprocess.run([*command, "up", "--name", NAME], capture_output=True, text=True, check=False)
 

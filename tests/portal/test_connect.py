@@ -1,8 +1,10 @@
 """POST /api/v3/connect and /disconnect (spec api-v3.md, sections 7 and 8)."""
 
 import logging
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -13,9 +15,10 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import InvalidToken, NodeUnreachable, NotFound, Unavailable
 from portal_app.models import AddressUse, Authorization, Connection, NodeStatus, Offer, User
+from portal_app.oauth import bearer
 from portal_app.services import authorizations, connections, transports
 from portal_app.services.connections import Holder, Wanted
-from portal_app.statements import run
+from portal_app.statements import run, run_together
 from tests.portal.agent_server import WIREGUARD_KEY
 from tests.portal.app_user import VpnApp, public_key
 from tests.portal.conftest import PROFILES, seen_up
@@ -622,6 +625,22 @@ def test_node_that_does_not_admit_gives_way_to_another_within_the_budget(
             ).all()
         )
         assert allocated == {0: 0, 1: 1}
+
+
+def test_what_is_read_before_a_node_is_chosen_is_part_of_the_budget(node, make_app_user, monkeypatch):
+    """R42: a database that was slow leaves no time for nodes, so they are not asked any more."""
+    app = make_app_user()
+    passed = [0.0]
+
+    def slowly(db, asked):
+        passed[0] += connections.BUDGET_SECONDS
+        return run_together(db, asked)
+
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0]))
+    monkeypatch.setattr(bearer, "run_together", slowly)
+
+    assert app.connect().status_code == 503
+    assert (rows(), node.peers) == ([], set())
 
 
 def test_portal_that_dies_after_the_commit_leaves_nothing_that_a_repeat_does_not_mend(
