@@ -88,19 +88,41 @@ def choose(
 ) -> Choice:
     """Order the nodes of a profile (``nodes.offering``) for one protocol.
 
-    Usable: Up, not in maintenance, not suspect, with something free, and for WireGuard with a known key.
-    ``held`` are nodes where the caller gives an address of this profile back, so that a full one will do.
+    Usable: Up, not in maintenance, not suspect, with something free, for WireGuard with a known key. Where
+    there is none, those will do that only were not heard for long: it is the controller that was away, and
+    whether a node is there its admission shows. ``held`` are nodes where the caller gives an address of this
+    profile back, so that a full one will do.
     """
+    found = _usable(rows, protocol, now - UP, now, held)
+    if not found.candidates:
+        found = _usable(rows, protocol, None, now, held)
+    candidates, rooms = found.candidates, found.rooms
+    if selection == "random":
+        rng.shuffle(candidates)
+        return Choice(candidates, found.left_out)
+    return Choice([candidates[i] for i in in_order(rooms, rng)], found.left_out)
+
+
+class _Usable(NamedTuple):
+    candidates: list[Candidate]
+    rooms: list[Room]
+    left_out: dict[str, str]
+
+
+def _usable(
+    rows: Sequence[Any], protocol: str, heard_since: datetime | None, now: datetime, held: Collection[int]
+) -> _Usable:
     candidates: list[Candidate] = []
     rooms: list[Room] = []
     left_out: dict[str, str] = {}
     for row in rows:
-        why_not = _unusable(row, protocol, now)
+        why_not = _unusable(row, protocol, heard_since, now)
         capacity, free, pending = _places(row, protocol, held)
         if why_not or free < 1:
             left_out[row.name] = why_not or "full"
             continue
-        busy = _busy(row.info)
+        # What was not heard for long says nothing of the load.
+        busy = _busy(row.info) if heard_since is not None else None
         idle = UNKNOWN_IDLE if busy is None else max(LEAST_IDLE, 1 - busy / 100)
         rooms.append(Room(max(0, free - pending), capacity, idle))
         candidates.append(
@@ -114,10 +136,7 @@ def choose(
                 reported_free=free if free <= pending else None,
             )
         )
-    if selection == "random":
-        rng.shuffle(candidates)
-        return Choice(candidates, left_out)
-    return Choice([candidates[i] for i in in_order(rooms, rng)], left_out)
+    return _Usable(candidates, rooms, left_out)
 
 
 def in_order(rooms: Sequence[Room], rng: random.Random) -> list[int]:
@@ -158,11 +177,13 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _unusable(row: Any, protocol: str, now: datetime) -> str:
-    """Return why a node takes nobody over ``protocol``, however empty it is; "" if it does."""
+def _unusable(row: Any, protocol: str, heard_since: datetime | None, now: datetime) -> str:
+    """Return why a node takes nobody over ``protocol``, however empty it is; "" if it does. It must have been
+    heard ``heard_since`` then, or ever.
+    """
     if (protocol == WIREGUARD and not row.has_wireguard) or (protocol == OPENVPN and not row.openvpn):
         return f"lacks {protocol}"
-    if row.answered_at is None or row.answered_at < now - UP:
+    if row.answered_at is None or (heard_since is not None and row.answered_at < heard_since):
         return "does not answer"
     if row.failing_since is not None:
         return "holds still" if (row.info or {}).get("held") else "does not answer"

@@ -16,7 +16,7 @@ import hashlib
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPResponse
 from io import BytesIO
 from ipaddress import IPv4Network, IPv6Network
@@ -100,14 +100,24 @@ class Truth:
     sent: int = 0
     #: How often the agent could not see it meanwhile: then less is promised.
     outages: int = 0
+    #: When WireGuard's client shook hands, and the last time of which an agent knows for sure.
+    handshakes: list[int] = field(default_factory=list)
+    known: int | None = None
     #: The database was set back since.
     forgotten: bool = False
 
-    def over_at(self, now: float) -> float | None:
-        quiet_at = self.last + QUIET_SECONDS if self.protocol == WIREGUARD else None
+    def over_at(self, now: float, last: int | None = None) -> float | None:
+        """Return when it ended, by its ``last`` handshake; None while it lasts."""
+        quiet_at = (last or self.last) + QUIET_SECONDS if self.protocol == WIREGUARD else None
         if self.end is not None:
             return self.end if quiet_at is None else min(self.end, quiet_at)
         return quiet_at if quiet_at is not None and now >= quiet_at else None
+
+    def is_in_doubt(self, now: float) -> bool:
+        """Tell whether its end depends on a handshake that no agent may have seen."""
+        if self.known is None:
+            return False
+        return (self.over_at(now) is None) != (self.over_at(now, self.known) is None)
 
 
 @dataclass
@@ -172,13 +182,17 @@ class Interface:
             lines.append("\t".join((key, "(none)", "198.51.100.7:5000", ips, *counters, "off")))
         return "\n".join(lines) + "\n"
 
-    def rebuild(self) -> None:
-        """The interface is made anew, without peers; clients that soon come back continue their sessions."""
+    def rebuild(self, looked_at: float) -> None:
+        """The interface is made anew, without peers; clients that soon come back continue their sessions.
+
+        Of what happened later than ``looked_at`` an agent may know nothing, and nobody can tell it any more.
+        """
         now = int(self.time.time())
         for truth in self.truths:
-            # The agent may not have looked at its handshake yet, or at its last one.
-            if truth.over_at(now) is None and now - truth.last <= 6:
+            if truth.over_at(now) is None and truth.last >= looked_at:
                 truth.outages += 1
+                seen = max((at for at in truth.handshakes if at < looked_at), default=truth.start)
+                truth.known = min(truth.known or seen, seen)
         self.peers.clear()
         self.made += 1
 
@@ -202,7 +216,8 @@ class Interface:
         if session is None or session.over_at(now) is not None:
             session = Truth(self.number, connection_id, WIREGUARD, now, now, key=key, outages=outages)
             self.truths.append(session)
-        session.last = now
+        session.last, session.known = now, None
+        session.handshakes.append(now)
         session.received += received
         session.sent += 2 * received
         return True
@@ -601,6 +616,10 @@ class Node:
         if self._main.done():
             self._main.result()
         return result[0]
+
+    def lose_interface(self) -> None:
+        """The interface is made anew. An agent looks every five seconds, and saves within one."""
+        self.interface.rebuild(self.time.time() - 6 if self.is_up else self._unsafe_since)
 
     def live_until(self, elapsed: float) -> None:
         """Let time pass for this node."""

@@ -178,6 +178,18 @@ def test_restart_shuts_down_in_order(running: None) -> None:
     assert ssh("client1", "ls /root/stopped").strip() == "/root/stopped"
 
 
+def test_reinstall_gives_a_host_a_new_disk(running: None) -> None:
+    """The same name, addresses and SSH key; nothing of what was on the old one."""
+    ssh("client1", "touch /root/old")
+    machine = ssh("client1", "cat /etc/machine-id")
+
+    lab("reinstall", "client1")
+
+    assert ssh("client1", "ls /root/old", check=False) == ""
+    assert ssh("client1", "cat /etc/machine-id") != machine
+    assert ssh("client1", "getent hosts vpn1")
+
+
 def test_up_repairs_what_kills_left_behind(running: None) -> None:
     """A host without its systemd-nspawn runs on as an orphan; up ends it and boots a new one."""
     orphan = recorded("client1", "init")

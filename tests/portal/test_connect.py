@@ -579,7 +579,6 @@ def test_full_for_one_profile_is_not_full_for_another(node, make_app_user):
     "state",
     [
         {"answered_at": None},
-        {"answered_at": datetime(2026, 1, 1, tzinfo=UTC)},
         {"failing_since": datetime(2026, 1, 1, tzinfo=UTC)},
         {"suspect_until": datetime(2100, 1, 1, tzinfo=UTC)},
         {"maintenance_mode": True},
@@ -596,6 +595,14 @@ def test_node_that_is_not_usable_is_not_chosen(node, make_app_user, state):
     assert response.status_code == 503
     assert response.headers["Content-Type"] == "application/json"
     assert node.peers == set()
+
+
+def test_while_no_controller_asks_the_nodes_people_connect(node, make_app_user):
+    """R51, R55: after an outage of all portals, and until another controller leads."""
+    seen_up(0, answered_at=datetime(2026, 1, 1, tzinfo=UTC))
+
+    assert make_app_user().connect().status_code == 200
+    assert len(node.peers) == 1
 
 
 @pytest.mark.parametrize("mode", ["silent", "drip", "half_open", "refuse", "garbage", "huge"])

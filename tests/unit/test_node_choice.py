@@ -81,6 +81,24 @@ def test_node_is_taken_up_to_the_bound(changes):
     assert names(choice.choose([row(**changes)], "wireguard", NOW)) == ["fra1"]
 
 
+@pytest.mark.parametrize("protocol", ["wireguard", "openvpn"])
+def test_without_news_of_any_node_those_are_tried_that_were_well(protocol):
+    """R51, R55: while no controller leads nobody asks the nodes; whether one is there its admission shows."""
+    unheard = {"answered_at": NOW - timedelta(hours=1)}
+    rows = [
+        row(1, **unheard),
+        row(2, **unheard, failing_since=NOW - timedelta(hours=1)),
+        row(3, **unheard, maintenance_mode=True),
+        row(4, answered_at=None),
+    ]
+
+    found = choice.choose(rows, protocol, NOW)
+
+    assert names(found) == ["fra1"]
+    assert found.left_out == {"fra2": "does not answer", "fra3": "in maintenance", "fra4": "does not answer"}
+    assert found.candidates[0].reason.startswith("load unknown, ")
+
+
 def test_full_node_will_do_for_who_gives_its_address_back():
     full = row(allocated=250)
 

@@ -151,6 +151,18 @@ def power_off(options: argparse.Namespace) -> None:
     say(f"{one.name} is off")
 
 
+def reinstall(options: argparse.Namespace) -> None:
+    """Cut a host's power, give it a new disk with a fresh Debian, and boot it."""
+    instance = _existing(options.name)
+    one = instance.host(options.host)
+    host.power_off(instance, one)
+    image.keep_packages(instance.release, host.root(instance, one))
+    host.remove(instance, one)
+    with image.base_image(instance.release) as base:
+        host.create(instance, one, base)
+    _power_on(instance, one)
+
+
 def supervise(options: argparse.Namespace) -> None:
     """Run a host and start it again when it reboots. Started by the lab itself."""
     instance = _existing(options.name)
@@ -184,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     instance = argparse.ArgumentParser(add_help=False)
     instance.add_argument("--topology", default="single_host", help="a folder of molecule/ (%(default)s)")
     instance.add_argument("--name", help="what to call this copy of it (default: the topology's name)")
-    on_one_host = (restart, power_on, power_off, supervise)
+    on_one_host = (restart, power_on, power_off, reinstall, supervise)
     for function in (up, finish, info, banner, down, *on_one_host):
         name, text = function.__name__.replace("_", "-"), function.__doc__ or ""
         command = commands.add_parser(name, help=text.splitlines()[0], description=text, parents=[instance])

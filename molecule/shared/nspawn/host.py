@@ -216,6 +216,7 @@ def remove(instance: Instance, host: Host) -> None:
         if str(path) + "/" in Path("/proc/self/mountinfo").read_text():
             raise LabError(f"something is mounted below {path}: unmount it first")
         remove_tree(path)
+    (directory(instance, host) / "number").unlink(missing_ok=True)
 
 
 def supervise(instance: Instance, host: Host) -> None:

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from tests.e2e.hosts import Deployment, OfficialApp, converge, prepare_client, wait_until
-from tests.e2e.multi_node.world import Pings, World
+from tests.e2e.multi_node.world import Pings, World, address_of
 from tests.e2e.test_deployment import changed
+from tests.e2e.test_plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,13 @@ def test_single_host_becomes_three_nodes_and_two_again(world: World) -> None:
         before = world.ask("plan", "show")["nodes"]["vpn1"]
 
         put_into_inventory(deployment, ["node2"])
+        said = make_plan(deployment)
+        assert said["changes"][0] == "node node2: added"
+        assert {host["name"]: host["state"] for host in said["hosts"]} == {
+            "vpn1": "changed",
+            "node2": "first deployment",
+        }
+        assert not any(service["connected"] for host in said["hosts"] for service in host["services"])
         output = run(deployment, "add_node", "-e", "node=node2")
         assert "node2: employees wireguard+udp" in output
         put_into_inventory(deployment, ["node2", "node3"])
@@ -188,6 +196,41 @@ def test_node_that_a_profile_needs_is_not_removed(world: World) -> None:
     assert done.returncode != 0
     assert "vpn1 is the only node; add another one first" in " ".join(done.stdout.split())
     assert world.state("vpn1") == "up"
+
+
+def test_node_whose_host_is_made_anew_needs_one_run(world: World) -> None:
+    """R60: a new machine under an old name. OpenVPN's clients come back by themselves."""
+    deployment = world.deployment
+    put_into_inventory(deployment, ["node3"])
+    apps = {name: OfficialApp(world.client, name) for name in ("alice", "bob", "carol")}
+    try:
+        for name, app in apps.items():
+            app.do("start", user=name, password=world.password(name))
+            app.do("add_server", url=deployment.portal_url)
+        with world.only("vpn1"):
+            elsewhere = world.connect(apps["alice"], "employees")
+        with world.only("node3"):
+            of_bob = world.connect(apps["bob"], "employees", prefer_tcp=True)
+            of_carol = world.connect(apps["carol"], "employees")
+        pings = Pings(apps["alice"], elsewhere["gateway"], "alice")
+
+        deployment.lab("reinstall", "node3")
+        wait_until(lambda: world.state("node3") == "down", 30, "it is out of the selection")
+        assert world.connect(apps["carol"], "employees")["node"] == "vpn1"
+        run(deployment, "add_node", "-e", "node=node3")
+
+        world.wait_until_in_step("node3")
+        uses = world.ask("address", address_of(of_carol["config"]))
+        assert uses[0]["until"]
+        wait_until(lambda: apps["bob"].pings(of_bob["gateway"]), 120, "bob's tunnel works again")
+        with world.only("node3"):
+            assert world.connect(apps["carol"], "employees")["node"] == "node3"
+        assert pings.lost() == 0
+    finally:
+        for app in apps.values():
+            app.attempt("down")
+            app.attempt("disconnect")
+            app.close()
 
 
 def test_portal_that_was_a_node_too_is_a_portal_only(world: World) -> None:

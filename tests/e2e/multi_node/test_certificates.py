@@ -106,8 +106,28 @@ def test_agents_port_is_open_to_the_portal_only(world: World, caller: str) -> No
         fqdn = world.ask("node", "show", node)["hostname"]
         for family in (4, 6):
             # IPv6 is closed to the lab's portal, too: `vpn_portal_addresses` is not set there.
-            assert family == 6 or reaches(world.portal, fqdn, family)
+            assert reaches(world.portal, fqdn, family) == (family == 4)
             assert not reaches(world.deployment.named(caller), fqdn, family)
+
+
+def test_agents_port_opens_to_the_addresses_that_are_named(world: World) -> None:
+    """N10: `vpn_portal_addresses` with the portal's IPv6 lets it in over IPv6, and nobody else."""
+    fqdn = world.ask("node", "show", NODE)["hostname"]
+    both = [world.portal.address, world.portal.output("getent ahostsv6 portal1 | head -1 | cut -d' ' -f1")]
+    words = ["--limit", NODE, "--tags", "firewall"]
+    try:
+        opened = world.deployment.playbook(
+            "node", *words, "-e", json.dumps({"vpn_portal_addresses": both}), log="portal-addresses"
+        )
+        assert opened.returncode == 0, opened.stdout[-3000:]
+        for family in (4, 6):
+            assert reaches(world.portal, fqdn, family)
+            for caller in ("client1", "inet1", NEIGHBOUR):
+                assert not reaches(world.deployment.named(caller), fqdn, family)
+    finally:
+        closed = world.deployment.playbook("node", *words, log="portal-addresses-back")
+    assert closed.returncode == 0, closed.stdout[-3000:]
+    assert not reaches(world.portal, fqdn, 6)
 
 
 def reaches(host: Host, name: str, family: int) -> bool:
