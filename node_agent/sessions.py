@@ -63,14 +63,18 @@ class WireGuardSessions:
             if handshake and now - handshake < QUIET_SECONDS:
                 self._start(connection, seen, handshake)
             return
+        if handshake - session.last_at >= QUIET_SECONDS:
+            # Between two looks, or while the agent was away, one session ended and another one started. What
+            # passed since then counts for the new one: in normal times these are a few seconds.
+            self._before[str(connection.public_key)] = Counters(
+                session.last_at, session.raw_received, session.raw_sent, None
+            )
+            self._end(session, session.last_at + QUIET_SECONDS)
+            self._start(connection, seen, handshake)
+            return
         if session.count(seen.received_bytes, seen.sent_bytes):
             self._journal.touch(session)
         if handshake > session.last_at:
-            if handshake - session.last_at >= QUIET_SECONDS:
-                # Between two looks, or while the agent was away, one session ended and another one started.
-                self._end(session, session.last_at + QUIET_SECONDS)
-                self._start(connection, seen, handshake)
-                return
             session.last_at = handshake
             self._journal.touch(session)
         self._end_if_quiet(session, now)
@@ -104,14 +108,9 @@ class WireGuardSessions:
 
     def removed(self, connection: Connection, last: Counters | None, now: float) -> None:
         """End what a removed peer had; ``last`` are its last counters."""
-        session = self._open.get(connection.connection_id)
         if last is not None:
-            handshake = min(last.last_handshake_at, int(now))
-            if session is None and handshake and now - handshake < QUIET_SECONDS:
-                self._start(connection, last, handshake)
-                session = self._open[connection.connection_id]
-            elif session is not None:
-                session.count(last.received_bytes, last.sent_bytes)
+            self._observe_peer(connection, self._open.get(connection.connection_id), last, now)
+        session = self._open.get(connection.connection_id)
         if session is not None:
-            self._end(session, int(now))
+            self._end(session, min(int(now), session.last_at + QUIET_SECONDS))
         self._before.pop(str(connection.public_key), None)

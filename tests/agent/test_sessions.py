@@ -116,6 +116,44 @@ def test_sessions_that_passed_while_the_agent_was_away_are_told_apart(interface:
     ]
 
 
+def test_what_passes_after_the_silence_counts_for_the_new_session(interface: Interface) -> None:
+    """The handshake came between the last look before the silence was long enough and this one."""
+    interface.look(AT, AT, 100, 50)
+    interface.look(AT + 179, AT, 100, 50)
+    interface.look(AT + 184, AT + 182, 170, 60)
+    interface.look(AT + 362, AT + 182, 170, 60)
+
+    assert interface.told()[1:] == [
+        ("end", AT + 180, 100, 50),
+        ("start", AT + 182, None, None),
+        ("end", AT + 362, 70, 10),
+    ]
+
+
+def test_removal_after_a_silence_ends_two_sessions(interface: Interface) -> None:
+    interface.look(AT, AT, 100, 50)
+    interface.restart()
+
+    interface.sessions.removed(peer(1), Counters(AT + 300, 170, 60, None), AT + 310)
+
+    assert interface.told()[1:] == [
+        ("end", AT + 180, 100, 50),
+        ("start", AT + 300, None, None),
+        ("end", AT + 310, 70, 10),
+    ]
+
+
+def test_removal_long_after_the_last_handshake_ends_the_session_when_it_was_over(
+    interface: Interface,
+) -> None:
+    interface.look(AT, AT, 100, 50)
+    interface.restart()
+
+    interface.sessions.removed(peer(1), Counters(AT, 120, 50, None), AT + 300)
+
+    assert interface.told()[1:] == [("end", AT + 180, 120, 50)]
+
+
 def test_a_peer_removed_while_the_agent_was_away_has_its_session_ended(interface: Interface) -> None:
     interface.look(AT, AT, 100, 50)
     interface.restart()

@@ -690,6 +690,7 @@ class History(RuleBasedStateMachine):
         for truth in node.truths:
             if not truth.forgotten:
                 _compare(truth, told.get(id(truth), []), self.time.time())
+        _count(rows, node.truths)
 
     def _missed_nothing(self) -> None:
         """Nobody is told that entries of a journal are missing; those that an old database forgot are."""
@@ -724,11 +725,20 @@ def _compare(truth: Truth, rows: list[VpnSession], now: float) -> None:
         assert one.ended_at <= other.started_at, f"doubled: {said}"
     last = rows[-1]
     assert (last.ended_at is None) == (over_at is None) or truth.is_in_doubt(now), f"wrong end: {said}"
-    if over_at is None or last.ended_at is None:
+    if over_at is None or last.ended_at is None or truth.outages:
         return
-    if not truth.outages:
-        assert abs(last.ended_at.timestamp() - over_at) <= 6, f"wrong end: {said}"
+    assert abs(last.ended_at.timestamp() - over_at) <= 6, f"wrong end: {said}"
     assert sum(row.received_bytes or 0 for row in rows) <= truth.received, f"too many bytes: {said}"
+
+
+def _count(rows: list[VpnSession], truths: list[Truth]) -> None:
+    """Of a connection no byte is told twice; which of two sessions had it an agent that was away cannot
+    know.
+    """
+    for connection_id in {row.connection_id for row in rows}:
+        told = sum(row.received_bytes or 0 for row in rows if row.connection_id == connection_id)
+        true = sum(truth.received for truth in truths if truth.connection_id == connection_id)
+        assert told <= true, f"{connection_id}: {told} bytes of {true}"
 
 
 def _key(seed: str) -> str:
