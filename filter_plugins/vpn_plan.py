@@ -8,6 +8,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible.utils.display import Display
 
+from vpn_control import database
 from vpn_core.errors import PlanError
 from vpn_core.openvpn import tls_crypt_key
 from vpn_core.plan import Plan, make_plan
@@ -65,6 +66,37 @@ def vpn_tls_crypt_key(master_secret: str, profile_id: str) -> str:
         ) from None
 
 
+def vpn_database_password(portal_secret: str) -> str:
+    """Derive the password of the portal's role in PostgreSQL from the portal's secret."""
+    try:
+        return database.password(portal_secret)
+    except (TypeError, ValueError):
+        # Without the cause: its message could hold a part of the secret.
+        raise AnsibleFilterError(
+            "vpn_database_password: the secret is not at least 64 hex digits; run playbooks/init_secrets.yml"
+        ) from None
+
+
+def vpn_scram_verifier(password: str) -> str:
+    """Return what PostgreSQL stores of a password."""
+    return database.scram_verifier(password)
+
+
+def vpn_virtual_ip_problem(value: object) -> str:
+    """Return why this is no ``vpn_virtual_ip``, "" if it is one."""
+    if not isinstance(value, Mapping) or "ipv4" not in value or value.keys() - {"ipv4", "ipv6"}:
+        return f"{value!r}: has ipv4, and ipv6 if you like, nothing else"
+    for key, version in (("ipv4", 4), ("ipv6", 6)):
+        text = str(value.get(key, "192.0.2.1/32" if version == 4 else "2001:db8::1/128"))
+        try:
+            found = ip_interface(text)
+        except ValueError:
+            return f"{key}: {text!r} is no address with a prefix length, such as 198.51.100.10/24"
+        if found.version != version or "/" not in text:
+            return f"{key}: {text!r} is no IPv{version} address with a prefix length"
+    return ""
+
+
 def vpn_not_networks(values: Iterable[object]) -> list[str]:
     """Return what is neither an IP address nor a network in its own notation."""
     return [str(value) for value in values if not _is_network(str(value))]
@@ -97,6 +129,9 @@ class FilterModule:
             "vpn_plan_problem": vpn_plan_problem,
             "vpn_unknown": vpn_unknown,
             "vpn_tls_crypt_key": vpn_tls_crypt_key,
+            "vpn_database_password": vpn_database_password,
+            "vpn_scram_verifier": vpn_scram_verifier,
             "vpn_not_networks": vpn_not_networks,
+            "vpn_virtual_ip_problem": vpn_virtual_ip_problem,
             "vpn_within": vpn_within,
         }

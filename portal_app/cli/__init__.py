@@ -67,6 +67,8 @@ def become_portal(settings: Settings) -> None:
     os.initgroups(name, owner.st_gid)
     os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)
+    # PostgreSQL's library looks there for certificates and passwords.
+    os.environ["HOME"] = str(settings.state_directory)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -143,7 +143,7 @@ def test_removal_after_a_silence_ends_two_sessions(interface: Interface) -> None
     ]
 
 
-def test_removal_long_after_the_last_handshake_ends_the_session_when_it_was_over(
+def test_removal_long_after_the_last_handshake_ends_the_session_then(
     interface: Interface,
 ) -> None:
     interface.look(AT, AT, 100, 50)

@@ -135,6 +135,72 @@ def test_wrong_inventory_is_refused_before_any_host_is_reached(tmp_path, vault, 
     assert "filter plugin" not in printed
 
 
+URL = "postgresql+psycopg://causeway:x@192.0.2.9/causeway"
+VIRTUAL_IP = {"ipv4": "192.0.2.10/24", "ipv6": "2001:db8::10/64"}
+#: Of several portals: variables, whether there is a group of databases, and what is said.
+WRONG_TOGETHER: dict[str, tuple[dict[str, Any], int, str]] = {
+    "SQLite": (
+        {"vpn_virtual_ip": VIRTUAL_IP},
+        0,
+        "vpn_database_url: 2 hosts in group 'portals' cannot share SQLite; name a PostgreSQL database",
+    ),
+    "two databases": (
+        {"vpn_virtual_ip": VIRTUAL_IP, "vpn_database_url": URL},
+        1,
+        "vpn_database_url: set, and group 'databases' has hosts; keep one of the two",
+    ),
+    "no address in front": (
+        {"vpn_database_url": URL},
+        0,
+        "vpn_virtual_ip: 2 hosts in group 'portals' need one address in front; set it",
+    ),
+    "no prefix": (
+        {"vpn_database_url": URL, "vpn_virtual_ip": {"ipv4": "192.0.2.10"}},
+        0,
+        "vpn_virtual_ip: ipv4: '192.0.2.10' is no IPv4 address with a prefix length",
+    ),
+    "unknown key": (
+        {"vpn_database_url": URL, "vpn_virtual_ip": VIRTUAL_IP | {"interface": "eth0"}},
+        0,
+        "has ipv4, and ipv6 if you like, nothing else",
+    ),
+    "unknown frontend": (
+        {"vpn_database_url": URL, "vpn_portal_frontend": "anycast"},
+        0,
+        'vpn_portal_frontend: "anycast"; use virtual_ip or dns',
+    ),
+    "certificate fetched by one": (
+        {"vpn_database_url": URL, "vpn_virtual_ip": VIRTUAL_IP, "vpn_portal_tls": "acme"},
+        0,
+        "vpn_portal_tls: acme fetches the certificate on one host; with several portals use provided",
+    ),
+    "standby": ({"vpn_virtual_ip": VIRTUAL_IP}, 2, "group 'databases': db0, db1; only one host yet"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "databases", "message"), WRONG_TOGETHER.values(), ids=WRONG_TOGETHER)
+def test_several_portals_that_cannot_work_are_refused(tmp_path, vault, changes, databases, message):
+    hosts = {
+        "portals": {"hosts": {"p1": {"ansible_host": "192.0.2.7"}, "p2": {"ansible_host": "192.0.2.8"}}},
+        "nodes": {"hosts": {"vpn1": {"ansible_host": "192.0.2.11"}}},
+    }
+    if databases:
+        hosts["databases"] = {
+            "hosts": {f"db{n}": {"ansible_host": f"192.0.2.{20 + n}"} for n in range(databases)}
+        }
+    variables = {key: value for key, value in VARIABLES.items() if key != "ansible_host"}
+    write(tmp_path, variables | changes, hosts)
+    (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+
+    done = play(tmp_path, "site.yml")
+
+    printed = re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert message in printed
+    assert "unreachable=0" in printed
+    assert done.returncode != 0
+
+
 def plan(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run what ``make plan`` runs, from elsewhere than the project."""
     return subprocess.run(

@@ -1,6 +1,7 @@
 """The filters as playbooks use them: with what Ansible's own reader makes of YAML, and documented."""
 
 import json
+import re
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -103,3 +104,25 @@ def test_every_filter_is_documented(plugin):
         assert document["DOCUMENTATION"]["name"] == name
         assert name in document["EXAMPLES"]
         assert "_value" in document["RETURN"]
+
+
+def test_database_password_comes_from_the_portals_secret(templated):
+    expression = "secret | vpn_database_password"
+
+    first, other = (templated(expression, f"secret: {pair * 32}") for pair in ("5a", "5b"))
+
+    assert len(first) == 43
+    assert first != other
+    with pytest.raises(AnsibleError, match="not at least 64 hex digits") as error:
+        templated(expression, "secret: hush")
+    assert "hush" not in str(error.value)
+
+
+def test_scram_verifier_is_the_same_each_time(templated):
+    """As PostgreSQL stores it; ``tests/e2e/ha_portal`` signs in with it."""
+    found = [templated("password | vpn_scram_verifier", "password: pencil") for _ in range(2)]
+
+    assert found[0] == found[1]
+    assert re.fullmatch(
+        r"SCRAM-SHA-256\$4096:[A-Za-z0-9+/=]{24}\$[A-Za-z0-9+/=]{44}:[A-Za-z0-9+/=]{44}", found[0]
+    )

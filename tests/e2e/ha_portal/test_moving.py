@@ -1,0 +1,177 @@
+"""Two portals behind one address: who holds it goes, and the other one goes on (reliability.md A and B)."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.e2e.hosts import Deployment, Host, OfficialApp, converge, prepare_client, wait_until
+from tests.e2e.multi_node.world import Pings
+from tests.e2e.test_deployment import changed
+
+PROFILE = "everywhere"
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Deployment:
+    return converge("ha_portal")
+
+
+@pytest.fixture
+def make_app(deployment: Deployment) -> Iterator[Callable[[str], OfficialApp]]:
+    """Open the official app for a user, signed in: ``make_app("alice")``."""
+    client = deployment.host("clients")
+    prepare_client(client, deployment)
+    opened: list[OfficialApp] = []
+
+    def make(user: str) -> OfficialApp:
+        app = OfficialApp(client, user)
+        opened.append(app)
+        app.do("start", user=user, password=deployment.passwords[user])
+        app.do("add_server", url=deployment.portal_url)
+        return app
+
+    yield make
+    for app in opened:
+        app.attempt("down")
+        app.attempt("disconnect")
+        app.close()
+
+
+def holders(deployment: Deployment, *hosts: Host) -> list[tuple[str, str]]:
+    """Return which portal has which of the two addresses."""
+    return [
+        (host.name, family)
+        for host in hosts or deployment.hosts("portals")
+        for family, address in deployment.info["vip"].items()
+        if f" {address}/" in host.output("ip -o address show")
+    ]
+
+
+def one_holder(deployment: Deployment, *hosts: Host) -> str:
+    """Wait until one portal has both addresses and nobody else has any; return its name."""
+
+    def found() -> str | None:
+        names = [name for name, _family in holders(deployment, *hosts)]
+        return names[0] if len(names) == 2 and len(set(names)) == 1 else None
+
+    return str(wait_until(found, 15, "one portal has both addresses"))
+
+
+def test_second_run_changes_nothing(deployment: Deployment) -> None:
+    done = deployment.playbook("site", log="second")
+
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert set(changed(done.stdout).values()) == {0}
+
+
+def test_portal_that_has_the_address_loses_power(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    """R1, R11, R13: nobody signs in again, no tunnel notices, and who comes back takes nothing back."""
+    alice, bob = make_app("alice"), make_app("bob")
+    asked = {"url": deployment.portal_url, "profile": PROFILE}
+    got = alice.do("get_config", **asked)
+    (gateway, *_) = alice.do("up", config=got["config"], protocol=got["protocol"], transport="udp")[
+        "gateways"
+    ]
+    wait_until(lambda: alice.pings(gateway), 20, "the tunnel works")
+    pings = Pings(alice, gateway, "alice")
+    holder = one_holder(deployment)
+    other = next(host for host in deployment.hosts("portals") if host.name != holder)
+
+    deployment.lab("power-off", holder)
+    try:
+        assert one_holder(deployment, other) == other.name
+        assert wait_until(lambda: bob.attempt("get_config", **asked)["ok"], 10, "bob connects")
+    finally:
+        deployment.lab("power-on", holder)
+    is_back = "systemctl is-active --quiet keepalived.service"
+    wait_until(lambda: deployment.named(holder).run(is_back, check=False).returncode == 0, 60, "it is back")
+
+    assert bob.do("get_config", **asked)["sign_ins"] == 1
+    assert one_holder(deployment) == other.name
+    assert pings.lost() == 0
+
+
+#: What makes one portal unable to serve, and what ends that.
+DROP = "table inet e2e { chain x { type filter hook output priority -300; tcp dport 5432 drop; }; }"
+UNABLE = {
+    "portal stopped": (
+        "systemctl stop vpn-portal.socket vpn-portal.service",
+        "systemctl start vpn-portal.service",
+    ),
+    "portal hangs": (
+        "kill -STOP $(pgrep -u causeway-portal gunicorn)",
+        "kill -CONT $(pgrep -u causeway-portal gunicorn)",
+    ),
+    "nginx stopped": ("systemctl stop nginx.service", "systemctl start nginx.service"),
+    "nginx hangs": ("kill -STOP $(pgrep nginx)", "kill -CONT $(pgrep nginx)"),
+    "cut off from the database": (f"nft '{DROP}'", "nft delete table inet e2e"),
+}
+
+
+@pytest.mark.parametrize(("break_it", "mend_it"), UNABLE.values(), ids=UNABLE)
+def test_portal_that_cannot_serve_loses_the_address(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp], break_it: str, mend_it: str
+) -> None:
+    """R3, R4, R5, R8, R11"""
+    bob = make_app("bob")
+    asked = {"url": deployment.portal_url, "profile": PROFILE}
+    broken = deployment.named(one_holder(deployment))
+    (other,) = (host.name for host in deployment.hosts("portals") if host.name != broken.name)
+    broken.run(break_it)
+    try:
+        wait_until(lambda: one_holder(deployment) == other, 10, "the other one has the address")
+        assert bob.do("get_config", **asked)["sign_ins"] == 1
+    finally:
+        broken.run(mend_it)
+    ready = "/etc/causeway/virtual-ip/ready"
+    wait_until(lambda: broken.run(ready, check=False).returncode == 0, 30, "it can serve again")
+    assert one_holder(deployment) == other
+
+
+def test_address_stays_while_the_database_is_away(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    """R9, R21, R22: each request is answered, nobody signs in again, nothing has to be restarted."""
+    bob = make_app("bob")
+    asked = {"url": deployment.portal_url, "profile": PROFILE}
+    holder, database = one_holder(deployment), deployment.host("databases")
+    fetch = ["curl", "-s", "-m", "5", "-o", "/dev/null", "-D", "-", "--cacert", str(deployment.ca_file)]
+
+    def answer() -> str:
+        url = f"{deployment.portal_url}/healthz"
+        return subprocess.run([*fetch, url], capture_output=True, text=True, check=False).stdout
+
+    database.run("systemctl stop postgresql.service")
+    try:
+        # Longer than keepalived takes to notice.
+        for _ in range(8):
+            said = answer()
+            assert said.startswith("HTTP/1.1 503"), said
+            assert "Retry-After:" in said
+            assert one_holder(deployment) == holder
+            time.sleep(0.5)
+    finally:
+        database.run("systemctl start postgresql.service")
+    wait_until(lambda: bob.attempt("get_config", **asked)["ok"], 5, "bob connects")
+    assert bob.do("get_config", **asked)["sign_ins"] == 1
+    assert one_holder(deployment) == holder
+
+
+def test_keepalived_may_do_little(deployment: Deployment) -> None:
+    """H1"""
+    for host in deployment.hosts("portals"):
+        said = host.output("systemd-analyze security --no-pager keepalived.service | tail -1")
+        assert float(said.split(":")[1].split()[0]) <= 5.0, said
+
+
+def test_keepalived_is_killed_hard(deployment: Deployment) -> None:
+    """R6: what it leaves behind is cleared away; one portal holds both addresses again."""
+    holder = deployment.named(one_holder(deployment))
+
+    holder.run("kill -KILL $(systemctl show -P MainPID keepalived.service)")
+
+    one_holder(deployment)

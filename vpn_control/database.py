@@ -1,0 +1,32 @@
+"""Secrets of the portal's database, derived from the portal's own: the vault needs no new entry."""
+
+import hashlib
+import hmac
+from base64 import b64encode, urlsafe_b64encode
+
+#: What PostgreSQL takes itself (``scram_iterations``).
+ITERATIONS = 4096
+
+
+def password(portal_secret: str) -> str:
+    """Return the password of the portal's role (HMAC-SHA-256 over the purpose). ``portal_secret`` is hex.
+
+    Raises ValueError when the secret is shorter than 64 hex digits or no hex.
+    """
+    key = bytes.fromhex(portal_secret)
+    if len(key) < 32:
+        raise ValueError("the portal's secret must be at least 64 hex digits")
+    return urlsafe_b64encode(hmac.digest(key, b"causeway database password", "sha256")).decode().rstrip("=")
+
+
+def scram_verifier(secret: str) -> str:
+    """Return what PostgreSQL stores of a password in ASCII (RFC 5802, section 3; RFC 7677).
+
+    The salt is derived from the password, so that the verifier is the same each time and can be compared.
+    """
+    salt = hmac.digest(secret.encode("ascii"), b"causeway database salt", "sha256")[:16]
+    salted = hashlib.pbkdf2_hmac("sha256", secret.encode("ascii"), salt, ITERATIONS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    salt64, stored64, server64 = (b64encode(value).decode() for value in (salt, stored, server))
+    return f"SCRAM-SHA-256${ITERATIONS}:{salt64}${stored64}:{server64}"
