@@ -233,7 +233,7 @@ def test_downloads_can_be_switched_off(app: Flask, node: AgentServer) -> None:
 
 
 def test_no_capacity_is_said_at_the_form(app: Flask, node: AgentServer) -> None:
-    seen_up(0, answered_at=utc_now() - timedelta(minutes=1))
+    seen_up(0, failing_since=utc_now())
     page = make_configuration(signed_in(app))
 
     assert page.status_code == 503
