@@ -145,7 +145,8 @@ def test_address_stays_while_the_database_is_away(
         url = f"{deployment.portal_url}/healthz"
         return subprocess.run([*fetch, url], capture_output=True, text=True, check=False).stdout
 
-    database.run("systemctl stop postgresql.service")
+    # Without the name of the instance it would come back before the server is down.
+    database.run("systemctl stop 'postgresql@*.service'")
     try:
         # Longer than keepalived takes to notice.
         for _ in range(8):
@@ -155,7 +156,7 @@ def test_address_stays_while_the_database_is_away(
             assert one_holder(deployment) == holder
             time.sleep(0.5)
     finally:
-        database.run("systemctl start postgresql.service")
+        database.run("systemctl restart postgresql.service")
     wait_until(lambda: bob.attempt("get_config", **asked)["ok"], 5, "bob connects")
     assert bob.do("get_config", **asked)["sign_ins"] == 1
     assert one_holder(deployment) == holder
