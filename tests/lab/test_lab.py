@@ -132,6 +132,15 @@ def test_second_up_leaves_hosts_alone(running: None) -> None:
     assert pids() == first
 
 
+def test_up_makes_room_for_the_files_that_many_hosts_watch(running: None) -> None:
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    limit.write_text("128\n")
+
+    lab("up")
+
+    assert int(limit.read_text()) == 1024
+
+
 def test_two_ups_at_once_do_not_collide(running: None) -> None:
     lab("power-off", "client1")
     command = [sys.executable, str(PROJECT / "molecule/shared/lab.py"), "up", "--name", NAME]

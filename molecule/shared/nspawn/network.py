@@ -13,8 +13,11 @@ from pathlib import Path
 from nspawn.machine import RUNTIME, LabError, locked, run, write_atomically
 from nspawn.topology import INTERNET_IPV4, INTERNET_IPV6, LAB_IPV4, LAB_IPV6, Instance
 
-_IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-_FORWARD_BEFORE = RUNTIME / "ip_forward_before"
+_KERNEL = Path("/proc/sys")
+_KERNEL_BEFORE = RUNTIME / "kernel_before"
+# The least that a lab needs. A host's systemd takes about nine of root's inotify instances, and all hosts are
+# of one root: with the kernel's 128, unit number 129 that watches a path fails with "Too many open files".
+_KERNEL_NEEDED = {"net/ipv4/ip_forward": 1, "fs/inotify/max_user_instances": 1024}
 _WORST_METRIC = "4278198272"
 _ETC_HOSTS = Path("/etc/hosts")
 
@@ -28,9 +31,7 @@ def bring_up(instance: Instance) -> None:
         _bring_up_bridge(instance)
         _bring_up_routes(instance)
         run(["nft", "-f", "-"], stdin=_rules(instance, resolvers))
-        if not _FORWARD_BEFORE.exists():
-            write_atomically(_FORWARD_BEFORE, _IP_FORWARD.read_text())
-        _IP_FORWARD.write_text("1\n")
+        _raise_kernel_settings()
         _write_machine_names(instance.number, _names_block(instance))
 
 
@@ -43,9 +44,19 @@ def take_down(number: int, bridge: str, nft_table: str) -> None:
         _write_machine_names(number, "")
         _take_down_routes(number)
         others = [file for file in RUNTIME.glob("*/owner.json") if file.parent.name != str(number)]
-        if not others and _FORWARD_BEFORE.exists():
-            _IP_FORWARD.write_text(_FORWARD_BEFORE.read_text())
-            _FORWARD_BEFORE.unlink()
+        if not others and _KERNEL_BEFORE.exists():
+            for name, value in json.loads(_KERNEL_BEFORE.read_text()).items():
+                (_KERNEL / name).write_text(f"{value}\n")
+            _KERNEL_BEFORE.unlink()
+
+
+def _raise_kernel_settings() -> None:
+    before = {name: int((_KERNEL / name).read_text()) for name in _KERNEL_NEEDED}
+    if not _KERNEL_BEFORE.exists():
+        write_atomically(_KERNEL_BEFORE, json.dumps(before))
+    for name, needed in _KERNEL_NEEDED.items():
+        if before[name] < needed:
+            (_KERNEL / name).write_text(f"{needed}\n")
 
 
 def nameservers() -> list[str]:
