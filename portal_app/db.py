@@ -40,6 +40,8 @@ SQLITE_BUSY_SECONDS = 4
 #: A connection to PostgreSQL that has rested for so long is tried before it is used (reliability.md R22).
 RESTED_SECONDS = 1.0
 RETRIES = 8
+#: In ``info`` of a connection on which the server has warned.
+UNCONFIRMED = "causeway_unconfirmed"
 #: Deadlock, serialization failure.
 _TRANSIENT_SQLSTATES = {"40P01", "40001"}
 
@@ -133,11 +135,26 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
             "options": options,
         },
     )
+    event.listen(engine, "connect", _hear_warnings)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "before_cursor_execute", _begin_now)
     event.listen(engine, "checkin", _note_rest)
     event.listen(engine, "checkout", functools.partial(_try_rested, engine.dialect))
     return engine
+
+
+def _hear_warnings(connection: Any, record: Any) -> None:
+    """Note that a commit was cut short while it waited for the standby.
+
+    PostgreSQL answers such a commit as any other and says only with a warning that no other server has it
+    (documentation, "Synchronous Replication"): what was confirmed could be lost with the server.
+    """
+    connection.add_notice_handler(functools.partial(_note_warning, record.info))
+
+
+def _note_warning(info: dict[str, Any], said: Any) -> None:
+    if said.severity_nonlocalized == "WARNING" and said.sqlstate == "01000":
+        info[UNCONFIRMED] = said.message_primary
 
 
 def _note_rest(_connection: Any, record: Any) -> None:
@@ -292,8 +309,11 @@ class _Opened:
         return self._connection
 
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        unconfirmed = None
         try:
             if self._connection is not None:
+                if not self._connection.closed and not self._connection.invalidated:
+                    unconfirmed = self._connection.info.pop(UNCONFIRMED, None)
                 self._connection.close()
         finally:
             if self._has_turn:
@@ -301,6 +321,8 @@ class _Opened:
                 _sqlite_writer.release()
         if error is not None and (meant := _outage(error)) is not error:
             raise meant from error
+        if error is None and unconfirmed:
+            raise Unavailable(f"the database did not confirm a change: {unconfirmed}")
 
 
 def _outage(error: BaseException) -> BaseException:

@@ -218,3 +218,39 @@ def test_session_that_ends_under_statements_together_is_an_outage_and_leaves_the
         interrupted()
 
     assert [found() for _ in range(3)] == [None] * 3
+
+
+def insert_into_users(values, together):
+    with connected() as db:
+        if together:
+            run_together(db, [(_ADD, values)], last=True)
+        else:
+            run(db, _ADD, values)
+
+
+@only_postgresql
+@pytest.mark.parametrize("together", [False, True])
+def test_commit_that_the_server_warns_of_is_not_confirmed(app, together):
+    """As when the wait for the standby is cut short: the server has it, and is the only one."""
+    with transaction() as db:
+        db.execute(
+            text("""
+            CREATE OR REPLACE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN RAISE WARNING 'canceling wait for synchronous replication'; RETURN NULL; END $$
+        """)
+        )
+        db.execute(
+            text("""
+            CREATE CONSTRAINT TRIGGER warns AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION warn()
+        """)
+        )
+
+    values = {"name": "alice", "permissions": [], "is_disabled": False, "created_at": utc_now()}
+    with pytest.raises(Unavailable, match="did not confirm a change: canceling wait"):
+        insert_into_users(values, together)
+
+    assert found() is not None
+    with transaction() as db:
+        db.execute(text("DROP TRIGGER warns ON users"))
+        add(db, "bob")
