@@ -66,10 +66,10 @@ def vpn_tls_crypt_key(master_secret: str, profile_id: str) -> str:
         ) from None
 
 
-def vpn_database_password(portal_secret: str) -> str:
-    """Derive the password of the portal's role in PostgreSQL from the portal's secret."""
+def vpn_database_password(portal_secret: str, purpose: str = "") -> str:
+    """Derive the password of a role in PostgreSQL from the portal's secret."""
     try:
-        return database.password(portal_secret)
+        return database.password(portal_secret, purpose)
     except (TypeError, ValueError):
         # Without the cause: its message could hold a part of the secret.
         raise AnsibleFilterError(

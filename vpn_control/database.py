@@ -8,15 +8,16 @@ from base64 import b64encode, urlsafe_b64encode
 ITERATIONS = 4096
 
 
-def password(portal_secret: str) -> str:
-    """Return the password of the portal's role (HMAC-SHA-256 over the purpose). ``portal_secret`` is hex.
+def password(portal_secret: str, purpose: str = "") -> str:
+    """Return the password of a role (HMAC-SHA-256 over the purpose, "" for the portal's own).
 
     Raises ValueError when the secret is shorter than 64 hex digits or no hex.
     """
     key = bytes.fromhex(portal_secret)
     if len(key) < 32:
         raise ValueError("the portal's secret must be at least 64 hex digits")
-    return urlsafe_b64encode(hmac.digest(key, b"causeway database password", "sha256")).decode().rstrip("=")
+    label = " ".join(["causeway database", *purpose.split(), "password"])
+    return urlsafe_b64encode(hmac.digest(key, label.encode(), "sha256")).decode().rstrip("=")
 
 
 def scram_verifier(secret: str) -> str:

@@ -174,7 +174,11 @@ WRONG_TOGETHER: dict[str, tuple[dict[str, Any], int, str]] = {
         0,
         "vpn_portal_tls: acme fetches the certificate on one host; with several portals use provided",
     ),
-    "standby": ({"vpn_virtual_ip": VIRTUAL_IP}, 2, "group 'databases': db0, db1; only one host yet"),
+    "two standbys": (
+        {"vpn_virtual_ip": VIRTUAL_IP},
+        3,
+        "group 'databases': db0, db1, db2; one takes writes and one is its standby, so two hosts at most",
+    ),
 }
 
 

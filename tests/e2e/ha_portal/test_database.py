@@ -1,0 +1,203 @@
+"""Two servers of the database: one takes writes, the other one has everything (reliability.md R24)."""
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+from tests.e2e.multi_node.world import Pings
+
+PROFILE = "everywhere"
+REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
+
+
+def status(host: Host) -> dict[str, Any]:
+    return dict(json.loads(host.output(f"{REPLICATION} status")))
+
+
+def primary(deployment: Deployment) -> tuple[Host, Host]:
+    """Return the server that takes writes and its standby, in step."""
+
+    def found() -> tuple[Host, Host] | None:
+        states = {host.name: status(host) for host in deployment.hosts("databases")}
+        names = [name for name, state in states.items() if state["role"] == "primary"]
+        assert len(names) <= 1, states
+        if not names or states[names[0]]["alone"] or not states[names[0]]["standby_is_in_step"]:
+            return None
+        (other,) = states.keys() - names
+        return deployment.named(names[0]), deployment.named(other)
+
+    first, second = wait_until(found, 60, "one server takes writes and the other one is in step")
+    return first, second
+
+
+def alone_since(host: Host) -> float:
+    """Return when this server wrote down that it is alone, seconds since 1970."""
+    return float(host.output("stat -c %.Y /var/lib/postgresql/causeway/alone"))
+
+
+def lose(deployment: Deployment, host: Host, fault: str) -> None:
+    if fault == "hangs":
+        host.run("pkill -STOP -u postgres -x postgres")
+    else:
+        deployment.lab("power-off", host.name)
+
+
+def bring_back(deployment: Deployment, host: Host, fault: str) -> None:
+    if fault == "hangs":
+        host.run("pkill -CONT -u postgres -x postgres")
+    else:
+        deployment.lab("power-on", host.name)
+
+
+class Connecting:
+    """A user who connects again and again; keeps what was acknowledged."""
+
+    def __init__(self, app: OfficialApp, url: str) -> None:
+        self.app, self.asked = app, {"url": url, "profile": PROFILE}
+        self.addresses: list[str] = []
+        self.moments: list[float] = []
+        self.failures = 0
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._ends.is_set():
+            answer = self.app.attempt("get_config", **self.asked)
+            if answer["ok"]:
+                (address,) = re.findall(r"^Address\s*=\s*([0-9.]+)", answer["config"], re.MULTILINE)
+                self.addresses.append(address)
+                self.moments.append(time.time())
+            else:
+                self.failures += 1
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ends.set()
+            self._thread.join(60)
+
+
+def recorded(database: Host, user: str) -> Counter[str]:
+    """Return how often the log has each address for a user."""
+    asked = "SELECT user_name, ipv4 FROM address_uses WHERE protocol = 'wireguard'"
+    rows = database.output(f'runuser -u postgres -- psql -XAtc "{asked}" causeway').split()
+    return Counter(row.removeprefix(f"{user}|") for row in rows if row.startswith(f"{user}|"))
+
+
+@pytest.mark.parametrize("fault", ["loses power", "hangs"])
+def test_standby_is_lost(deployment: Deployment, make_app: Callable[[str], OfficialApp], fault: str) -> None:
+    """The other one goes on without it, and waits for it again when it is back.
+
+    What was confirmed until it had written down that it is alone would be lost with its host. The database
+    cuts a wait short with a warning that says so; the portal confirms nothing then.
+    """
+    bob = make_app("bob")
+    asked = {"url": deployment.portal_url, "profile": PROFILE}
+    first, second = primary(deployment)
+    assert status(first)["waits_for_standby"]
+
+    people = Connecting(bob, deployment.portal_url)
+    with people.running():
+        wait_until(lambda: people.moments, 10, "bob connected")
+        lose(deployment, second, fault)
+        lost = time.time()
+        try:
+            portal = deployment.host("portals")
+            done = portal.run("vpn-portal node maintenance n1 off", check=False)
+            ended = time.time()
+            wait_until(lambda: status(first)["alone"], 30, "it goes on alone")
+            alone = alone_since(first)
+            wait_until(lambda: people.moments[-1] > alone, 10, "bob connects")
+            assert not status(first)["waits_for_standby"]
+            assert done.returncode != 0 or ended > alone, done.stdout + done.stderr
+            # One answer may have been on its way.
+            assert not [moment for moment in people.moments if lost + 0.5 < moment < alone]
+        finally:
+            bring_back(deployment, second, fault)
+
+    assert primary(deployment) == (first, second)
+    assert status(first)["waits_for_standby"]
+    assert bob.do("get_config", **asked)["sign_ins"] == 1
+
+
+def test_server_that_takes_writes_loses_power(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    """R24, I2: the standby is promoted, nothing acknowledged is lost, the old one does not write again."""
+    alice, bob = make_app("alice"), make_app("bob")
+    asked = {"url": deployment.portal_url, "profile": PROFILE}
+    got = alice.do("get_config", **asked)
+    up = alice.do("up", config=got["config"], protocol=got["protocol"], transport="udp")
+    (gateway, *_) = up["gateways"]
+    wait_until(lambda: alice.pings(gateway), 20, "the tunnel works")
+    pings = Pings(alice, gateway, "alice")
+    first, second = primary(deployment)
+
+    people = Connecting(bob, deployment.portal_url)
+    with people.running():
+        wait_until(lambda: len(people.addresses) >= 20, 30, "bob connected 20 times")
+        deployment.lab("power-off", first.name)
+        refused = deployment.playbook("promote_database", "-e", f"host={second.name}", log="refused")
+        assert refused.returncode != 0
+        assert f"{first.name} cannot be reached" in " ".join(refused.stdout.split())
+        named = ["-e", f"host={second.name}", "-e", f"promote_without={first.name}"]
+        done = deployment.playbook("promote_database", *named, log="promoted")
+        assert done.returncode == 0, done.stdout[-3000:]
+        before = len(people.addresses)
+        wait_until(lambda: len(people.addresses) > before, 5, "bob connects")
+
+    assert bob.do("get_config", **asked)["sign_ins"] == 1
+    assert not Counter(people.addresses) - recorded(second, "bob")
+    assert pings.lost() == 0
+
+    deployment.lab("power-on", first.name)
+    unit = "journalctl -q --no-pager -b -u 'postgresql@*.service'"
+    says = f"{second.name} takes writes, and this server's data is older"
+    wait_until(lambda: says in first.output(unit), 60, "the old one says why it stays down")
+    assert status(first)["role"] == "down"
+    assert bob.do("get_config", **asked)["sign_ins"] == 1
+
+    done = deployment.playbook("standby_database", "-e", f"host={first.name}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert primary(deployment) == (second, first)
+
+
+def test_both_lose_power(deployment: Deployment, make_app: Callable[[str], OfficialApp]) -> None:
+    """R78: each waits for the other one, and the one that took writes does so again."""
+    bob = make_app("bob")
+    asked = {"url": deployment.portal_url, "profile": PROFILE}
+    first, second = primary(deployment)
+
+    deployment.lab("power-off", first.name)
+    deployment.lab("power-off", second.name)
+    deployment.lab("power-on", first.name)
+    waits = f"{second.name} does not answer"
+    unit = "journalctl -q --no-pager -b -u 'postgresql@*.service'"
+    try:
+        wait_until(lambda: waits in first.output(unit), 60, "it waits for the other one")
+        assert status(first)["role"] == "down"
+    finally:
+        deployment.lab("power-on", second.name)
+
+    assert primary(deployment) == (first, second)
+    assert bob.do("get_config", **asked)["sign_ins"] == 1
+
+
+@pytest.mark.parametrize("unit", ["postgresql@*.service", "causeway-database-watch.service"])
+def test_database_is_sandboxed(deployment: Deployment, unit: str) -> None:
+    """H1"""
+    listed = f"systemctl list-units -q --plain '{unit}' | cut -d' ' -f1"
+    for host in deployment.hosts("databases"):
+        said = host.output(f"systemd-analyze security --no-pager $({listed}) | tail -1")
+        assert float(said.split(":")[1].split()[0]) <= 3.0, said
