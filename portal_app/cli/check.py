@@ -4,6 +4,7 @@ import argparse
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -16,6 +17,7 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import PortalError, SettingsError
 from portal_app.models import Deployment, Node
+from portal_app.services import peers
 from portal_app.settings import Settings
 from vpn_core import table
 
@@ -33,21 +35,49 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "check",
         help="look at settings, secrets, database and nodes",
-        description="Changes nothing. Exit status 0 only if every line passed.",
+        description="Repairs nothing. Exit status 0 only if every line passed.",
+    )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="only compare this portal with the others: settings, keys, authorities, release",
     )
     parser.set_defaults(run=run)
 
 
-def run(_arguments: argparse.Namespace, settings: Settings) -> int:
-    # The settings were read on the way here.
-    findings = [Finding(True, "settings", settings.portal_url), *_secrets(settings)]
-    database = list(_database())
-    findings += database
-    if all(finding.passed for finding in database):
-        findings += _nodes(settings)
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    findings = list(_peers(settings) if arguments.peers else _everything(settings))
     rows = [("PASS" if f.passed else "FAIL", f.subject, f.remark) for f in findings]
     print("\n".join(table.lines(("", "what", "found"), rows)))
     return 0 if all(finding.passed for finding in findings) else 1
+
+
+def _everything(settings: Settings) -> Iterator[Finding]:
+    # The settings were read on the way here.
+    yield Finding(True, "settings", settings.portal_url)
+    yield from _secrets(settings)
+    database = list(_database())
+    yield from database
+    if all(finding.passed for finding in database):
+        yield from _nodes(settings)
+        yield from _peers(settings)
+
+
+def _peers(settings: Settings) -> Iterator[Finding]:
+    """Compare what this portal has now with what the controllers of the others wrote down."""
+    name, now = peers.host_name(), utc_now()
+    peers.introduce(name, peers.digests(settings), now)
+    for other in peers.compare(name):
+        problem = other.problem(now)
+        yield Finding(
+            problem is None,
+            f"portal {other.name}",
+            problem or f"has the same, {_ago(now - other.seen_at)} ago",
+        )
+
+
+def _ago(age: timedelta) -> str:
+    return f"{max(0, int(age.total_seconds()))} s"
 
 
 def _secrets(settings: Settings) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from portal_app.controller.watch import Seen, Watch
 from portal_app.controller.workers import Lane
 from portal_app.errors import PortalError
 from portal_app.events import log
+from portal_app.services import peers
 from portal_app.settings import Settings
 
 #: The leader shows that it lives, and the others ask for the lead, this often.
@@ -57,8 +58,10 @@ class Controller:
         # A signal handler may interrupt whoever holds an Event's lock; a flag and a SimpleQueue have none.
         self._stopping = False
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._settings = settings
         self._next_round = 0.0
         self._next_jobs = 0.0
+        self._next_introduction = 0.0
         self._pause = 0.0
         self._complained_at = float("-inf")
 
@@ -89,6 +92,7 @@ class Controller:
     def _turn(self) -> None:
         try:
             self._lead(self._lock.hold())
+            self._introduce()
             if self.leads:
                 self._work()
             else:
@@ -106,6 +110,13 @@ class Controller:
         self.leads = leads
         self._watch.forget()
         self._next_round = self._next_jobs = 0.0
+
+    def _introduce(self) -> None:
+        """Let the other portals know what this one has, whether it leads or not."""
+        now = time.monotonic()
+        if now >= self._next_introduction:
+            peers.introduce(peers.host_name(), peers.digests(self._settings), self.clock())
+            self._next_introduction = now + peers.EVERY.total_seconds()
 
     def _work(self) -> None:
         now = time.monotonic()

@@ -6,6 +6,7 @@ from portal_app.models.connection import Connection, FreeAddress
 from portal_app.models.event import AuditEvent
 from portal_app.models.job import PeriodicJob
 from portal_app.models.node import Node, NodeStatus, Offer
+from portal_app.models.portal import Portal
 from portal_app.models.profile import Deployment, Profile
 from portal_app.models.session import AddressUse, VpnSession
 from portal_app.models.user import BrowserSession, LocalAccount, OneTimeLink, Throttle, User
@@ -27,6 +28,7 @@ __all__ = [
     "Offer",
     "OneTimeLink",
     "PeriodicJob",
+    "Portal",
     "Profile",
     "RefreshToken",
     "Throttle",

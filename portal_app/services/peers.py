@@ -1,0 +1,133 @@
+"""What must be the same on every portal: each writes digests of its own into the database that all share.
+
+Settings, keys and authorities come from one inventory; a portal that a run did not reach has older ones, and
+users then notice at every other request.
+"""
+
+import hashlib
+import json
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+from cryptography import x509
+from sqlalchemy import select
+
+from portal_app.db import retried, transaction
+from portal_app.models import Portal
+from portal_app.settings import Settings
+
+#: A controller writes what its portal has this often.
+EVERY = timedelta(seconds=60)
+#: A portal that has not done so for longer does not run.
+SILENT = timedelta(minutes=5)
+#: One that has not done so for longer was taken away.
+FORGOTTEN = timedelta(days=1)
+TLS_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Another portal: when it was seen, and the subjects that differ, such as ``setting portal_name``."""
+
+    name: str
+    seen_at: datetime
+    different: list[str]
+
+    def problem(self, now: datetime) -> str | None:
+        """Return what is wrong and the way out, None when nothing is."""
+        if now - self.seen_at > SILENT:
+            minutes = int((now - self.seen_at).total_seconds() // 60)
+            return f"not seen for {minutes} minutes; does vpn-portal-controller run there?"
+        if self.different:
+            return f"differs in {', '.join(self.different)}; run site.yml for both"
+        return None
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+def digests(settings: Settings) -> dict[str, str]:
+    """Return a digest of each thing that must be the same, by its subject; ``-`` for a missing file."""
+    found = {f"setting {key}": _digest(repr(value).encode()) for key, value in asdict(settings).items()}
+    found["release"] = version("causeway")
+    files = {
+        "secret key": settings.secret_key_file,
+        "client CA's certificate": settings.client_ca_certificate_file,
+        "client CA's key": settings.client_ca_key_file,
+        "server CA's certificate": settings.server_ca_certificate_file,
+        "management CA's certificate": settings.management_ca_certificate_file,
+    }
+    keys = sorted(settings.tls_crypt_directory.glob("*.key"))
+    files |= {f"tls-crypt key of {path.stem}": path for path in keys}
+    found |= {subject: _digest_of_file(path) for subject, path in files.items()}
+    found["TLS certificate"] = _digest(json.dumps(_web_certificate(settings.host_name)).encode())
+    return found
+
+
+def _digest_of_file(path: Path) -> str:
+    try:
+        return _digest(path.read_bytes())
+    except OSError:
+        return "-"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(b"causeway peers\0" + content).hexdigest()[:32]
+
+
+def _web_certificate(name: str) -> Mapping[str, object]:
+    """Return who issued the certificate that users see here, and its names.
+
+    Not the certificate itself: each portal may have its own.
+    """
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # it is looked at, nothing is sent
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", 443), TLS_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=name) as secured,
+        ):
+            shown = secured.getpeercert(binary_form=True)
+    except OSError:
+        return {}
+    certificate = x509.load_der_x509_certificate(shown or b"")
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    return {
+        "issuer": certificate.issuer.rfc4514_string(),
+        "names": sorted(names.get_values_for_type(x509.DNSName)),
+    }
+
+
+@retried
+def introduce(name: str, found: Mapping[str, str], now: datetime) -> None:
+    """Write down what the portal ``name`` has, and forget those that were taken away."""
+    with transaction() as db:
+        own = db.get(Portal, name)
+        if own is None:
+            db.add(Portal(name=name, seen_at=now, digests=dict(found)))
+        else:
+            own.seen_at = now
+            own.digests = dict(found)
+        for other in db.scalars(select(Portal).where(Portal.seen_at < now - FORGOTTEN)):
+            db.delete(other)
+
+
+def compare(name: str) -> Iterator[Comparison]:
+    """Compare the portal ``name`` with every other one."""
+    with transaction(read_only=True) as db:
+        portals = {portal.name: portal for portal in db.scalars(select(Portal).order_by(Portal.name))}
+    own = portals.pop(name).digests if name in portals else {}
+    for other in portals.values():
+        subjects = sorted(own.keys() | other.digests.keys())
+        different = [s for s in subjects if own.get(s) != other.digests.get(s)]
+        yield Comparison(other.name, other.seen_at, different)

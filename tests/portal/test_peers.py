@@ -1,0 +1,93 @@
+"""What must be the same on every portal, and how a difference is named."""
+
+import dataclasses
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from portal_app.clock import utc_now
+from portal_app.controller.loop import Controller
+from portal_app.services import peers
+from portal_app.settings import Settings
+from tests.portal.commands import Done
+
+
+@pytest.fixture
+def other(app: object, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let portal p2 say what it has: ``other(portal_name="x")`` is what differs in its settings."""
+
+    def introduce(ago: timedelta = timedelta(), **changes: object) -> None:
+        theirs = peers.digests(dataclasses.replace(settings, **changes))  # type: ignore[arg-type]
+        peers.introduce("p2", theirs, utc_now() - ago)
+
+    monkeypatch.setattr(peers, "host_name", lambda: "p1")
+    return introduce
+
+
+def compared(run: Callable[..., Done]) -> tuple[int, list[str]]:
+    done = run("check", "--peers")
+    return done.status, [" ".join(line.split()) for line in done.out.splitlines()[1:]]
+
+
+def test_portals_that_have_the_same_pass(other, run):
+    other()
+
+    status, (line,) = compared(run)
+
+    assert status == 0
+    assert line.startswith("PASS portal p2 has the same, ")
+
+
+def test_difference_is_named(other, run, settings, tmp_path):
+    key = tmp_path / "other.key"
+    key.write_text("f" * 64)
+    other(portal_name="Another", secret_key_file=key)
+
+    status, (line,) = compared(run)
+
+    assert status == 1
+    subjects = "secret key, setting portal_name, setting secret_key_file"
+    assert line == f"FAIL portal p2 differs in {subjects}; run site.yml for both"
+
+
+def test_portal_that_is_silent_is_named_for_a_day(other, run):
+    other(ago=timedelta(minutes=7))
+    status, (line,) = compared(run)
+    assert status == 1
+    assert line == "FAIL portal p2 not seen for 7 minutes; does vpn-portal-controller run there?"
+
+    other(ago=timedelta(days=1, minutes=1))
+    assert compared(run) == (0, [])
+
+
+def test_no_digest_holds_what_it_was_made_of(app, settings):
+    secret = settings.secret_key_file.read_text().strip()
+
+    found = peers.digests(settings)
+
+    assert secret not in str(found)
+    assert settings.portal_name not in str(found)
+    assert found["client CA's key"] != "-"
+
+
+@pytest.mark.usefixtures("app")
+def test_every_controller_says_what_its_portal_has(settings, monkeypatch):
+    """Also one that does not lead."""
+
+    class Taken:
+        def hold(self) -> bool:
+            return False
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(peers, "host_name", lambda: "p1")
+    controller = Controller(settings, lock=Taken())
+    controller._turn()
+    controller.agents.close()
+
+    monkeypatch.setattr(peers, "host_name", lambda: "p2")
+    (seen,) = peers.compare("p2")
+    assert seen.name == "p1"
+    assert "release" in seen.different
