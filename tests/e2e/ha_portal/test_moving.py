@@ -2,41 +2,16 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.hosts import Deployment, Host, OfficialApp, converge, prepare_client, wait_until
+from tests.e2e.ha_portal.prober import Prober
+from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings
 from tests.e2e.test_deployment import changed
 
 PROFILE = "everywhere"
-
-
-@pytest.fixture(scope="module")
-def deployment() -> Deployment:
-    return converge("ha_portal")
-
-
-@pytest.fixture
-def make_app(deployment: Deployment) -> Iterator[Callable[[str], OfficialApp]]:
-    """Open the official app for a user, signed in: ``make_app("alice")``."""
-    client = deployment.host("clients")
-    prepare_client(client, deployment)
-    opened: list[OfficialApp] = []
-
-    def make(user: str) -> OfficialApp:
-        app = OfficialApp(client, user)
-        opened.append(app)
-        app.do("start", user=user, password=deployment.passwords[user])
-        app.do("add_server", url=deployment.portal_url)
-        return app
-
-    yield make
-    for app in opened:
-        app.attempt("down")
-        app.attempt("disconnect")
-        app.close()
 
 
 def holders(deployment: Deployment, *hosts: Host) -> list[tuple[str, str]]:
@@ -95,6 +70,24 @@ def test_portal_that_has_the_address_loses_power(
     assert pings.lost() == 0
 
 
+def test_portal_that_has_the_address_reboots(deployment: Deployment) -> None:
+    """R2, R11: it gives the address away before anything of it stops."""
+    holder = deployment.named(one_holder(deployment))
+    (other,) = (host.name for host in deployment.hosts("portals") if host.name != holder.name)
+
+    with Prober(deployment) as prober:
+        wait_until(prober.answers_again, 10, "it is answered")
+        holder.run("systemctl reboot", check=False)
+        wait_until(
+            lambda: one_holder(deployment, deployment.named(other)) == other, 15, "the other one has it"
+        )
+        ready = "systemctl is-active --quiet keepalived.service && /etc/causeway/virtual-ip/ready"
+        wait_until(lambda: holder.run(ready, check=False).returncode == 0, 60, "it is back")
+
+    assert one_holder(deployment) == other
+    assert prober.longest() <= 1.0, prober.failed()
+
+
 #: What makes one portal unable to serve, and what ends that.
 DROP = "table inet e2e { chain x { type filter hook output priority -300; tcp dport 5432 drop; }; }"
 UNABLE = {
@@ -138,7 +131,7 @@ def test_address_stays_while_the_database_is_away(
     """R9, R21, R22: each request is answered, nobody signs in again, nothing has to be restarted."""
     bob = make_app("bob")
     asked = {"url": deployment.portal_url, "profile": PROFILE}
-    holder, database = one_holder(deployment), deployment.host("databases")
+    holder, databases = one_holder(deployment), deployment.hosts("databases")
     fetch = ["curl", "-s", "-m", "5", "-o", "/dev/null", "-D", "-", "--cacert", str(deployment.ca_file)]
 
     def answer() -> str:
@@ -146,7 +139,8 @@ def test_address_stays_while_the_database_is_away(
         return subprocess.run([*fetch, url], capture_output=True, text=True, check=False).stdout
 
     # Without the name of the instance it would come back before the server is down.
-    database.run("systemctl stop 'postgresql@*.service'")
+    for database in databases:
+        database.run("systemctl stop 'postgresql@*.service'")
     try:
         # Longer than keepalived takes to notice.
         for _ in range(8):
@@ -156,7 +150,8 @@ def test_address_stays_while_the_database_is_away(
             assert one_holder(deployment) == holder
             time.sleep(0.5)
     finally:
-        database.run("systemctl restart postgresql.service")
+        for database in databases:
+            database.run("systemctl restart postgresql.service")
     wait_until(lambda: bob.attempt("get_config", **asked)["ok"], 5, "bob connects")
     assert bob.do("get_config", **asked)["sign_ins"] == 1
     assert one_holder(deployment) == holder
