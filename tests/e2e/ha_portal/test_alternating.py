@@ -9,10 +9,10 @@ from urllib.parse import urljoin
 import pytest
 
 from portal_app.verification.browser import App, Browser, forms
+from tests.e2e.ha_portal.world import PROFILE
 from tests.e2e.hosts import Deployment
 from tests.e2e.multi_node.world import WIREGUARD_TYPE
 
-PROFILE = "everywhere"
 #: Any key: no tunnel is made of it.
 PUBLIC_KEY = "c29tZSB3aXJlZ3VhcmQga2V5IG9mIDMyIGJ5dGVzIS4="
 

@@ -1,46 +1,21 @@
 """Two servers of the database: one takes writes, the other one has everything (reliability.md R24)."""
 
-import json
-import re
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+from tests.e2e.ha_portal.world import PROFILE, Connecting, primary, recorded, status
+from tests.e2e.hosts import PROJECT, Deployment, Host, OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings
 
-PROFILE = "everywhere"
-REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
-
-
-def status(host: Host) -> dict[str, Any]:
-    return dict(json.loads(host.output(f"{REPLICATION} status")))
-
-
-def primary(deployment: Deployment) -> tuple[Host, Host]:
-    """Return the server that takes writes and its standby, in step."""
-
-    def found() -> tuple[Host, Host] | None:
-        states = {host.name: status(host) for host in deployment.hosts("databases")}
-        names = [name for name, state in states.items() if state["role"] == "primary"]
-        assert len(names) <= 1, states
-        if not names or states[names[0]]["alone"] or not states[names[0]]["standby_is_in_step"]:
-            return None
-        (other,) = states.keys() - names
-        return deployment.named(names[0]), deployment.named(other)
-
-    first, second = wait_until(found, 60, "one server takes writes and the other one is in step")
-    return first, second
+ALONE = "var/lib/postgresql/causeway/alone"
 
 
 def alone_since(host: Host) -> float:
     """Return when this server wrote down that it is alone, seconds since 1970."""
-    return float(host.output("stat -c %.Y /var/lib/postgresql/causeway/alone"))
+    return float(host.output(f"stat -c %.Y /{ALONE}"))
 
 
 def lose(deployment: Deployment, host: Host, fault: str) -> None:
@@ -57,44 +32,6 @@ def bring_back(deployment: Deployment, host: Host, fault: str) -> None:
         deployment.lab("power-on", host.name)
 
 
-class Connecting:
-    """A user who connects again and again; keeps what was acknowledged."""
-
-    def __init__(self, app: OfficialApp, url: str) -> None:
-        self.app, self.asked = app, {"url": url, "profile": PROFILE}
-        self.addresses: list[str] = []
-        self.moments: list[float] = []
-        self.failures = 0
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._ends.is_set():
-            answer = self.app.attempt("get_config", **self.asked)
-            if answer["ok"]:
-                (address,) = re.findall(r"^Address\s*=\s*([0-9.]+)", answer["config"], re.MULTILINE)
-                self.addresses.append(address)
-                self.moments.append(time.time())
-            else:
-                self.failures += 1
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._ends.set()
-            self._thread.join(60)
-
-
-def recorded(database: Host, user: str) -> Counter[str]:
-    """Return how often the log has each address for a user."""
-    asked = "SELECT user_name, ipv4 FROM address_uses WHERE protocol = 'wireguard'"
-    rows = database.output(f'runuser -u postgres -- psql -XAtc "{asked}" causeway').split()
-    return Counter(row.removeprefix(f"{user}|") for row in rows if row.startswith(f"{user}|"))
-
-
 @pytest.mark.parametrize("fault", ["loses power", "hangs"])
 def test_standby_is_lost(deployment: Deployment, make_app: Callable[[str], OfficialApp], fault: str) -> None:
     """The other one goes on without it, and waits for it again when it is back.
@@ -108,7 +45,7 @@ def test_standby_is_lost(deployment: Deployment, make_app: Callable[[str], Offic
     assert status(first)["waits_for_standby"]
 
     people = Connecting(bob, deployment.portal_url)
-    with people.running():
+    with people:
         wait_until(lambda: people.moments, 10, "bob connected")
         lose(deployment, second, fault)
         lost = time.time()
@@ -145,7 +82,7 @@ def test_server_that_takes_writes_loses_power(
     first, second = primary(deployment)
 
     people = Connecting(bob, deployment.portal_url)
-    with people.running():
+    with people:
         wait_until(lambda: len(people.addresses) >= 20, 30, "bob connected 20 times")
         deployment.lab("power-off", first.name)
         refused = deployment.playbook("promote_database", "-e", f"host={second.name}", log="refused")
@@ -161,11 +98,13 @@ def test_server_that_takes_writes_loses_power(
     assert not Counter(people.addresses) - recorded(second, "bob")
     assert pings.lost() == 0
 
+    # As if it had gone on alone before it was lost.
+    (PROJECT / f".lab/{deployment.name}/hosts/{first.name}/root/{ALONE}").touch()
     deployment.lab("power-on", first.name)
     unit = "journalctl -q --no-pager -b -u 'postgresql@*.service'"
     says = f"{second.name} takes writes, and this server's data is older"
     wait_until(lambda: says in first.output(unit), 60, "the old one says why it stays down")
-    assert status(first)["role"] == "down"
+    assert (status(first)["role"], status(first)["alone"]) == ("down", False)
     assert bob.do("get_config", **asked)["sign_ins"] == 1
 
     done = deployment.playbook("standby_database", "-e", f"host={first.name}")

@@ -6,32 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.ha_portal.prober import Prober
-from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+from tests.e2e.ha_portal.world import PROFILE, Prober, one_holder
+from tests.e2e.hosts import Deployment, OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings
 from tests.e2e.test_deployment import changed
-
-PROFILE = "everywhere"
-
-
-def holders(deployment: Deployment, *hosts: Host) -> list[tuple[str, str]]:
-    """Return which portal has which of the two addresses."""
-    return [
-        (host.name, family)
-        for host in hosts or deployment.hosts("portals")
-        for family, address in deployment.info["vip"].items()
-        if f" {address}/" in host.output("ip -o address show")
-    ]
-
-
-def one_holder(deployment: Deployment, *hosts: Host) -> str:
-    """Wait until one portal has both addresses and nobody else has any; return its name."""
-
-    def found() -> str | None:
-        names = [name for name, _family in holders(deployment, *hosts)]
-        return names[0] if len(names) == 2 and len(set(names)) == 1 else None
-
-    return str(wait_until(found, 15, "one portal has both addresses"))
 
 
 def test_second_run_changes_nothing(deployment: Deployment) -> None:

@@ -1,0 +1,164 @@
+"""What the tests of two portals and two databases do to them and ask of them."""
+
+import json
+import re
+import ssl
+import threading
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+
+PROFILE = "everywhere"
+REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
+EVERY_SECONDS = 0.05
+ANSWER_SECONDS = 1.0
+
+
+def holders(deployment: Deployment, *hosts: Host) -> list[tuple[str, str]]:
+    """Return which portal has which of the two addresses."""
+    return [
+        (host.name, family)
+        for host in hosts or deployment.hosts("portals")
+        for family, address in deployment.info["vip"].items()
+        if f" {address}/" in host.output("ip -o address show")
+    ]
+
+
+def one_holder(deployment: Deployment, *hosts: Host) -> str:
+    """Wait until one portal has both addresses and nobody else has any; return its name."""
+
+    def found() -> str | None:
+        names = [name for name, _family in holders(deployment, *hosts)]
+        return names[0] if len(names) == 2 and len(set(names)) == 1 else None
+
+    return str(wait_until(found, 15, "one portal has both addresses"))
+
+
+def status(host: Host) -> dict[str, Any]:
+    """Return what a server of the database says that it is."""
+    return dict(json.loads(host.output(f"{REPLICATION} status")))
+
+
+def primary(deployment: Deployment) -> tuple[Host, Host]:
+    """Return the server that takes writes and its standby, in step."""
+
+    def found() -> tuple[Host, Host] | None:
+        states = {host.name: status(host) for host in deployment.hosts("databases")}
+        names = [name for name, state in states.items() if state["role"] == "primary"]
+        assert len(names) <= 1, states
+        if not names or states[names[0]]["alone"] or not states[names[0]]["standby_is_in_step"]:
+            return None
+        (other,) = states.keys() - names
+        return deployment.named(names[0]), deployment.named(other)
+
+    first, second = wait_until(found, 60, "one server takes writes and the other one is in step")
+    return first, second
+
+
+def recorded(database: Host, user: str) -> Counter[str]:
+    """Return how often the log has each address for a user."""
+    asked = "SELECT user_name, ipv4 FROM address_uses WHERE protocol = 'wireguard'"
+    rows = database.output(f'runuser -u postgres -- psql -XAtc "{asked}" causeway').split()
+    return Counter(row.removeprefix(f"{user}|") for row in rows if row.startswith(f"{user}|"))
+
+
+class Connecting:
+    """A user who connects again and again, from the ``with`` to its end; keeps what was acknowledged.
+
+    With ``refreshes`` the app gets new tokens each time, too.
+    """
+
+    def __init__(self, app: OfficialApp, url: str, *, refreshes: bool = False) -> None:
+        self.app, self.asked, self.refreshes = app, {"url": url, "profile": PROFILE}, refreshes
+        self.addresses: list[str] = []
+        #: When each was acknowledged, seconds since 1970.
+        self.moments: list[float] = []
+        self.failures = 0
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._ends.set()
+        self._thread.join(60)
+
+    def _run(self) -> None:
+        while not self._ends.is_set():
+            if self.refreshes:
+                self.app.attempt("spoil_access_token")
+            answer = self.app.attempt("get_config", **self.asked)
+            if answer["ok"]:
+                (address,) = re.findall(r"^Address\s*=\s*([0-9.]+)", answer["config"], re.MULTILINE)
+                self.addresses.append(address)
+                self.moments.append(time.time())
+            else:
+                self.failures += 1
+
+
+@dataclass
+class Prober:
+    """Somebody who asks the portal again and again, from the ``with`` to its end.
+
+    By its name, each time on a new connection. What is asked needs nginx, the portal, and the database.
+    """
+
+    deployment: Deployment
+    #: When each request began and ended, and whether it was answered with 200.
+    requests: list[tuple[float, float, bool]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        context = ssl.create_default_context(cafile=str(self.deployment.ca_file))
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._ends.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while not self._ends.wait(EVERY_SECONDS):
+            began = time.monotonic()
+            answered = self._ask()
+            self.requests.append((began, time.monotonic(), answered))
+
+    def _ask(self) -> bool:
+        try:
+            with self._opener.open(f"{self.deployment.portal_url}/healthz", timeout=ANSWER_SECONDS) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def failed(self) -> int:
+        return sum(not answered for _, _, answered in self.requests)
+
+    def longest(self, after: float = 0.0) -> float:
+        """Return the longest time in which nobody was served, in seconds.
+
+        From the begin of a refused request, or ``after`` if that was later, to the end of the next good one.
+        """
+        longest, since = 0.0, None
+        for began, ended, answered in list(self.requests):
+            if not answered:
+                since = began if since is None else since
+            if since is not None:
+                longest = max(longest, ended - max(since, after))
+            if answered:
+                since = None
+        return longest
+
+    def answers_again(self) -> bool:
+        return bool(self.requests) and self.requests[-1][2]

@@ -1,0 +1,1 @@
+"""Two servers of PostgreSQL, real ones, on loopback."""
