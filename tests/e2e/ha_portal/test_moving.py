@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.ha_portal.world import PROFILE, Prober, one_holder
+from tests.e2e.ha_portal.world import PROFILE, Prober, holders, one_holder
 from tests.e2e.hosts import Deployment, OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings
 from tests.e2e.test_deployment import changed
@@ -64,6 +64,29 @@ def test_portal_that_has_the_address_reboots(deployment: Deployment) -> None:
 
     assert one_holder(deployment) == other
     assert prober.longest() <= 1.0, prober.failed()
+
+
+def test_portals_that_do_not_see_each_other_both_serve(deployment: Deployment) -> None:
+    """R7, R14: both have the address meanwhile; afterwards one has, and neighbours know which."""
+    holder = deployment.named(one_holder(deployment))
+    (other,) = (host for host in deployment.hosts("portals") if host.name != holder.name)
+    both = [(host.name, family) for host in deployment.hosts("portals") for family in deployment.info["vip"]]
+    drop = f"chain x {{ type filter hook output priority -300; ip daddr {other.address} drop; }};"
+    drop += f"chain y {{ type filter hook input priority -300; ip saddr {other.address} drop; }}"
+
+    with Prober(deployment) as prober:
+        wait_until(prober.answers_again, 10, "it is answered")
+        holder.run(f"nft 'table inet e2e {{ {drop}; }}'")
+        try:
+            wait_until(lambda: sorted(holders(deployment)) == sorted(both), 15, "both have both addresses")
+        finally:
+            holder.run("nft delete table inet e2e")
+        one_holder(deployment)
+        healed, asked = time.monotonic(), len(prober.requests)
+        wait_until(lambda: len(prober.requests) > asked + 30, 30, "it was asked again")
+
+    assert prober.longest() <= 4.0, prober.failed()
+    assert prober.longest(healed) <= 1.5, prober.failed()
 
 
 #: What makes one portal unable to serve, and what ends that.

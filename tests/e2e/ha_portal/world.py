@@ -1,5 +1,6 @@
 """What the tests of two portals and two databases do to them and ask of them."""
 
+import itertools
 import json
 import re
 import ssl
@@ -14,7 +15,8 @@ from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 
 PROFILE = "everywhere"
 REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
-EVERY_SECONDS = 0.05
+#: So many ask side by side, each so long after its last answer.
+ASKERS, EVERY_SECONDS = 5, 0.2
 ANSWER_SECONDS = 1.0
 
 
@@ -104,7 +106,7 @@ class Connecting:
 
 @dataclass
 class Prober:
-    """Somebody who asks the portal again and again, from the ``with`` to its end.
+    """People who ask the portal again and again, from the ``with`` to its end.
 
     By its name, each time on a new connection. What is asked needs nginx, the portal, and the database.
     """
@@ -119,15 +121,19 @@ class Prober:
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
         self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(ASKERS)]
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
+            # Not all at once.
+            time.sleep(EVERY_SECONDS / ASKERS)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._ends.set()
-        self._thread.join(10)
+        for thread in self._threads:
+            thread.join(10)
 
     def _run(self) -> None:
         while not self._ends.wait(EVERY_SECONDS):
@@ -146,19 +152,19 @@ class Prober:
         return sum(not answered for _, _, answered in self.requests)
 
     def longest(self, after: float = 0.0) -> float:
-        """Return the longest time in which nobody was served, in seconds.
+        """Return the longest time between two good answers in which a request was refused, in seconds.
 
-        From the begin of a refused request, or ``after`` if that was later, to the end of the next good one.
+        What was before ``after`` does not count.
         """
-        longest, since = 0.0, None
-        for began, ended, answered in list(self.requests):
-            if not answered:
-                since = began if since is None else since
-            if since is not None:
-                longest = max(longest, ended - max(since, after))
-            if answered:
-                since = None
-        return longest
+        requests = list(self.requests)
+        good = sorted(ended for _, ended, answered in requests if answered)
+        refused = [began for began, _, answered in requests if not answered]
+        gaps = [
+            until - max(since, after)
+            for since, until in itertools.pairwise(good)
+            if until > after and any(since <= began < until for began in refused)
+        ]
+        return max(gaps, default=0.0)
 
     def answers_again(self) -> bool:
         return bool(self.requests) and self.requests[-1][2]
