@@ -16,18 +16,15 @@ import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from threading import Event, Thread
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Self
 
 from portal_app.verification.browser import App, Browser, VerificationError
-from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, one_holder, primary, recorded
+from tests.e2e.ha_portal.world import PROFILE, Busy, Connecting, Prober, one_holder, primary, recorded
 from tests.e2e.hosts import Deployment, Host, OfficialApp, prepare_client, read_deployment, wait_until
 from tests.e2e.multi_node.world import WIREGUARD_TYPE, Pings
 
-#: Between two sign-ins, so that nginx's limit for one address is not what is measured.
-REST_SECONDS = 0.5
 #: Of two rows of the log of one address on one node that say they had it at the same moment.
 DOUBLED = """
 SELECT count(*) FROM address_uses a JOIN address_uses b ON a.node_number = b.node_number AND a.ipv4 = b.ipv4
@@ -59,14 +56,12 @@ class Lab:
 
 @dataclass(frozen=True)
 class Fault:
-    """``break_it`` returns from when on nobody served counts, None for from the fault on."""
+    """``break_it`` or ``mend_it`` may return the moment from which on "nobody served" counts."""
 
     what: str
     break_it: Callable[[Lab], float | None]
-    mend_it: Callable[[Lab], None]
+    mend_it: Callable[[Lab], float | None]
     stays_seconds: float = 12.0
-    #: Count from its end on: how long until people are served again.
-    counts_afterwards: bool = False
 
 
 def on(which: str, command: str) -> Callable[[Lab], None]:
@@ -106,10 +101,11 @@ def stop_databases(lab: Lab) -> None:
         host.run("systemctl stop 'postgresql@*.service'")
 
 
-def start_databases(lab: Lab) -> None:
+def start_databases(lab: Lab) -> float:
     # The standby first: the other one waits for it.
     for host in (lab.second, lab.first):
         host.run("systemctl start postgresql.service")
+    return time.monotonic()
 
 
 def part(lab: Lab, *others: Host, verb: str = "add") -> None:
@@ -174,45 +170,29 @@ FAULTS = {
         stop_databases,
         start_databases,
         stays_seconds=120,
-        counts_afterwards=True,
     ),
 }
 
 
-@dataclass
-class People:
+class People(Busy):
     """People who sign in, authorize an app, connect and disconnect, one after the other."""
 
-    deployment: Deployment
-    apps: list[App] = field(default_factory=list)
-    failures: int = 0
+    rest_seconds = 0.5  # so that nginx's limit for one address is not what is measured
 
-    def __post_init__(self) -> None:
-        self._ends = Event()
-        self._thread = Thread(target=self._run)
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__()
+        self.deployment = deployment
+        self.apps: list[App] = []
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._ends.set()
-        self._thread.join(60)
-
-    def _run(self) -> None:
-        while not self._ends.wait(REST_SECONDS):
-            app = App(self.deployment.portal_url, Browser(self.deployment.ca_file))
-            try:
-                app.discover()
-                app.authorize("admin", self.deployment.passwords["admin"])
-                self.apps.append(app)
-                # No tunnel is made of it.
-                key = b64encode(secrets.token_bytes(32)).decode()
-                if app.ask(PROFILE, WIREGUARD_TYPE, key).status != 200:
-                    self.failures += 1
-                app.disconnect()
-            except VerificationError:
-                self.failures += 1
+    def act(self) -> None:
+        app = App(self.deployment.portal_url, Browser(self.deployment.ca_file))
+        with suppress(VerificationError):
+            app.discover()
+            app.authorize("admin", self.deployment.passwords["admin"])
+            self.apps.append(app)
+            # No tunnel is made of it.
+            app.ask(PROFILE, WIREGUARD_TYPE, b64encode(secrets.token_bytes(32)).decode())
+            app.disconnect()
 
     def lost(self) -> int:
         """Return how many authorizations that were acknowledged are not good any more."""
@@ -268,11 +248,10 @@ def measure(deployment: Deployment, fault: Fault) -> str:
         ):
             wait_until(lambda: len(people.apps) >= 2 and len(connecting.addresses) >= 2, 30, "people connect")
             assert prober.failed() == 0, "refused before anything was broken"
-            counts_from = fault.break_it(lab) or 0.0
+            counts_from = fault.break_it(lab)
             time.sleep(fault.stays_seconds)
             moved = has_address(lab.deployment, lab.other)
-            fault.mend_it(lab)
-            counts_from = time.monotonic() if fault.counts_afterwards else counts_from
+            counts_from = fault.mend_it(lab) or counts_from or 0.0
             time.sleep(6)
             wait_until(prober.answers_again, 30, "it is answered again")
         after = Lab.look(deployment)

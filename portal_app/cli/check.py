@@ -34,7 +34,7 @@ class Finding:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "check",
-        help="look at settings, secrets, database and nodes",
+        help="look at settings, secrets, database, nodes and the other portals",
         description="Repairs nothing. Exit status 0 only if every line passed.",
     )
     parser.add_argument(

@@ -79,6 +79,13 @@ class Server:
         return self.directory / "marks"
 
     @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "PGHOST": str(self.directory), "PGPORT": str(self.port), "PGUSER": "postgres",
+            "CAUSEWAY_REPLICATION": str(self.directory / "replication.json"),
+        }  # fmt: skip
+
+    @property
     def is_alone(self) -> bool:
         return (self.marks / "alone").exists()
 
@@ -102,13 +109,9 @@ class Server:
         self.start()
 
     def run(self, *words: Any, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        environment = os.environ | {
-            "PGHOST": str(self.directory), "PGPORT": str(self.port), "PGUSER": "postgres",
-            "CAUSEWAY_REPLICATION": str(self.directory / "replication.json"),
-        }  # fmt: skip
         done = subprocess.run(
             [*as_postgres(), *map(str, words)],
-            capture_output=True, text=True, check=False, env=environment, cwd="/", timeout=60,
+            capture_output=True, text=True, check=False, env=self.environment, cwd="/", timeout=60,
         )  # fmt: skip
         assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done
@@ -130,13 +133,9 @@ class Server:
         self.run(PROGRAMS / "pg_ctl", "stop", "-m", "immediate", "-D", self.data)
 
     def watch(self) -> None:
-        environment = os.environ | {
-            "PGHOST": str(self.directory), "PGPORT": str(self.port), "PGUSER": "postgres",
-            "CAUSEWAY_REPLICATION": str(self.directory / "replication.json"),
-        }  # fmt: skip
         words = [*as_postgres(), sys.executable, str(PROGRAM), "watch"]
         self.watching.append(
-            subprocess.Popen(words, env=environment, cwd="/", stdout=subprocess.DEVNULL, stderr=None)
+            subprocess.Popen(words, env=self.environment, cwd="/", stdout=subprocess.DEVNULL, stderr=None)
         )
 
     def end(self) -> None:
@@ -297,7 +296,7 @@ def test_copy_that_runs_is_not_taken_for_the_standby(servers):
 
     copying = subprocess.Popen(
         [*as_postgres(), sys.executable, str(PROGRAM), "clone"], cwd="/", stdout=subprocess.DEVNULL,
-        env=os.environ | {"CAUSEWAY_REPLICATION": str(second.directory / "replication.json")},
+        env=second.environment,
     )  # fmt: skip
     seen = set()
     while copying.poll() is None:

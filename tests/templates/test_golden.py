@@ -19,7 +19,7 @@ GOLDEN = HERE / "golden"
 HOSTS = ("one", "two")
 ROLES = PROJECT / "roles"
 #: Part of another template, or rendered once for each of a list.
-PARTS = {"portal/sandbox.j2"}
+PARTS = {"portal/sandbox.j2", "postgresql/postgresql_sandbox.j2"}
 TEMPLATES = sorted(
     f"{path.parents[1].name}/{path.name}"
     for path in ROLES.glob("*/templates/*.j2")

@@ -8,15 +8,12 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 
 PROFILE = "everywhere"
 REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
-#: So many ask side by side, each so long after its last answer.
-ASKERS, EVERY_SECONDS = 5, 0.2
 ANSWER_SECONDS = 1.0
 
 
@@ -68,82 +65,84 @@ def recorded(database: Host, user: str) -> Counter[str]:
     return Counter(row.removeprefix(f"{user}|") for row in rows if row.startswith(f"{user}|"))
 
 
-class Connecting:
-    """A user who connects again and again, from the ``with`` to its end; keeps what was acknowledged.
+class Busy:
+    """People who do one thing again and again, from the ``with`` to its end; ``many`` side by side."""
 
-    With ``refreshes`` the app gets new tokens each time, too.
-    """
+    many = 1
+    #: How long each of them rests before it.
+    rest_seconds = 0.0
 
-    def __init__(self, app: OfficialApp, url: str, *, refreshes: bool = False) -> None:
-        self.app, self.asked, self.refreshes = app, {"url": url, "profile": PROFILE}, refreshes
-        self.addresses: list[str] = []
-        #: When each was acknowledged, seconds since 1970.
-        self.moments: list[float] = []
-        self.failures = 0
+    def __init__(self) -> None:
         self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._ends.set()
-        self._thread.join(60)
-
-    def _run(self) -> None:
-        while not self._ends.is_set():
-            if self.refreshes:
-                self.app.attempt("spoil_access_token")
-            answer = self.app.attempt("get_config", **self.asked)
-            if answer["ok"]:
-                (address,) = re.findall(r"^Address\s*=\s*([0-9.]+)", answer["config"], re.MULTILINE)
-                self.addresses.append(address)
-                self.moments.append(time.time())
-            else:
-                self.failures += 1
-
-
-@dataclass
-class Prober:
-    """People who ask the portal again and again, from the ``with`` to its end.
-
-    By its name, each time on a new connection. What is asked needs nginx, the portal, and the database.
-    """
-
-    deployment: Deployment
-    #: When each request began and ended, and whether it was answered with 200.
-    requests: list[tuple[float, float, bool]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        context = ssl.create_default_context(cafile=str(self.deployment.ca_file))
-        self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
-        self._ends = threading.Event()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(ASKERS)]
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(self.many)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
             # Not all at once.
-            time.sleep(EVERY_SECONDS / ASKERS)
+            time.sleep(self.rest_seconds / self.many)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._ends.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
     def _run(self) -> None:
-        while not self._ends.wait(EVERY_SECONDS):
-            began = time.monotonic()
-            answered = self._ask()
-            self.requests.append((began, time.monotonic(), answered))
+        while not self._ends.wait(self.rest_seconds):
+            self.act()
+
+    def act(self) -> None:
+        raise NotImplementedError
+
+
+class Connecting(Busy):
+    """A user who connects; keeps what was acknowledged. With ``refreshes`` the app gets new tokens first."""
+
+    def __init__(self, app: OfficialApp, url: str, *, refreshes: bool = False) -> None:
+        super().__init__()
+        self.app, self.asked, self.refreshes = app, {"url": url, "profile": PROFILE}, refreshes
+        self.addresses: list[str] = []
+        #: When each was acknowledged, seconds since 1970.
+        self.moments: list[float] = []
+
+    def act(self) -> None:
+        if self.refreshes:
+            self.app.attempt("spoil_access_token")
+        answer = self.app.attempt("get_config", **self.asked)
+        if answer["ok"]:
+            (address,) = re.findall(r"^Address\s*=\s*([0-9.]+)", answer["config"], re.MULTILINE)
+            self.addresses.append(address)
+            self.moments.append(time.time())
+
+
+class Prober(Busy):
+    """People who ask the portal by its name, each time on a new connection.
+
+    What is asked needs nginx, the portal, and the database.
+    """
+
+    many = 5
+    rest_seconds = 0.2
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__()
+        self._url = f"{deployment.portal_url}/healthz"
+        context = ssl.create_default_context(cafile=str(deployment.ca_file))
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        #: When each request began and ended, and whether it was answered with 200.
+        self.requests: list[tuple[float, float, bool]] = []
+
+    def act(self) -> None:
+        began = time.monotonic()
+        answered = self._ask()
+        self.requests.append((began, time.monotonic(), answered))
 
     def _ask(self) -> bool:
         try:
-            with self._opener.open(f"{self.deployment.portal_url}/healthz", timeout=ANSWER_SECONDS) as answer:
+            with self._opener.open(self._url, timeout=ANSWER_SECONDS) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
