@@ -58,8 +58,13 @@ class Settings:
     def database_url(self) -> str:
         """The database's URL: from its file (it may hold a password), or SQLite in the state directory."""
         if self.database_url_file is None:
-            return f"sqlite:///{self.state_directory}/portal.sqlite"
+            return f"sqlite:///{self.sqlite_file}"
         return self.database_url_file.read_text().strip()
+
+    @property
+    def sqlite_file(self) -> Path:
+        """Where the database is unless another one is named."""
+        return self.state_directory / "portal.sqlite"
 
     @property
     def issuer_identity(self) -> str:

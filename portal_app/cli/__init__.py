@@ -24,6 +24,7 @@ GROUPS = (
     "status",
     "deployment",
     "migrate",
+    "database",
     "check",
     "address",
     "verify",

@@ -2,8 +2,8 @@
 
 import argparse
 
-from portal_app import db, migrations
-from portal_app.errors import PortalError
+from portal_app import database_copy, db, migrations
+from portal_app.errors import Conflict, PortalError
 from portal_app.settings import Settings
 
 
@@ -26,6 +26,10 @@ def run(arguments: argparse.Namespace, _settings: Settings) -> int:
         raise PortalError(
             f"the database is at {before}, which this release does not know: a later release migrated it;"
             " install that one, or restore the backup made before the upgrade"
+        )
+    if before is not None and database_copy.is_unfinished(engine):
+        raise Conflict(
+            "a copy into this database was begun and is not complete; repeat vpn-portal database copy"
         )
     if arguments.check:
         if before == migrations.head():

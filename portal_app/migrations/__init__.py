@@ -43,7 +43,7 @@ def current(engine: Engine) -> str | None:
     if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
         return None
     with _outage(), engine.connect().execution_options(read_only=True) as connection:
-        return _current(connection)
+        return revision_of(connection)
 
 
 def is_ahead(revision: str | None) -> bool:
@@ -56,10 +56,10 @@ def upgrade(engine: Engine) -> tuple[str | None, str | None]:
     """Migrate to the head in one transaction; return the revisions before and after. Raises Unavailable."""
     with _outage(), engine.connect() as connection, connection.begin():
         _lock(connection)
-        before = _current(connection)
+        before = revision_of(connection)
         if before != head() and not is_ahead(before):
             command.upgrade(_config(connection), "head")
-        return before, _current(connection)
+        return before, revision_of(connection)
 
 
 def _lock(connection: Connection) -> None:
@@ -70,7 +70,8 @@ def _lock(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
 
 
-def _current(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
+    """As ``current``, on a connection that is there."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return MigrationContext.configure(connection).get_current_revision()
