@@ -194,12 +194,14 @@ def _copy(source: Connection, target: Engine, connection: Connection, say: Say) 
                 f"{table.name}: {read.rows} rows arrived of {contents[table.name].rows}, or other ones; does"
                 " somebody write into the target? Make that database anew and repeat the command"
             )
-    with _confirmed(connection):
+    with connection.begin():
         for table in tables:
             _continue_numbers(connection, table)
-        UNFINISHED.drop(connection)
         # Without it the first queries would be planned as for empty tables.
-        connection.execute(text("ANALYZE"))
+        connection.execute(text("ANALYZE " + ", ".join(_quoted(tables))))
+        UNFINISHED.drop(connection)
+    if connection.info.pop(UNCONFIRMED, None):
+        say("the standby of the database has not confirmed it yet")
     return contents
 
 
@@ -232,7 +234,7 @@ def _identity(source: Connection) -> str:
 
 
 def _begin(connection: Connection, identity: str) -> None:
-    with _confirmed(connection):
+    with connection.begin():
         UNFINISHED.create(connection)
         row = {"table_name": "", "copied_rows": 0, "digest": identity, "last_key": ""}
         connection.execute(insert(UNFINISHED).values(row))
@@ -248,9 +250,8 @@ def _resume(source: Connection, connection: Connection, tables: Sequence[Table],
         done = _progress(connection, table)
         if done.rows and _read(source, table, until=done.last_key) != done:
             say(f"{table.name} has changed since the copy was interrupted: beginning anew")
-            with _confirmed(connection):
-                names = ", ".join(f'"{one.name}"' for one in tables)
-                connection.execute(text(f"TRUNCATE {names}"))
+            with connection.begin():
+                connection.execute(text("TRUNCATE " + ", ".join(_quoted(tables))))
                 connection.execute(delete(UNFINISHED).where(UNFINISHED.c.table_name != ""))
             return
 
@@ -278,7 +279,7 @@ def _copy_table(source: Connection, target: Connection, table: Table, say: Say) 
             "last_key": _key_to_text(done.last_key),
         }
         mark = insert(UNFINISHED).values(table_name=table.name, **values)
-        with _confirmed(target):
+        with target.begin():
             target.execute(mark.on_conflict_do_update(index_elements=["table_name"], set_=values))
             _send(target, table, rows)
         if done.rows < wanted:
@@ -329,15 +330,8 @@ def _as_text(column: Column[Any]) -> Any:
     return cast(column, Text).label(column.name)
 
 
-@contextmanager
-def _confirmed(connection: Connection) -> Iterator[None]:
-    """A transaction that also the target's standby has."""
-    with connection.begin():
-        yield
-    if connection.info.pop(UNCONFIRMED, None):
-        raise Unavailable(
-            "the standby of the database did not confirm; repeat the command when both are in step"
-        )
+def _quoted(tables: Sequence[Table]) -> list[str]:
+    return [f'"{table.name}"' for table in tables]
 
 
 def _continue_numbers(connection: Connection, table: Table) -> None:

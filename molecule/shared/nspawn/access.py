@@ -84,9 +84,9 @@ def _inventory(instance: Instance) -> dict[str, Any]:
         "lab_internet_ipv4": str(instance.internet_ipv4[1]),
         "lab_internet_ipv6": str(instance.internet_ipv6[1]),
     }
-    if instance.topology.has_virtual_ip:
-        variables["lab_virtual_ipv4"] = f"{instance.virtual_ipv4}/{instance.ipv4.prefixlen}"
-        variables["lab_virtual_ipv6"] = f"{instance.virtual_ipv6}/{instance.ipv6.prefixlen}"
+    # Kept free in every topology: one that begins with one portal may get a second one.
+    variables["lab_virtual_ipv4"] = f"{instance.virtual_ipv4}/{instance.ipv4.prefixlen}"
+    variables["lab_virtual_ipv6"] = f"{instance.virtual_ipv6}/{instance.ipv6.prefixlen}"
     for host in instance.topology.hosts:
         if host.on_the_internet:
             ipv4, ipv6 = instance.internet_addresses(host)

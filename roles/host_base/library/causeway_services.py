@@ -29,6 +29,11 @@ options:
     description: >-
       Shell pattern of units that are stopped and disabled unless they are in C(units), such as
       C(openvpn-server@*.service).
+  before_restart:
+    type: path
+    description: >-
+      Program that runs once before any unit is restarted, such as one that lets another host take over. Its
+      failure ends the run with nothing restarted. A program that is not there (yet) is left out.
   wait_seconds:
     type: int
     default: 60
@@ -102,6 +107,16 @@ class Systemd:
                 status, _, error = self.run(verb, *names, check=False)
                 if status:
                     self.refusals.append(error.strip())
+
+    def prepare(self, program):
+        """Run the program that comes before a restart, where there is one."""
+        if not program or not os.path.exists(program):
+            return
+        self.done.append(program)
+        if not self.module.check_mode:
+            status, output, error = self.module.run_command([program])
+            if status:
+                self.module.fail_json(msg=f"{program}: {error.strip() or output.strip()}", done=self.done)
 
     def is_outdated(self):
         """Tell whether a unit file changed since they were read. NeedDaemonReload misses a first drop-in."""
@@ -222,6 +237,7 @@ def main():
         argument_spec={
             "units": {"type": "list", "elements": "dict", "required": True, "options": unit},
             "absent": {"type": "str"},
+            "before_restart": {"type": "path"},
             "foreseen": {"type": "list", "elements": "path", "default": []},
             "wait_seconds": {"type": "int", "default": 60},
         },
@@ -266,6 +282,8 @@ def bring_up(systemd, units, wait_seconds):
         and n not in missing
     }
     systemd.do("enable", to_enable)
+    if "restart" in verbs.values():
+        systemd.prepare(systemd.module.params["before_restart"])
     for verb in ("start", "restart", "reload"):
         systemd.do(verb, {name: because[name] for name in names if verbs[name] == verb})
     acted = [name for name in names if verbs[name]]

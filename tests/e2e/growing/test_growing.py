@@ -1,27 +1,14 @@
 """docs/grow.md: a single host becomes a portal with three nodes, and a node leaves; no user notices (R90)."""
 
-import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
-import yaml
 
-from tests.e2e.hosts import Deployment, OfficialApp, converge, prepare_client, wait_until
+from tests.e2e.growing.inventory import not_a_node, put_into_inventory, run
+from tests.e2e.hosts import OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings, World, address_of
 from tests.e2e.test_plan import make_plan
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    deployment = converge("growing")
-    client = deployment.host("clients")
-    prepare_client(client, deployment)
-    yield World(deployment, client)
-    put_into_inventory(deployment, [])
-
 
 #: Prints nothing on a host that is no node any more.
 WHAT_A_NODE_HAS = """
@@ -37,38 +24,6 @@ nft list tables
 systemctl list-units --plain --no-legend 'vpn-*' 'causeway-*'
 sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding | grep -v '= 0$'
 """
-
-
-def put_into_inventory(deployment: Deployment, names: list[str]) -> None:
-    """Write hosts into the group of nodes, beside the lab's own inventory: vpn1 and then the new ones."""
-    inventory = deployment.directory / "inventory"
-    hosts = {name: {"vpn_node": node_of(deployment, name)} for name in names}
-    (inventory / "growth.yml").write_text(json.dumps({"nodes": {"hosts": hosts}}))
-
-
-@contextmanager
-def not_a_node(deployment: Deployment, name: str) -> Iterator[None]:
-    """Take a host out of the group of nodes, as the last step of docs/grow.md says."""
-    file = deployment.directory / "inventory/hosts.yml"
-    before = file.read_text()
-    inventory = yaml.safe_load(before)
-    del inventory["all"]["children"]["nodes"]["hosts"][name]
-    file.write_text(yaml.safe_dump(inventory))
-    try:
-        yield
-    finally:
-        file.write_text(before)
-
-
-def node_of(deployment: Deployment, name: str) -> dict[str, object]:
-    domain = deployment.portal_url.partition("//vpn.")[2]
-    return {"number": int(name[-1]), "hostname": f"{name}.{domain}"}
-
-
-def run(deployment: Deployment, playbook: str, *options: str) -> str:
-    done = deployment.playbook(playbook, *options, log=f"growing-{playbook}")
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    return done.stdout
 
 
 def test_single_host_becomes_three_nodes_and_two_again(world: World) -> None:

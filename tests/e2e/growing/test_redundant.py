@@ -1,0 +1,144 @@
+"""docs/redundant.md, "From one portal": SQLite becomes PostgreSQL, one portal becomes two (R91).
+
+Apps and browsers go on as they are, and no tunnel notices.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.growing.inventory import not_a_node, put_into_inventory, run
+from tests.e2e.ha_portal.world import Prober, holders, one_holder
+from tests.e2e.hosts import Deployment, OfficialApp, wait_until
+from tests.e2e.multi_node.world import Pings, World
+
+DATABASES = {"databases": {"hosts": {"db1": None}}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def many_nodes(world: World) -> Iterator[None]:
+    """Where docs/grow.md ends: a portal that is no node, and a node."""
+    with not_a_node(world.deployment, "vpn1"):
+        put_into_inventory(world.deployment, ["node3"])
+        run(world.deployment, "add_node", "-e", "node=node3")
+        yield
+
+
+@contextmanager
+def name_leads_to(deployment: Deployment, addresses: list[str]) -> Iterator[None]:
+    """Let the portal's name lead elsewhere, on every host and on this machine, as a change in DNS does."""
+    name = deployment.portal_url.removeprefix("https://")
+    hosts = [deployment.named(host["name"]) for host in deployment.info["hosts"]]
+    lines = "".join(f"{address} {name}\n" for address in addresses)
+    own = Path("/etc/hosts")
+    before = own.read_text()
+    for host in hosts:
+        host.run(f"sed -i '/ {name}$/d' /etc/hosts && cat >>/etc/hosts", stdin=lines)
+    # Written in place: it may be mounted.
+    own.write_text(re.sub(rf"^\S+ {re.escape(name)}\n", "", before, flags=re.MULTILINE) + lines)
+    try:
+        yield
+    finally:
+        own.write_text(before)
+
+
+def test_wrong_order_changes_nothing(world: World) -> None:
+    """Whoever runs site.yml first is told, and nobody's data is left behind."""
+    put_into_inventory(world.deployment, ["node3"], **DATABASES)
+    done = world.deployment.playbook("site", log="growing-too-early")
+
+    assert done.returncode != 0
+    assert "is in SQLite, and the inventory names PostgreSQL; playbooks/move_database.yml" in " ".join(
+        done.stdout.split()
+    )
+    assert "changed=0" in done.stdout
+    put_into_inventory(world.deployment, ["node3"])
+    done = world.deployment.playbook("move_database", log="growing-nowhere")
+    assert done.returncode != 0
+    assert "the inventory names no PostgreSQL" in done.stdout
+
+
+def test_failed_copy_leaves_the_portal_on_sqlite(world: World) -> None:
+    """The database has something of somebody else, seen only when the portal is stopped already."""
+    deployment = world.deployment
+    put_into_inventory(deployment, ["node3"], **DATABASES)
+    run(deployment, "database")
+    ask = "runuser -u postgres -- psql -XAtq causeway -c"
+    world.node("db1").run(f"{ask} 'CREATE TABLE books (title text)'")
+
+    done = deployment.playbook("move_database", log="growing-not-empty")
+
+    assert done.returncode != 0
+    assert "the target holds something else (table books)" in " ".join(done.stdout.split())
+    assert world.ask("user", "list")
+    settings = world.portal.output("cat /etc/causeway/portal/settings.toml")
+    assert "database_url_file" not in settings
+    world.node("db1").run(f"{ask} 'DROP TABLE books'")
+
+
+def test_one_portal_becomes_two(world: World) -> None:
+    deployment = world.deployment
+    put_into_inventory(deployment, ["node3"], **DATABASES)
+    home = f"{deployment.portal_url}/"
+    apps = {name: OfficialApp(world.client, name) for name in ("alice", "bob")}
+    try:
+        opened = {}
+        for name, app in apps.items():
+            app.do("start", user=name, password=world.password(name))
+            app.do("add_server", url=deployment.portal_url)
+            opened[name] = world.connect(app, "employees", prefer_tcp=name == "bob")
+        browser = world.browser("carol")
+        pings = {name: Pings(apps[name], got["gateway"], name) for name, got in opened.items()}
+        users = world.ask("user", "list")
+
+        with Prober(deployment) as prober:
+            wait_until(prober.answers_again, 10, "it is answered")
+            output = run(deployment, "move_database")
+            wait_until(prober.answers_again, 30, "it is answered again")
+        print(f"nobody served for {prober.longest():.1f} s; refused: {prober.failed()}")
+        assert re.search(r"[\d,]+ rows copied and compared in", output)
+        assert prober.failed() > 0
+        assert world.ask("user", "list") == users
+        kept = world.portal.output("ls /var/lib/causeway-portal")
+        assert "portal.sqlite.copied" in kept.split()
+        assert apps["alice"].do("get_config", url=deployment.portal_url, profile="employees")["sign_ins"] == 1
+        assert "carol" in browser.open(home).text
+
+        variables = deployment.variables("vpn1")
+        virtual = {"ipv4": variables["lab_virtual_ipv4"], "ipv6": variables["lab_virtual_ipv6"]}
+        portals = {
+            "portals": {"hosts": {"p2": None}, "vars": {}},
+            "all": {"vars": {"vpn_virtual_ip": virtual}},
+        }
+        put_into_inventory(deployment, ["node3"], **DATABASES, **portals)
+        with Prober(deployment) as prober:
+            wait_until(prober.answers_again, 10, "it is answered")
+            run(deployment, "site")
+        print(f"second portal: refused: {prober.failed()} of {len(prober.requests)}")
+        addresses = [virtual["ipv4"].partition("/")[0], virtual["ipv6"].partition("/")[0]]
+        deployment.info["vip"] = dict(zip(("ipv4", "ipv6"), addresses, strict=True))
+        both = [deployment.named("vpn1"), deployment.named("p2")]
+        with name_leads_to(deployment, addresses):
+            holder = one_holder(deployment, *both)
+            apps["bob"].do("spoil_access_token")
+            for name, app in apps.items():
+                got = app.do("get_config", url=deployment.portal_url, profile="employees")
+                assert (name, got["sign_ins"]) == (name, 1)
+            assert "carol" in browser.open(home).text
+            (other,) = (host for host in both if host.name != holder)
+            deployment.lab("power-off", holder)
+            assert one_holder(deployment, other) == other.name
+            wait_until(lambda: "carol" in browser.open(home).text, 20, "the other portal serves")
+            got = apps["bob"].do("get_config", url=deployment.portal_url, profile="employees")
+            assert got["sign_ins"] == 1
+            deployment.lab("power-on", holder)
+        assert {name: p.lost() for name, p in pings.items()} == {"alice": 0, "bob": 0}
+        assert holders(deployment, other)
+    finally:
+        for app in apps.values():
+            app.attempt("down")
+            app.attempt("disconnect")
+            app.close()
