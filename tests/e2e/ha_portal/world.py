@@ -105,6 +105,8 @@ class Connecting(Busy):
         self.addresses: list[str] = []
         #: When each was acknowledged, seconds since 1970.
         self.moments: list[float] = []
+        #: What the app said of each connect that was not.
+        self.errors: list[str] = []
 
     def act(self) -> None:
         if self.refreshes:
@@ -114,20 +116,22 @@ class Connecting(Busy):
             (address,) = re.findall(r"^Address\s*=\s*([0-9.]+)", answer["config"], re.MULTILINE)
             self.addresses.append(address)
             self.moments.append(time.time())
+        else:
+            self.errors.append(str(answer.get("error")))
 
 
 class Prober(Busy):
     """People who ask the portal by its name, each time on a new connection.
 
-    What is asked needs nginx, the portal, and the database.
+    What is asked needs nginx, the portal, and the database. An answer after ``patience`` seconds is none.
     """
 
     many = 5
     rest_seconds = 0.2
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, *, patience: float = ANSWER_SECONDS) -> None:
         super().__init__()
-        self._url = f"{deployment.portal_url}/healthz"
+        self._url, self._patience = f"{deployment.portal_url}/healthz", patience
         context = ssl.create_default_context(cafile=str(deployment.ca_file))
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
@@ -142,7 +146,7 @@ class Prober(Busy):
 
     def _ask(self) -> bool:
         try:
-            with self._opener.open(self._url, timeout=ANSWER_SECONDS) as answer:
+            with self._opener.open(self._url, timeout=self._patience) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -164,6 +168,10 @@ class Prober(Busy):
             if until > after and any(since <= began < until for began in refused)
         ]
         return max(gaps, default=0.0)
+
+    def slowest(self) -> float:
+        """Return how long the longest answer took, in seconds."""
+        return max((ended - began for began, ended, answered in self.requests if answered), default=0.0)
 
     def answers_again(self) -> bool:
         return bool(self.requests) and self.requests[-1][2]
