@@ -133,11 +133,15 @@ GIVE_BACK = $(SUDO) find . -path ./.lab -prune -o -exec chown --no-dereference -
 AS_ROOT = $(if $(SUDO),trap '$(GIVE_BACK)' EXIT; $(SUDO))
 
 .PHONY: test
-test: check test-packages ## everything, the end-to-end tests on lab hosts included
+test: check test-packages ## everything but the long faults, the end-to-end tests on lab hosts included
 	$(call say,Running the tests of portal and agent (about 8 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --quiet --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
 	$(call say,Running the tests on lab hosts (about 45 minutes))
-	@$(AS_ROOT) $(BIN)/pytest --durations=15 --tb=short -m lab tests/lab tests/e2e
+	@$(AS_ROOT) $(BIN)/pytest --durations=25 --tb=short -m "lab and not faults" tests/lab tests/e2e
+
+.PHONY: test-faults
+test-faults: setup test-packages ## the faults and updates on lab hosts that take minutes each
+	@$(AS_ROOT) $(BIN)/pytest --durations=25 --tb=short -m faults tests/e2e
 
 .PHONY: bench
 bench: TEST_PACKAGES += nftables nginx

@@ -21,15 +21,19 @@ from dataclasses import dataclass
 from typing import Self
 
 from portal_app.verification.browser import App, Browser, VerificationError
-from tests.e2e.ha_portal.world import PROFILE, Busy, Connecting, Prober, one_holder, primary, recorded
+from tests.e2e.ha_portal.world import (
+    DOUBLED,
+    PROFILE,
+    Busy,
+    Connecting,
+    Prober,
+    one_holder,
+    primary,
+    recorded,
+    sql,
+)
 from tests.e2e.hosts import Deployment, Host, OfficialApp, prepare_client, read_deployment, wait_until
 from tests.e2e.multi_node.world import WIREGUARD_TYPE, Pings
-
-#: Of two rows of the log of one address on one node that say they had it at the same moment.
-DOUBLED = """
-SELECT count(*) FROM address_uses a JOIN address_uses b ON a.node_number = b.node_number AND a.ipv4 = b.ipv4
-AND a.id < b.id AND b.started_at < coalesce(a.ended_at, now()) AND a.started_at < coalesce(b.ended_at, now())
-"""
 
 
 @dataclass
@@ -261,7 +265,7 @@ def measure(deployment: Deployment, fault: Fault) -> str:
         lost_connects = sum(
             (Counter(connecting.addresses) - (recorded(after.first, "bob") - before)).values()
         )
-        doubled = after.first.output(f'runuser -u postgres -- psql -XAtc "{DOUBLED}" causeway')
+        doubled = sql(after.first, DOUBLED)
         lost_pings = [p.lost() for p in pings]
         official.attempt("disconnect")
         cells = [

@@ -59,7 +59,7 @@ COPIED_SUFFIX = ".copied"
 ROWS_AT_ONCE = 5000
 _DIGEST_BYTES = 16
 #: Key of the PostgreSQL advisory lock that one copy holds.
-LOCK_KEY = 0x6361757365_02
+LOCK_KEY = 0x6361757365_03
 
 Say = Callable[[str], None]
 

@@ -147,6 +147,12 @@ def converge(topology: str) -> Deployment:
     )
     if topology in standing:
         return read_deployment(topology, standing[topology])
+    make_only_lab(topology, "lab", f"TOPOLOGY={topology}")
+    return read_deployment(topology)
+
+
+def make_only_lab(name: str, *words: str) -> None:
+    """Run ``make`` for the instance ``name``; the one before it goes."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     while _converged:
         # No test comes back to it, and idle hosts cost the next ones time.
@@ -154,16 +160,15 @@ def converge(topology: str) -> Deployment:
             ["make", "lab-down", f"NAME={_converged.pop()}"],
             cwd=PROJECT, check=True, timeout=300, env=environment,
         )  # fmt: skip
-    _converged.append(topology)
-    log = PROJECT / ".lab" / f"make-lab-{topology}.log"
+    _converged.append(name)
+    log = PROJECT / ".lab" / f"make-lab-{name}.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as output:
         done = subprocess.run(
-            ["make", "lab", f"TOPOLOGY={topology}"],
+            ["make", *words],
             cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=1800, env=environment,
         )  # fmt: skip
     assert done.returncode == 0, log.read_text()[-4000:]
-    return read_deployment(topology)
 
 
 def prepare_client(host: Host, deployment: Deployment) -> None:

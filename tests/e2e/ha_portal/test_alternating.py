@@ -2,11 +2,7 @@
 
 import itertools
 import re
-import socket
-from typing import Any
 from urllib.parse import urljoin
-
-import pytest
 
 from portal_app.verification.browser import App, Browser, forms
 from tests.e2e.ha_portal.world import PROFILE
@@ -15,22 +11,6 @@ from tests.e2e.multi_node.world import WIREGUARD_TYPE
 
 #: Any key: no tunnel is made of it.
 PUBLIC_KEY = "c29tZSB3aXJlZ3VhcmQga2V5IG9mIDMyIGJ5dGVzIS4="
-
-
-@pytest.fixture
-def asked(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Send each request of this process to the other portal than the one before; return which got it."""
-    portals = itertools.cycle(deployment.hosts("portals"))
-    got: list[str] = []
-    connect = socket.create_connection
-
-    def alternately(address: tuple[str, int], *rest: Any, **named: Any) -> socket.socket:
-        portal = next(portals)
-        got.append(portal.name)
-        return connect((portal.address, address[1]), *rest, **named)
-
-    monkeypatch.setattr(socket, "create_connection", alternately)
-    return got
 
 
 def test_one_login_one_authorization_and_one_app_alternate(deployment: Deployment, asked: list[str]) -> None:

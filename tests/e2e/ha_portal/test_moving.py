@@ -159,6 +159,95 @@ def test_address_stays_while_the_database_is_away(
     assert one_holder(deployment) == holder
 
 
+def test_health_that_comes_and_goes_moves_the_address_once(deployment: Deployment) -> None:
+    """R10: two seconds up, two seconds down."""
+    holder = deployment.named(one_holder(deployment))
+    seen = [holder.name]
+    for _ in range(6):
+        for word in ("STOP", "CONT"):
+            holder.run(f"kill -{word} $(pgrep nginx)")
+            ends_at = time.monotonic() + 2
+            while time.monotonic() < ends_at:
+                now = {name for name, _family in holders(deployment)}
+                if len(now) == 1 and now != {seen[-1]}:
+                    seen += now
+    one_holder(deployment)
+    assert len(seen) - 1 <= 2, seen
+
+
+#: Sends adverts of VRRPv3 (RFC 5798, section 5.2) with the highest priority, ten a second, for ten seconds.
+FOREIGN = """
+import ipaddress, socket, struct, sys, time
+router, address, *portals = sys.argv[1:]
+link = socket.socket(socket.AF_INET, socket.SOCK_RAW, 112)
+link.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255)
+virtual = ipaddress.ip_address(address).packed
+for _ in range(100):
+    for portal in [*portals, "224.0.0.18"]:
+        head = struct.pack("!BBBBHH", 0x31, int(router), 255, 1, 10, 0) + virtual
+        link.sendto(head, (portal, 0))
+    time.sleep(0.1)
+"""
+
+
+def test_foreign_vrrp_takes_nothing(deployment: Deployment) -> None:
+    """R12: another host of the segment says that it has the address, with our number."""
+    holder = one_holder(deployment)
+    portals = " ".join(host.address for host in deployment.hosts("portals"))
+    with Prober(deployment) as prober:
+        wait_until(prober.answers_again, 10, "it is answered")
+        deployment.host("nodes").run(
+            f"python3 - 77 {deployment.info['vip']['ipv4']} {portals}", stdin=FOREIGN
+        )
+    assert one_holder(deployment) == holder
+    assert prober.failed() == 0
+
+
+#: A file system that is full where nginx, the portal and the journal write.
+FULL = """
+for place in /var/lib/nginx /var/lib/causeway-portal /var/log/nginx /var/tmp; do
+    mount -t tmpfs -o size=64k,mode=0777 e2e $place && dd if=/dev/zero of=$place/full bs=4k 2>/dev/null
+done; true
+"""
+FREE = "for place in /var/lib/nginx /var/lib/causeway-portal /var/log/nginx /var/tmp; do umount $place; done"
+
+
+def test_full_disk_of_a_portal_is_not_noticed(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    """What a portal keeps is in the database, and requests fit into memory."""
+    bob = make_app("bob")
+    holder = deployment.named(one_holder(deployment))
+    holder.run(FULL)
+    try:
+        with Prober(deployment) as prober:
+            wait_until(lambda: len(prober.requests) > 60, 60, "it was asked")
+            got = bob.do("get_config", url=deployment.portal_url, profile=PROFILE)
+        assert got["sign_ins"] == 1
+    finally:
+        holder.run(FREE)
+    assert prober.failed() == 0
+
+
+@pytest.mark.faults
+def test_everything_loses_power_and_the_database_is_last(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    """R78: it returns by itself."""
+    bob = make_app("bob")
+    asked = {"url": deployment.portal_url, "profile": PROFILE}
+    groups = ("portals", "nodes", "databases")
+    hosts = [host.name for group in groups for host in deployment.hosts(group)]
+    for name in hosts:
+        deployment.lab("power-off", name)
+    for name in hosts:
+        deployment.lab("power-on", name)
+    began = time.monotonic()
+    wait_until(lambda: bob.attempt("get_config", **asked)["ok"], 90, "bob connects")
+    print(f"everything lost power: bob connects {time.monotonic() - began:.0f} s after the last boot")
+    assert bob.do("get_config", **asked)["sign_ins"] == 1
+
+
 def test_keepalived_may_do_little(deployment: Deployment) -> None:
     """H1"""
     for host in deployment.hosts("portals"):

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from tests.e2e.ha_portal.world import Connecting, Prober, one_holder
+import pytest
+
+from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, one_holder
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings
 
@@ -15,19 +17,19 @@ def since(portal: Host) -> str:
     return portal.output("systemctl show --property=ActiveEnterTimestamp vpn-portal.service")
 
 
-def test_changed_setting_is_deployed_and_nobody_notices(
-    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+def deploy_under_people(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp], *options: str
 ) -> None:
-    """The portal that has the address gives it away before it is touched; what is under way is answered."""
+    """Deploy portals that restart by it, and see that nobody notices.
+
+    The one that has the address gives it away before it is touched; what is under way is answered.
+    """
     alice, bob, admin = make_app("alice"), make_app("bob"), make_app("admin")
     pings = {}
     for app, protocol in ((bob, "udp"), (admin, "tcp")):
-        got = app.do(
-            "get_config", url=deployment.portal_url, profile="everywhere", prefer_tcp=protocol == "tcp"
-        )
-        (gateway, *_) = app.do("up", config=got["config"], protocol=got["protocol"], transport=protocol)[
-            "gateways"
-        ]
+        got = app.do("get_config", url=deployment.portal_url, profile=PROFILE, prefer_tcp=protocol == "tcp")
+        opened = app.do("up", config=got["config"], protocol=got["protocol"], transport=protocol)
+        gateway = opened["gateways"][0]
         wait_until(lambda app=app, gateway=gateway: app.pings(gateway), 20, "the tunnel works")
         pings[protocol] = Pings(app, gateway, protocol)
     one_holder(deployment)
@@ -38,22 +40,31 @@ def test_changed_setting_is_deployed_and_nobody_notices(
         Connecting(alice, deployment.portal_url, refreshes=True) as connecting,
     ):
         wait_until(prober.answers_again, 10, "it is answered")
-        done = deployment.playbook(
-            "site", "--limit", "portals", "-e", "portal_name=Changed", log="changed-setting"
-        )
-        wait_until(lambda: len(connecting.addresses) > 3, 60, "people connected meanwhile")
+        done = deployment.playbook("site", "--limit", "portals", *options, log="under-people")
+        connects = len(connecting.addresses)
+        wait_until(lambda: len(connecting.addresses) > connects + 3, 60, "people connect")
     assert done.returncode == 0, done.stdout[-3000:]
-    requests, connects = len(prober.requests), len(connecting.addresses)
+    connects, requests = len(connecting.addresses), len(prober.requests)
     print(f"{requests} requests, the slowest {prober.slowest():.1f} s; {connects} connects")
     assert prober.failed() == 0
     assert connecting.errors == []
     for portal in deployment.hosts("portals"):
         assert since(portal) != before[portal.name]
-        assert "Changed" in portal.output("cat /etc/causeway/portal/settings.toml")
     one_holder(deployment)
     assert {protocol: p.lost() for protocol, p in pings.items()} == {"udp": 0, "tcp": 0}
 
 
+def test_changed_setting_is_deployed_and_nobody_notices(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    tags = ["--tags", "portal,web_frontend,virtual_ip"]
+    deploy_under_people(deployment, make_app, *tags, "-e", "portal_name=Changed")
+
+    for portal in deployment.hosts("portals"):
+        assert "Changed" in portal.output("cat /etc/causeway/portal/settings.toml")
+
+
+@pytest.mark.faults
 def test_release_that_does_not_serve_stops_at_the_first_portal(deployment: Deployment) -> None:
     """The other portal is not touched and goes on: nobody notices but who runs the playbook."""
     first, second = deployment.hosts("portals")

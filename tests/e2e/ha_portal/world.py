@@ -15,6 +15,11 @@ from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 PROFILE = "everywhere"
 REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
 ANSWER_SECONDS = 1.0
+#: Of two rows of the log of one address on one node that say they had it at the same moment.
+DOUBLED = """
+SELECT count(*) FROM address_uses a JOIN address_uses b ON a.node_number = b.node_number AND a.ipv4 = b.ipv4
+AND a.id < b.id AND b.started_at < coalesce(a.ended_at, now()) AND a.started_at < coalesce(b.ended_at, now())
+"""
 
 
 def holders(deployment: Deployment, *hosts: Host) -> list[tuple[str, str]]:
@@ -58,10 +63,15 @@ def primary(deployment: Deployment) -> tuple[Host, Host]:
     return first, second
 
 
+def sql(database: Host, asked: str) -> str:
+    """Ask the portal's database on a server; columns are parted by ``|``."""
+    return database.output(f'cd / && runuser -u postgres -- psql -XAtc "{asked}" causeway')
+
+
 def recorded(database: Host, user: str) -> Counter[str]:
     """Return how often the log has each address for a user."""
     asked = "SELECT user_name, ipv4 FROM address_uses WHERE protocol = 'wireguard'"
-    rows = database.output(f'runuser -u postgres -- psql -XAtc "{asked}" causeway').split()
+    rows = sql(database, asked).split()
     return Counter(row.removeprefix(f"{user}|") for row in rows if row.startswith(f"{user}|"))
 
 

@@ -77,6 +77,13 @@ class World:
             self._passwords[user] = password
         return self._passwords[user]
 
+    def add_users(self, names: list[str]) -> None:
+        """Make accounts that ``password`` then knows, many in one go."""
+        passwords = {name: secrets.token_urlsafe(18) for name in names}
+        program = f"{ADD_USERS}\nadd({passwords!r})\n"
+        self._python(program)
+        self._passwords |= passwords
+
     def browser(self, user: str) -> Browser:
         """Return a browser in which a user has signed in to the portal."""
         browser = Browser(self.deployment.ca_file)
@@ -234,6 +241,19 @@ from portal_app.settings import Settings
 db.connect_to(Settings.load().database_url)
 with db.transaction(read_only=True) as t:
     number = t.scalar(select(Node.number).where(Node.name == sys.argv[1]))
+"""
+ADD_USERS = """
+from portal_app import db
+from portal_app.clock import utc_now
+from portal_app.services import users
+from portal_app.settings import Settings
+
+db.connect_to(Settings.load().database_url)
+
+def add(passwords):
+    for name, password in passwords.items():
+        users.add(name, permissions=[], password=password, exists_ok=True, actor="e2e", now=utc_now())
+        users.set_password(name, password, actor="e2e", now=utc_now())
 """
 SESSIONS = (
     _HEAD

@@ -1,0 +1,68 @@
+"""One controller leads; whatever becomes of it, the other one goes on (R55)."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from portal_app.controller.leader import LOCK_KEY
+from tests.e2e.ha_portal.world import PROFILE, primary, sql
+from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+from tests.e2e.multi_node.world import World
+
+UNIT = "vpn-portal-controller.service"
+MAIN = f"$(systemctl show -P MainPID {UNIT})"
+WHAT_HAPPENS = {
+    "stopped": (f"systemctl stop {UNIT}", f"systemctl start {UNIT}", 10),
+    "frozen": (f"kill -STOP {MAIN}", f"kill -CONT {MAIN}", 15),
+    "its host loses its power": (None, None, 15),
+}
+
+
+def leader(deployment: Deployment, database: Host) -> str | None:
+    """Return the portal whose controller has the lock."""
+    asked = f"""SELECT client_addr FROM pg_locks JOIN pg_stat_activity USING (pid)
+        WHERE locktype = 'advisory' AND granted
+        AND classid = {LOCK_KEY >> 32} AND objid = {LOCK_KEY & 0xFFFFFFFF}"""  # noqa: S608 - numbers of ours
+    address = sql(database, asked)
+    return next((host.name for host in deployment.hosts("portals") if host.address == address), None)
+
+
+@pytest.mark.parametrize("what", WHAT_HAPPENS)
+def test_leader_is_lost(
+    deployment: Deployment, world: World, make_app: Callable[[str], OfficialApp], what: str
+) -> None:
+    """The other one leads; what was missing on a node just then is there again, and who is cut is cut."""
+    alice = make_app("alice")
+    database, _standby = primary(deployment)
+    first = wait_until(lambda: leader(deployment, database), 20, "one leads")
+    host = deployment.named(first)
+    (other,) = (portal for portal in deployment.hosts("portals") if portal.name != first)
+    # Its commands are asked from the portal that stays.
+    world.portal = other
+    with world.only("n1"):
+        got = world.connect(alice, PROFILE)
+    break_it, mend_it, seconds = WHAT_HAPPENS[what]
+
+    # Only a controller notices that.
+    (key,) = world.peers("n1") & world.wanted("n1")
+    world.node("n1").run(f"wg set wg0 peer '{key}' remove")
+    if break_it:
+        host.run(break_it)
+    else:
+        deployment.lab("power-off", first)
+    began = time.monotonic()
+    try:
+        wait_until(lambda: leader(deployment, database) == other.name, seconds, "the other one leads")
+        print(f"{what}: the other one leads after {time.monotonic() - began:.1f} s")
+        world.wait_until_in_step("n1")
+        wait_until(lambda: alice.pings(got["gateway"]), 20, "the tunnel works again")
+        alice.do("disconnect")
+        wait_until(lambda: key not in world.peers("n1"), 2, "the peer is gone")
+    finally:
+        if mend_it:
+            host.run(mend_it)
+        else:
+            deployment.lab("power-on", first)
+    up = "systemctl is-active --quiet vpn-portal-controller.service"
+    wait_until(lambda: host.run(up, check=False).returncode == 0, 60, "it is back")
