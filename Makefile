@@ -136,12 +136,24 @@ AS_ROOT = $(if $(SUDO),trap '$(GIVE_BACK)' EXIT; $(SUDO))
 test: check test-packages ## everything but the long faults, the end-to-end tests on lab hosts included
 	$(call say,Running the tests of portal and agent (about 8 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --quiet --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
-	$(call say,Running the tests on lab hosts (about 45 minutes))
-	@$(AS_ROOT) $(BIN)/pytest --durations=25 --tb=short -m "lab and not faults" tests/lab tests/e2e
+	$(call say,Running the tests of the lab itself (about 3 minutes))
+	@$(AS_ROOT) $(BIN)/pytest --durations=5 --tb=short -m "lab and not faults" tests/lab
+	$(call say,Running the tests on lab hosts: two topologies at a time (about 40 minutes))
+	@$(MAKE) --jobs=2 --output-sync=line --keep-going test-lab-growing test-lab-settled
+
+# Most of such a test is waiting, so two at a time; each of the two brings up one lab after the other.
+LAB_TESTS = $(AS_ROOT) $(BIN)/pytest -v -p no:cacheprovider --durations=25 --tb=short
+
+.PHONY: test-lab-growing test-lab-settled
+test-lab-growing:
+	@$(LAB_TESTS) -m "lab and not faults" tests/e2e/growing tests/e2e/ha_portal
+
+test-lab-settled:
+	@$(LAB_TESTS) -m "lab and not faults" tests/e2e/multi_node tests/e2e/test_*.py
 
 .PHONY: test-faults
 test-faults: setup test-packages ## the faults and updates on lab hosts that take minutes each
-	@$(AS_ROOT) $(BIN)/pytest --durations=25 --tb=short -m faults tests/e2e
+	@$(LAB_TESTS) -m faults tests/e2e
 
 .PHONY: bench
 bench: TEST_PACKAGES += nftables nginx

@@ -11,6 +11,7 @@ whenever the sources are.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -40,6 +41,14 @@ def collect(output: Path, python: str, parts: Sequence[str]) -> tuple[dict[str, 
     """Return version, id and archive of a bundle, and whether it had to be made."""
     if unknown := set(parts) - set(PARTS):
         raise WheelsError(f"unknown part {min(unknown)!r}; use portal, node or portal-node")
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "lock").open("w") as lock:
+        # Two deployments from one checkout may come here at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _collect(output, python, parts)
+
+
+def _collect(output: Path, python: str, parts: Sequence[str]) -> tuple[dict[str, str], bool]:
     name = "-".join(part for part in PARTS if part in parts)
     directory = output / python
     directory.mkdir(parents=True, exist_ok=True)

@@ -129,6 +129,7 @@ def test_openvpn_negotiates_only_what_is_agreed(
         assert "comp" not in next(line for line in said.splitlines() if "PUSH_REPLY" in line)
 
 
+@pytest.mark.faults
 def test_power_cut_keeps_what_was_acknowledged(deployment: Deployment, server: Host) -> None:
     """R32, I2: connects run while the host loses power; the database is whole and has all answered ones.
 

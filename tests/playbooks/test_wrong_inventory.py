@@ -91,6 +91,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"ansible_host": "10.64.3.4"},
         "vpn_profiles: a range of clients contains 10.64.3.4, where a host of this inventory is",
     ),
+    "load balancer that is a name": (
+        {"vpn_trusted_proxies": ["lb.example.org"]},
+        "vpn_trusted_proxies: lb.example.org: no address and no network",
+    ),
     "network with host bits": (
         {"vpn_portal_addresses": ["192.0.2.7/24"]},
         "vpn_portal_addresses: 192.0.2.7/24: no address and no network",

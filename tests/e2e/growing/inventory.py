@@ -1,8 +1,9 @@
-"""The inventory that grows, beside the lab's own."""
+"""The inventory that grows, beside the lab's own, and names that lead elsewhere."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -40,3 +41,30 @@ def run(deployment: Deployment, playbook: str, *options: str) -> str:
     done = deployment.playbook(playbook, *options, log=f"growing-{playbook}")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
+
+
+@contextmanager
+def name_leads_to(deployment: Deployment, addresses: list[str]) -> Iterator[None]:
+    """Let the portal's name lead elsewhere, on every host and on this machine, as a change in DNS does."""
+    name = deployment.portal_url.removeprefix("https://")
+    hosts = [deployment.named(host["name"]) for host in deployment.info["hosts"]]
+    for host in hosts:
+        lines = "".join(f"{address} {name}\n" for address in addresses)
+        host.run(f"sed -i '/ {name}$/d' /etc/hosts && cat >>/etc/hosts", stdin=lines)
+    before = on_this_machine(name, addresses)
+    try:
+        yield
+    finally:
+        on_this_machine(name, before)
+
+
+def on_this_machine(name: str, addresses: list[str]) -> list[str]:
+    """Write where a name leads and return where it led. Other labs have lines of their own there."""
+    file = Path("/etc/hosts")
+    lines = [line.split() for line in file.read_text().splitlines()]
+    before = [words[0] for words in lines if words[1:] == [name]]
+    written = iter([f"{address} {name}" for address in addresses])
+    # In the place of the old ones, within what the lab takes away again. It may be mounted, so not replaced.
+    kept = [next(written) if words[1:] == [name] else " ".join(words) for words in lines]
+    file.write_text("\n".join(kept) + "\n")
+    return before

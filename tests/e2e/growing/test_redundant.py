@@ -5,16 +5,15 @@ Apps and browsers go on as they are, and no tunnel notices.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.growing.inventory import not_a_node, put_into_inventory, run
+from tests.e2e.growing.inventory import name_leads_to, not_a_node, put_into_inventory, run
 from tests.e2e.ha_portal.world import Prober, one_holder
-from tests.e2e.hosts import Deployment, OfficialApp, wait_until
+from tests.e2e.hosts import OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings, World
 
+pytestmark = pytest.mark.faults
 DATABASES = {"databases": {"hosts": {"db1": None}}}
 
 
@@ -25,24 +24,6 @@ def many_nodes(world: World) -> Iterator[None]:
         put_into_inventory(world.deployment, ["node3"])
         run(world.deployment, "add_node", "-e", "node=node3")
         yield
-
-
-@contextmanager
-def name_leads_to(deployment: Deployment, addresses: list[str]) -> Iterator[None]:
-    """Let the portal's name lead elsewhere, on every host and on this machine, as a change in DNS does."""
-    name = deployment.portal_url.removeprefix("https://")
-    hosts = [deployment.named(host["name"]) for host in deployment.info["hosts"]]
-    lines = "".join(f"{address} {name}\n" for address in addresses)
-    own = Path("/etc/hosts")
-    before = own.read_text()
-    for host in hosts:
-        host.run(f"sed -i '/ {name}$/d' /etc/hosts && cat >>/etc/hosts", stdin=lines)
-    # Written in place: it may be mounted.
-    own.write_text(re.sub(rf"^\S+ {re.escape(name)}\n", "", before, flags=re.MULTILINE) + lines)
-    try:
-        yield
-    finally:
-        own.write_text(before)
 
 
 def test_wrong_order_changes_nothing(world: World) -> None:

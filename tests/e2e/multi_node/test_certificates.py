@@ -247,6 +247,7 @@ def serial(host: Host, file: str) -> str:
     return host.output(f"openssl x509 -noout -serial -in {file}").removeprefix("serial=")
 
 
+@pytest.mark.faults
 def test_withdrawn_certificates_count_no_more(world: World, identities: dict[str, str]) -> None:
     """N5: one variable and one run. The thief is refused, who was robbed has another key."""
     portal, node = world.portal, world.node(NODE)

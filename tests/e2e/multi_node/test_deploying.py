@@ -4,6 +4,8 @@ import json
 import subprocess
 from collections.abc import Callable
 
+import pytest
+
 from tests.e2e.hosts import PROJECT, OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings, World, address_of
 from tests.e2e.test_deployment import changed
@@ -14,6 +16,7 @@ CHANGE = ["-e", json.dumps({"node_agent_journal_days": 29})]
 SETTINGS = "/etc/causeway/node/settings.toml"
 
 
+@pytest.mark.faults
 def test_run_without_a_host_touches_none_and_can_leave_it_out(world: World) -> None:
     """R81: one that cannot be reached stops the run before anything changes."""
     world.deployment.lab("power-off", LOST)
@@ -29,6 +32,7 @@ def test_run_without_a_host_touches_none_and_can_leave_it_out(world: World) -> N
     world.wait_until_up(LOST)
 
 
+@pytest.mark.faults
 def test_host_that_is_lost_during_a_run_keeps_no_other_back(world: World) -> None:
     """R81: the others finish, the run ends with an error, the next one finishes the rest."""
     seen = []
@@ -60,6 +64,7 @@ def test_host_that_is_lost_during_a_run_keeps_no_other_back(world: World) -> Non
     assert back.returncode == 0, back.stdout[-2000:]
 
 
+@pytest.mark.faults
 def test_node_that_was_installed_anew_needs_one_run(
     world: World, make_app: Callable[..., OfficialApp]
 ) -> None:

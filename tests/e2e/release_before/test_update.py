@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.ha_portal.conftest import make_app
+from tests.e2e.ha_portal.conftest import make_app, world
 from tests.e2e.ha_portal.test_updates import deploy_under_people
 from tests.e2e.hosts import PROJECT, Deployment, OfficialApp, make_only_lab, read_deployment
 
+pytestmark = pytest.mark.faults
 NAME = "update"
 
-__all__ = ["make_app"]
+__all__ = ["make_app", "world"]
 
 
 @pytest.fixture(scope="module")

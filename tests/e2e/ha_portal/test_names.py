@@ -1,0 +1,40 @@
+"""``vpn_portal_frontend: dns``: the portal's name leads to every portal, and no address is in common."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.growing.inventory import name_leads_to
+from tests.e2e.ha_portal.world import PROFILE, holders, one_holder
+from tests.e2e.hosts import Deployment, OfficialApp, wait_until
+
+UP = "systemctl is-active --quiet nginx.service vpn-portal.service"
+
+
+@pytest.mark.faults
+def test_name_that_leads_to_both_portals(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    """Whoever cannot reach one of them tries the other one, and needs no other sign-in."""
+    bob = make_app("bob")
+    asked = {"url": deployment.portal_url, "profile": PROFILE}
+    tags = ["--limit", "portals", "--tags", "portal,firewall,virtual_ip"]
+    done = deployment.playbook("site", *tags, "-e", "vpn_portal_frontend=dns", log="names")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert holders(deployment) == []
+
+    portals = deployment.hosts("portals")
+    with name_leads_to(deployment, [portal.address for portal in portals]):
+        for portal in portals:
+            deployment.lab("power-off", portal.name)
+            try:
+                got = wait_until(lambda: bob.attempt("get_config", **asked), 30, "bob is answered")
+                assert (got["ok"], got.get("sign_ins")) == (True, 1), got.get("error")
+            finally:
+                deployment.lab("power-on", portal.name)
+            wait_until(lambda host=portal: host.run(UP, check=False).returncode == 0, 60, "it is back")
+
+    done = deployment.playbook("site", *tags, log="names-back")
+    assert done.returncode == 0, done.stdout[-3000:]
+    one_holder(deployment)
+    assert bob.do("get_config", **asked)["sign_ins"] == 1
