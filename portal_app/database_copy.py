@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -33,14 +34,15 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
+    update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from portal_app import migrations
-from portal_app.db import UNCONFIRMED, make_engine
+from portal_app.db import UNCONFIRMED, copied_name, make_engine
 from portal_app.errors import BadRequest, Conflict, Unavailable
 from portal_app.models import Base
 
@@ -54,9 +56,11 @@ UNFINISHED = Table(
     Column("digest", Text, nullable=False),
     Column("last_key", Text, nullable=False),
 )
-#: The file is kept under this name beside its old one.
-COPIED_SUFFIX = ".copied"
 ROWS_AT_ONCE = 5000
+#: Of one statement; the longest is a count or ANALYZE of a large table.
+STATEMENT_SECONDS = 600
+#: What the row that says whose copy it is has as its key when everything was compared.
+COMPLETE = "complete"
 _DIGEST_BYTES = 16
 #: Key of the PostgreSQL advisory lock that one copy holds.
 LOCK_KEY = 0x6361757365_03
@@ -84,34 +88,58 @@ class Content:
             self.last_key = [rows[-1][place] for place in places]
 
 
-def copied_name(file: Path) -> Path:
-    """Return where the file is kept once everything of it is in another database."""
-    return file.with_name(file.name + COPIED_SUFFIX)
-
-
 def copy(file: Path, url: str, say: Say) -> dict[str, Content]:
     """Copy every table of the SQLite ``file`` into the PostgreSQL database ``url``; return what each holds.
 
-    The file is renamed afterwards, so that no portal goes on with it. Repeating an interrupted copy goes on
-    where it was. Raises BadRequest for what cannot be copied, Conflict when the target holds something else
-    or somebody uses one of the two, Unavailable when a database does not answer.
+    The file is renamed then, before anybody else can open it, so that no portal goes on with it. Repeating an
+    interrupted copy goes on where it was. Raises BadRequest for what cannot be copied, Conflict when the
+    target holds something else or somebody uses one of the two, Unavailable when a database does not answer.
     """
-    if make_url(url).get_backend_name() != "postgresql":
+    if make_url(url).get_backend_name() not in ("postgresql", "postgres"):
         raise BadRequest(
             "--to: only PostgreSQL takes a copy, such as postgresql+psycopg://causeway@db1/causeway"
         )
-    if not file.exists():
-        before = copied_name(file)
-        said = f"; it was copied before, and is {before} now" if before.exists() else ""
-        raise BadRequest(f"{file}: there is no such file{said}")
     target = make_engine(url, pool_size=2)
     try:
-        with _outage(), _alone_with(file) as source, target.connect() as connection:
-            contents = _copy(source, target, connection, say)
+        with _outage(), target.connect() as connection:
+            _have_alone(connection)
+            if not file.exists():
+                _finish(file, connection)
+                return {}
+            with _alone_with(file) as source:
+                contents = _copy(source, target, connection, say)
+                _put_aside(source, file)
+            _forget_progress(connection)
+            if connection.info.pop(UNCONFIRMED, None):
+                say("the standby of the database has not confirmed it yet")
     finally:
         target.dispose()
-    file.rename(copied_name(file))
     return contents
+
+
+def _finish(file: Path, connection: Connection) -> None:
+    """End a copy that was complete but for its mark."""
+    before = copied_name(file)
+    with connection.begin():
+        complete = inspect(connection).has_table(UNFINISHED.name) and connection.scalar(
+            select(UNFINISHED.c.last_key).where(UNFINISHED.c.table_name == "")
+        )
+    if not (before.exists() and complete == COMPLETE):
+        said = f"; it was copied before, and is {before} now" if before.exists() else ""
+        raise BadRequest(f"{file}: there is no such file{said}")
+    _forget_progress(connection)
+
+
+def _put_aside(source: Connection, file: Path) -> None:
+    """Rename the file while nobody else can open it; nothing of it is in a file beside it any more."""
+    driver: Any = source.connection.driver_connection
+    driver.execute("PRAGMA journal_mode=DELETE")
+    file.rename(copied_name(file))
+
+
+def _forget_progress(connection: Connection) -> None:
+    with connection.begin():
+        UNFINISHED.drop(connection)
 
 
 def is_unfinished(engine: Engine) -> bool:
@@ -154,32 +182,30 @@ def _take_alone(connection: Any, _record: Any) -> None:
 
 @contextmanager
 def _outage() -> Iterator[None]:
+    """Say what the database said, in its first line only: more could quote a row."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
-        raise Unavailable(
-            f"the database does not answer: {error.orig}; repeat the command to go on"
-        ) from error
-    except ProgrammingError as error:
-        raise Unavailable(f"the database refused: {error.orig}") from error
+    except DBAPIError as error:
+        raise Unavailable(f"{_first_line(error.orig)}; repeat the command to go on") from error
+    except psycopg.Error as error:  # COPY passes SQLAlchemy by
+        raise Unavailable(f"{_first_line(error)}; repeat the command to go on") from error
+
+
+def _first_line(error: Any) -> str:
+    said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
+    return f"the database: {said.splitlines()[0] if said else type(error).__name__}"
 
 
 def _copy(source: Connection, target: Engine, connection: Connection, say: Say) -> dict[str, Content]:
     tables = Base.metadata.sorted_tables
-    _have_alone(connection)
     with connection.begin():
         _refuse_foreign(connection)
         is_new = not inspect(connection).has_table(UNFINISHED.name)
         has_rows = [table.name for table in tables if _has_rows(connection, table)]
     if is_new and has_rows:
-        if migrations.current(target) == migrations.head():
-            contents = {table.name: _read(source, table) for table in tables}
-            # The copy was complete, and only the file not renamed yet.
-            if all(_read(connection, table) == contents[table.name] for table in tables):
-                return contents
         raise Conflict(
-            f"the target is not empty ({', '.join(has_rows)}), and has not what this portal has; name an"
-            " empty database"
+            f"the target is not empty ({', '.join(has_rows)}); name an empty database, or drop this one if"
+            " nobody needs what is in it"
         )
     migrations.upgrade(target)
     if is_new:
@@ -199,15 +225,14 @@ def _copy(source: Connection, target: Engine, connection: Connection, say: Say) 
             _continue_numbers(connection, table)
         # Without it the first queries would be planned as for empty tables.
         connection.execute(text("ANALYZE " + ", ".join(_quoted(tables))))
-        UNFINISHED.drop(connection)
-    if connection.info.pop(UNCONFIRMED, None):
-        say("the standby of the database has not confirmed it yet")
+        is_whose = UNFINISHED.c.table_name == ""
+        connection.execute(update(UNFINISHED).where(is_whose).values(last_key=COMPLETE))
     return contents
 
 
 def _have_alone(connection: Connection) -> None:
     with connection.begin():
-        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text(f"SET statement_timeout = '{STATEMENT_SECONDS}s'"))
         locked = connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY})
     if not locked:
         raise Conflict("another copy into this database is under way")
@@ -216,8 +241,11 @@ def _have_alone(connection: Connection) -> None:
 def _refuse_foreign(connection: Connection) -> None:
     """Refuse to make our tables beside those of something else."""
     found = sorted(inspect(connection).get_table_names())
-    if found and "alembic_version" not in found:
-        raise Conflict(f"the target holds something else (table {found[0]}); name an empty database")
+    ours = {UNFINISHED.name, "alembic_version", *Base.metadata.tables}
+    if others := [name for name in found if name not in ours]:
+        raise Conflict(f"the target holds something else (table {others[0]}); name an empty database")
+    if migrations.is_ahead(migrations.revision_of(connection)):
+        raise Conflict("the target has the tables of another release; name an empty database")
 
 
 def _has_rows(connection: Connection, table: Table) -> bool:
@@ -241,19 +269,25 @@ def _begin(connection: Connection, identity: str) -> None:
 
 
 def _resume(source: Connection, connection: Connection, tables: Sequence[Table], say: Say) -> None:
-    """Go on with an interrupted copy; begin anew where the portal has changed something since then."""
+    """Go on with an interrupted copy; tables that the portal has changed since then begin anew."""
     with connection.begin():
         whose = select(UNFINISHED.c.digest).where(UNFINISHED.c.table_name == "")
         if (found := connection.scalar(whose)) != _identity(source):
             raise Conflict(f"the target holds an unfinished copy of another database ({found}); make it anew")
+    anew: list[Table] = []
     for table in tables:
         done = _progress(connection, table)
-        if done.rows and _read(source, table, until=done.last_key) != done:
-            say(f"{table.name} has changed since the copy was interrupted: beginning anew")
-            with connection.begin():
-                connection.execute(text("TRUNCATE " + ", ".join(_quoted(tables))))
-                connection.execute(delete(UNFINISHED).where(UNFINISHED.c.table_name != ""))
-            return
+        needs = {key.column.table for key in table.foreign_keys}
+        has_changed = done.rows > 0 and _read(source, table, until=done.last_key) != done
+        if has_changed or needs & set(anew):
+            anew.append(table)
+            if has_changed:
+                say(f"{table.name} has changed since the copy was interrupted: beginning it anew")
+    if anew:
+        with connection.begin():
+            connection.execute(text("TRUNCATE " + ", ".join(_quoted(anew))))
+            names = [table.name for table in anew]
+            connection.execute(delete(UNFINISHED).where(UNFINISHED.c.table_name.in_(names)))
 
 
 def _progress(connection: Connection, table: Table) -> Content:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, create_engine, event
@@ -108,6 +109,7 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
             pool_use_lifo=True,
             connect_args={"timeout": SQLITE_BUSY_SECONDS, "isolation_level": None},
         )
+        event.listen(engine, "do_connect", _refuse_copied)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin)
         return engine
@@ -183,6 +185,21 @@ def _has_news(connection: Any) -> bool:
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN)
     return bool(waiting.poll(0))
+
+
+def copied_name(file: Path) -> Path:
+    """Return where a SQLite file is kept once everything of it is in another database."""
+    return file.with_name(file.name + ".copied")
+
+
+def _refuse_copied(_dialect: Dialect, _record: Any, arguments: list[Any], _named: dict[str, Any]) -> None:
+    """Make no new file beside one that was put aside: it would be an empty portal."""
+    file = Path(arguments[0])
+    if copied_name(file).exists() and not file.exists():
+        raise Unavailable(
+            f"{file} was copied to another database and is {copied_name(file)} now;"
+            " the settings still name SQLite"
+        )
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

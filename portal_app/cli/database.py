@@ -30,8 +30,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--to",
         metavar="URL",
         help=(
-            "an empty database, such as postgresql+psycopg://causeway@db1/causeway, or @FILE: a file with"
-            " the URL, where one with a password belongs (default: the database that the settings name)"
+            "an empty database, such as postgresql+psycopg://causeway@db1/causeway, or @FILE: a file that the"
+            " portal's user may read; a URL with a password belongs there (default: that of the settings)"
         ),
     )
     copy.set_defaults(run=_copy)
@@ -47,7 +47,7 @@ def _copy(arguments: argparse.Namespace, settings: Settings) -> int:
     ]
     print("\n".join(table.lines(("table", "rows", "checksum"), rows)))
     total = sum(content.rows for content in contents.values())
-    kept = database_copy.copied_name(settings.sqlite_file)
+    kept = db.copied_name(settings.sqlite_file)
     print(f"{total:,} rows copied and compared in {time.monotonic() - began:.1f} s; the file is {kept} now")
     return 0
 

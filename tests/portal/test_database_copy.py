@@ -13,7 +13,7 @@ from sqlalchemy import func, insert, select, text, update
 from portal_app import create_app, database_copy, db, migrations
 from portal_app.clock import utc_now
 from portal_app.db import Base, transaction
-from portal_app.errors import Conflict
+from portal_app.errors import Conflict, Unavailable
 from portal_app.login import SESSION_COOKIE
 from portal_app.models import AddressUse, Authorization, User, VpnSession
 from portal_app.settings import Settings
@@ -131,7 +131,7 @@ def test_portal_goes_on_with_the_copy(device, many, file, stop, settings, target
         n: len(r) for n, r in before.items()
     }
     assert not file.exists()
-    assert database_copy.copied_name(file).exists()
+    assert db.copied_name(file).exists()
     assert "address_uses: 400 of 2,501 rows" in said
 
     settings.database_url_file.write_text(target)
@@ -240,19 +240,74 @@ def test_what_changed_after_an_interruption_is_copied_too(device, many, file, st
     said = []
     database_copy.copy(file, target, said.append)
 
-    assert "users has changed since the copy was interrupted: beginning anew" in said
+    assert "users has changed since the copy was interrupted: beginning it anew" in said
+    # It depends on nothing of that.
+    assert any(line.startswith("deployment: going on after 1") for line in said)
     assert rows(target_engine) == before
 
 
-def test_complete_copy_whose_file_was_not_renamed(device, file, stop, target):
-    """Between the last commit and the new name: repeating it finds that all is there."""
+@pytest.mark.parametrize("renamed", [False, True])
+def test_copy_that_was_complete_but_for_its_end(
+    device, file, stop, target, target_engine, monkeypatch, renamed
+):
+    """Killed before the file had its new name, after which the portal goes on; or after that."""
+    stop()
+    step = "_forget_progress" if renamed else "_put_aside"
+
+    def kill(*_words):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database_copy, step, kill)
+        with pytest.raises(KeyboardInterrupt):
+            database_copy.copy(file, target, lambda _line: None)
+    assert database_copy.is_unfinished(target_engine)
+    if not renamed:
+        source = db.make_engine(f"sqlite:///{file}")
+        with source.begin() as connection:
+            connection.execute(update(User).where(User.name == "alice").values(is_disabled=True))
+        source.dispose()
+
+    database_copy.copy(file, target, lambda _line: None)
+
+    assert not database_copy.is_unfinished(target_engine)
+    assert not file.exists()
+    source = db.make_engine(f"sqlite:///{db.copied_name(file)}")
+    assert rows(target_engine) == rows(source)
+    source.dispose()
+
+
+def test_nobody_begins_anew_beside_the_old_file(device, file, stop, settings, target, tmp_path):
+    """Whoever opens SQLite afterwards is told, and makes no empty database."""
     stop()
     database_copy.copy(file, target, lambda _line: None)
-    database_copy.copied_name(file).rename(file)
+    settings_file = tmp_path / "settings.toml"
+    write_settings(settings, settings_file)
 
-    database_copy.copy(file, target, lambda _line: None)
-
+    for words in (["migrate"], ["user", "list"]):
+        done = run_vpn_portal(settings_file, *words)
+        assert done.status == 1
+        assert f"is {file}.copied now; the settings still name SQLite" in done.error
     assert not file.exists()
+    assert file.with_name(f"{file.name}.copied").exists()
+    assert list(file.parent.glob("portal.sqlite*")) == [db.copied_name(file)]
+
+
+def test_error_within_a_copy_quotes_no_row(device, file, stop, target, monkeypatch):
+    stop()
+    send = database_copy._send
+
+    def spoil(connection, table, found):
+        if table.name == "users":
+            found = [(row[0], "x" * 300, *row[2:]) for row in found]
+        send(connection, table, found)
+
+    monkeypatch.setattr(database_copy, "_send", spoil)
+
+    with pytest.raises(Unavailable) as caught:
+        database_copy.copy(file, target, lambda _line: None)
+    assert "value too long for type character varying(255); repeat" in str(caught.value)
+    assert "xxx" not in str(caught.value)
 
 
 def test_database_that_is_not_empty_is_refused(device, file, stop, target, target_engine):

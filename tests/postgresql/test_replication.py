@@ -65,6 +65,8 @@ class Server:
             "portal_role": "causeway", "ask_seconds": 1,
         }  # fmt: skip
         (self.directory / "replication.json").write_text(json.dumps(settings))
+        # PostgreSQL's user may not be let into the checkout, such as one below /root.
+        self.program = shutil.copy(PROGRAM, self.directory)
         self.configuration = CONFIGURATION.format(port=self.port, directory=self.directory, conninfo=conninfo)
         if os.geteuid() == 0:
             for path in (self.directory, self.marks):
@@ -117,7 +119,7 @@ class Server:
         return done
 
     def replication(self, word: str, *, check: bool = False) -> "subprocess.CompletedProcess[str]":
-        return self.run(sys.executable, PROGRAM, word, check=check)
+        return self.run(sys.executable, self.program, word, check=check)
 
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.replication("status", check=True).stdout))
@@ -133,7 +135,7 @@ class Server:
         self.run(PROGRAMS / "pg_ctl", "stop", "-m", "immediate", "-D", self.data)
 
     def watch(self) -> None:
-        words = [*as_postgres(), sys.executable, str(PROGRAM), "watch"]
+        words = [*as_postgres(), sys.executable, str(self.program), "watch"]
         self.watching.append(
             subprocess.Popen(words, env=self.environment, cwd="/", stdout=subprocess.DEVNULL, stderr=None)
         )
@@ -295,7 +297,7 @@ def test_copy_that_runs_is_not_taken_for_the_standby(servers):
     names = "SELECT string_agg(DISTINCT application_name, ',') FROM pg_stat_replication"
 
     copying = subprocess.Popen(
-        [*as_postgres(), sys.executable, str(PROGRAM), "clone"], cwd="/", stdout=subprocess.DEVNULL,
+        [*as_postgres(), sys.executable, str(second.program), "clone"], cwd="/", stdout=subprocess.DEVNULL,
         env=second.environment,
     )  # fmt: skip
     seen = set()

@@ -4,7 +4,7 @@
 #
 # Give the address to another portal, so that this one can be worked on: what is under way is answered first, what is new goes there. nginx
 # and keepalived are stopped afterwards; site.yml, a reboot, or systemctl start nginx keepalived ends that. Where no other portal serves,
-# nothing is done.
+# nothing is done. Exit status 1, and everything as before, if the other one does not take the address.
 set -eu
 has_address() { ip -oneline -4 address show | grep --quiet --fixed-strings ' 198.51.100.9/24 '; }
 
@@ -16,8 +16,15 @@ until /etc/causeway/virtual-ip/another_serves; do
     sleep 0.5
 done
 
+# Whatever ends this, nothing is kept out afterwards; keepalived's start takes the table away too.
+trap 'nft delete table inet causeway_leaving 2>/dev/null; rm -f /run/causeway-leaving' EXIT
+trap 'exit 1' HUP INT TERM
+# As long as it is there the address stays, though nginx takes nothing new.
+touch /run/causeway-leaving
 # A new connection is not refused: the client's system asks again a second later, and the other portal answers.
 nft --file - <<RULES
+table inet causeway_leaving
+delete table inet causeway_leaving
 table inet causeway_leaving {
     chain input {
         type filter hook input priority -10
@@ -26,8 +33,17 @@ table inet causeway_leaving {
     }
 }
 RULES
-trap 'nft delete table inet causeway_leaving' EXIT
-# It ends when every request is answered.
-systemctl stop nginx.service
+# It ends when every request is answered. Who is new waits meanwhile, so not for the longest.
+timeout 8 systemctl stop nginx.service || true
 systemctl stop keepalived.service
+tries=20
+until /etc/causeway/virtual-ip/serves 198.51.100.9; do
+    tries=$((tries - 1))
+    if [ "$tries" = 0 ]; then
+        systemctl start nginx.service keepalived.service
+        echo "the other portal serves, and did not take the address; does keepalived run there?" >&2
+        exit 1
+    fi
+    sleep 0.2
+done
 echo "another portal has the address"
