@@ -84,8 +84,7 @@ class Content:
             self.digest = (self.digest + int.from_bytes(digest)) % (1 << 8 * _DIGEST_BYTES)
         self.rows += len(rows)
         if rows:
-            places = [list(table.columns).index(column) for column in table.primary_key.columns]
-            self.last_key = [rows[-1][place] for place in places]
+            self.last_key = _key(table, rows[-1])
 
 
 def copy(file: Path, url: str, say: Say) -> dict[str, Content]:
@@ -345,7 +344,6 @@ def _chunks(
     """Yield the rows of a table in the order of their keys, after one key and until another."""
     keys = list(table.primary_key.columns)
     columns = [_as_text(column) if isinstance(column.type, JSON) else column for column in table.columns]
-    places = [list(table.columns).index(key) for key in keys]
     rows = select(*columns).order_by(*keys).limit(ROWS_AT_ONCE)
     if until is not None:
         rows = rows.where(tuple_(*keys) <= tuple_(*until))
@@ -356,7 +354,11 @@ def _chunks(
             yield found
         if len(found) < ROWS_AT_ONCE:
             return
-        after = [found[-1][place] for place in places]
+        after = _key(table, found[-1])
+
+
+def _key(table: Table, row: Sequence[Any]) -> list[Any]:
+    return [row[list(table.columns).index(column)] for column in table.primary_key.columns]
 
 
 def _as_text(column: Column[Any]) -> Any:

@@ -42,6 +42,9 @@ def _copy(arguments: argparse.Namespace, settings: Settings) -> int:
     db.engine().dispose()
     began = time.monotonic()
     contents = database_copy.copy(settings.sqlite_file, _target(arguments.to, settings), _say)
+    if not contents:
+        print("everything had been copied before; the copy is complete now")
+        return 0
     rows = [
         (name, f"{content.rows:,}", f"{content.digest:032x}") for name, content in sorted(contents.items())
     ]

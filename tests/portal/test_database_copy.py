@@ -116,6 +116,15 @@ def rows(engine):
     return found
 
 
+def interrupt_after_users(file, target):
+    def say(line: str) -> None:
+        if line.startswith("users"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        database_copy.copy(file, target, say)
+
+
 def test_portal_goes_on_with_the_copy(device, many, file, stop, settings, target, target_engine, monkeypatch):
     """The same rows, and nobody signs in or authorizes again; new rows get numbers of their own."""
     monkeypatch.setattr(database_copy, "ROWS_AT_ONCE", 400)
@@ -224,13 +233,7 @@ def test_killed_copy_is_complete_after_the_next(
 
 def test_what_changed_after_an_interruption_is_copied_too(device, many, file, stop, target, target_engine):
     stop()
-
-    def interrupt(line: str) -> None:
-        if line.startswith("users"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        database_copy.copy(file, target, interrupt)
+    interrupt_after_users(file, target)
     source = db.make_engine(f"sqlite:///{file}")
     with source.begin() as connection:
         connection.execute(update(User).where(User.name == "alice").values(is_disabled=True))
@@ -248,7 +251,7 @@ def test_what_changed_after_an_interruption_is_copied_too(device, many, file, st
 
 @pytest.mark.parametrize("renamed", [False, True])
 def test_copy_that_was_complete_but_for_its_end(
-    device, file, stop, target, target_engine, monkeypatch, renamed
+    device, file, stop, settings, target, target_engine, tmp_path, monkeypatch, renamed
 ):
     """Killed before the file had its new name, after which the portal goes on; or after that."""
     stop()
@@ -268,8 +271,13 @@ def test_copy_that_was_complete_but_for_its_end(
             connection.execute(update(User).where(User.name == "alice").values(is_disabled=True))
         source.dispose()
 
-    database_copy.copy(file, target, lambda _line: None)
+    settings_file = tmp_path / "settings.toml"
+    write_settings(settings, settings_file)
+    (tmp_path / "url").write_text(target)
+    done = run_vpn_portal(settings_file, "database", "copy", "--to", f"@{tmp_path}/url")
 
+    assert (done.status, done.error) == (0, "")
+    assert ("the copy is complete now" in done.out) == renamed
     assert not database_copy.is_unfinished(target_engine)
     assert not file.exists()
     source = db.make_engine(f"sqlite:///{db.copied_name(file)}")
@@ -377,13 +385,7 @@ def test_row_that_arrives_otherwise_is_noticed(device, file, stop, target, targe
 
 def test_unfinished_copy_serves_nobody(device, file, stop, settings, target, tmp_path):
     stop()
-
-    def interrupt(line: str) -> None:
-        if line.startswith("users"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        database_copy.copy(file, target, interrupt)
+    interrupt_after_users(file, target)
     settings.database_url_file.write_text(target)
     settings_file = tmp_path / "settings.toml"
     write_settings(settings, settings_file)

@@ -47,15 +47,20 @@ def run(deployment: Deployment, playbook: str, *options: str) -> str:
 def name_leads_to(deployment: Deployment, addresses: list[str]) -> Iterator[None]:
     """Let the portal's name lead elsewhere, on every host and on this machine, as a change in DNS does."""
     name = deployment.portal_url.removeprefix("https://")
-    hosts = [deployment.named(host["name"]) for host in deployment.info["hosts"]]
-    for host in hosts:
-        lines = "".join(f"{address} {name}\n" for address in addresses)
-        host.run(f"sed -i '/ {name}$/d' /etc/hosts && cat >>/etc/hosts", stdin=lines)
     before = on_this_machine(name, addresses)
+    on_hosts(deployment, name, addresses)
     try:
         yield
     finally:
         on_this_machine(name, before)
+        on_hosts(deployment, name, before)
+
+
+def on_hosts(deployment: Deployment, name: str, addresses: list[str]) -> None:
+    lines = "".join(f"{address} {name}\n" for address in addresses)
+    for host in deployment.info["hosts"]:
+        change = f"sed -i '/ {name}$/d' /etc/hosts && cat >>/etc/hosts"
+        deployment.named(host["name"]).run(change, stdin=lines)
 
 
 def on_this_machine(name: str, addresses: list[str]) -> list[str]:

@@ -95,7 +95,7 @@ def test_one_portal_becomes_two(world: World) -> None:
         variables = deployment.variables("vpn1")
         virtual = {"ipv4": variables["lab_virtual_ipv4"], "ipv6": variables["lab_virtual_ipv6"]}
         portals = {
-            "portals": {"hosts": {"p2": None}, "vars": {}},
+            "portals": {"hosts": {"p2": None}},
             "all": {"vars": {"vpn_virtual_ip": virtual}},
         }
         put_into_inventory(deployment, ["node3"], **DATABASES, **portals)
@@ -117,6 +117,9 @@ def test_one_portal_becomes_two(world: World) -> None:
             wait_until(lambda: "carol" in browser.open(home).text, 20, "the other portal serves")
             assert apps["dave"].do("get_config", **asked)["sign_ins"] == 1
             deployment.lab("power-on", holder)
+            wait_until(
+                lambda: deployment.named(holder).run("true", check=False).returncode == 0, 60, "it is back"
+            )
         assert {name: p.lost() for name, p in pings.items()} == {"alice": 0, "bob": 0}
     finally:
         for app in apps.values():

@@ -159,7 +159,7 @@ def test_address_stays_while_the_database_is_away(
     assert one_holder(deployment) == holder
 
 
-def test_health_that_comes_and_goes_moves_the_address_once(deployment: Deployment) -> None:
+def test_health_that_comes_and_goes_moves_the_address_twice_at_most(deployment: Deployment) -> None:
     """R10: two seconds up, two seconds down."""
     holder = deployment.named(one_holder(deployment))
     seen = [holder.name]
