@@ -1,8 +1,10 @@
 """Two portals behind one address: who holds it goes, and the other one goes on (reliability.md A and B)."""
 
+import re
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -190,17 +192,26 @@ for _ in range(100):
 """
 
 
-def test_foreign_vrrp_takes_nothing(deployment: Deployment) -> None:
+#: The kernel says what the firewall logs on this machine only if it is told to for hosts of a lab.
+LOGS_OF_HOSTS = Path("/proc/sys/net/netfilter/nf_log_all_netns")
+
+
+def test_foreign_vrrp_takes_nothing_and_is_reported(deployment: Deployment) -> None:
     """R12: another host of the segment says that it has the address, with our number."""
-    holder = one_holder(deployment)
+    holder, stranger = one_holder(deployment), deployment.host("nodes")
     portals = " ".join(host.address for host in deployment.hosts("portals"))
-    with Prober(deployment) as prober:
-        wait_until(prober.answers_again, 10, "it is answered")
-        deployment.host("nodes").run(
-            f"python3 - 77 {deployment.info['vip']['ipv4']} {portals}", stdin=FOREIGN
-        )
+    before = LOGS_OF_HOSTS.read_text()
+    LOGS_OF_HOSTS.write_text("1")
+    try:
+        with Prober(deployment) as prober:
+            wait_until(prober.answers_again, 10, "it is answered")
+            stranger.run(f"python3 - 77 {deployment.info['vip']['ipv4']} {portals}", stdin=FOREIGN)
+    finally:
+        LOGS_OF_HOSTS.write_text(before)
+    said = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
     assert one_holder(deployment) == holder
     assert prober.failed() == 0
+    assert re.search(rf"vrrp from a stranger: .* SRC={re.escape(stranger.address)} ", said), said[-2000:]
 
 
 #: A file system that is full where nginx, the portal and the journal write.
