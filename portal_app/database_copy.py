@@ -45,6 +45,7 @@ from portal_app import migrations
 from portal_app.db import UNCONFIRMED, copied_name, make_engine
 from portal_app.errors import BadRequest, Conflict, Unavailable
 from portal_app.models import Base
+from portal_app.waiting import let_take
 
 #: What the target has until the copy is complete, and no migration knows: how far each table is, as JSON and
 #: hex. The row without a table says whose copy it is.
@@ -232,6 +233,7 @@ def _copy(source: Connection, target: Engine, connection: Connection, say: Say) 
 def _have_alone(connection: Connection) -> None:
     with connection.begin():
         connection.execute(text(f"SET statement_timeout = '{STATEMENT_SECONDS}s'"))
+        let_take(connection, STATEMENT_SECONDS)
         locked = connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY})
     if not locked:
         raise Conflict("another copy into this database is under way")

@@ -24,6 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeDecorator
 
+from portal_app import waiting
 from portal_app.errors import Unavailable
 from portal_app.statements import BEGINS, as_sqlalchemy, begin
 
@@ -31,8 +32,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Every request that needs the database is answered within five seconds (reliability.md R25, R26).
-CONNECT_SECONDS = 2
-STATEMENT_SECONDS = 4
 LOCK_SECONDS = 3
 POOL_SECONDS = 2
 #: Of one process; more than it has threads, so that none is opened for one transaction only.
@@ -84,14 +83,18 @@ class Base(DeclarativeBase):
 
 
 _engine: Engine | None = None
+_silence: waiting.Silence | None = None
 
 
 def connect_to(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
     """Make ``url`` the database of this process and return its engine; nothing is opened yet."""
-    global _engine
+    global _engine, _silence
     if _engine is not None:
         _engine.dispose()
+    if _silence is not None:
+        _silence.forget()
     _engine = make_engine(url, pool_size=pool_size)
+    _silence = waiting.Silence(_engine) if _engine.dialect.name == "postgresql" else None
     return _engine
 
 
@@ -116,7 +119,7 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     options = (
-        f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_SECONDS}s"
+        f"-c statement_timeout={waiting.STATEMENT_SECONDS}s -c lock_timeout={LOCK_SECONDS}s"
         " -c idle_in_transaction_session_timeout=30s"
     )
     engine = create_engine(
@@ -129,14 +132,15 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
         hide_parameters=True,  # an error's text reaches the log
         json_deserializer=_parsed,
         connect_args={
-            "connect_timeout": CONNECT_SECONDS,
-            "tcp_user_timeout": STATEMENT_SECONDS * 1000,
+            "connect_timeout": waiting.CONNECT_SECONDS,
+            "tcp_user_timeout": waiting.PACKET_SECONDS * 1000,
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 2,
             "options": options,
         },
     )
+    event.listen(engine, "do_connect", waiting.connect)
     event.listen(engine, "connect", _hear_warnings)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "before_cursor_execute", _begin_now)
@@ -170,13 +174,17 @@ def _try_rested(dialect: Dialect, connection: Any, record: Any, _proxy: Any) -> 
     One that was used a moment ago is asked only if the server has said something meanwhile, such as good-bye:
     asking each time would be one more question in each transaction.
     """
-    rested = time.monotonic() - record.info.get("rests_since", time.monotonic())
+    now = time.monotonic()
+    rested = now - record.info.get("rests_since", now)
     try:
         if rested < RESTED_SECONDS and not _has_news(connection):
             return
         alive = dialect.do_ping(connection)
     except dialect.loaded_dbapi.Error:
         alive = False
+    if not alive and time.monotonic() - now >= waiting.SILENT_SECONDS:
+        # Another one would have to wait as well.
+        raise dialect.loaded_dbapi.OperationalError("the server did not answer")
     if not alive:
         raise DisconnectionError("the server has closed it")
 
@@ -309,10 +317,13 @@ class _Opened:
     def __init__(self, read_only: bool) -> None:
         self._engine = engine()
         self._read_only = read_only
+        self._began = time.monotonic()
         self._has_turn = False
         self._connection: Connection | None = None
 
     def __enter__(self) -> Connection:
+        if _silence is not None:
+            _silence.refuse()
         if not self._read_only and self._engine.dialect.name == "sqlite":
             if not _sqlite_writer.acquire(timeout=SQLITE_BUSY_SECONDS):
                 raise Unavailable("the database is busy")
@@ -337,6 +348,9 @@ class _Opened:
                 self._has_turn = False
                 _sqlite_writer.release()
         if error is not None and (meant := _outage(error)) is not error:
+            waited = time.monotonic() - self._began
+            if _silence is not None and _is_unanswered(error) and waited >= waiting.SILENT_SECONDS:
+                _silence.begin()
             raise meant from error
         if error is None and unconfirmed:
             raise Unavailable(f"the database did not confirm a change: {unconfirmed}")
@@ -349,6 +363,11 @@ def _outage(error: BaseException) -> BaseException:
     if isinstance(error, OperationalError | InterfaceError) and not is_transient(error):
         return Unavailable("the database does not answer")
     return error
+
+
+def _is_unanswered(error: BaseException) -> bool:
+    """Tell whether an outage is none that PostgreSQL told of: it did not answer, or could not be reached."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) is None
 
 
 def is_transient(error: DBAPIError) -> bool:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from portal_app.errors import Unavailable
+from portal_app.waiting import let_take
 
 #: Key of the PostgreSQL advisory lock that one migration holds.
 LOCK_KEY = 0x6361757365_01
@@ -67,6 +68,7 @@ def _lock(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
         connection.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_SECONDS}s'"))
+        let_take(connection, max(_LOCK_SECONDS, _STATEMENT_SECONDS))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
 
 

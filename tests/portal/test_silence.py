@@ -1,0 +1,135 @@
+"""A PostgreSQL that says nothing: every request is answered, and threads do not wait (reliability.md R25)."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy
+
+from portal_app import db, waiting
+from portal_app.errors import Unavailable
+from tests.portal.relay import Relay
+
+pytestmark = pytest.mark.parametrize("database", ["postgresql"])
+THREADS = 12
+
+
+def wait_until(condition, what, seconds=15):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def url_of(*relays: Relay) -> str:
+    hosts = "&".join(f"host=127.0.0.1:{relay.port}" for relay in relays)
+    return f"postgresql+psycopg://test@/portal?{hosts}&target_session_attrs=read-write"
+
+
+@pytest.fixture
+def make_relay(database_url):
+    (directory,) = sqlalchemy.make_url(database_url).query["host"].split(",")
+    started = []
+
+    def make() -> Relay:
+        started.append(Relay(f"{directory}/.s.PGSQL.5432").__enter__())
+        return started[-1]
+
+    yield make
+    for relay in started:
+        relay.__exit__()
+
+
+@pytest.fixture
+def relay(app, make_relay):
+    """What the portal's connections go through."""
+    relay = make_relay()
+    db.connect_to(url_of(relay))
+    return relay
+
+
+def test_everybody_is_refused_in_time_and_served_again_afterwards(relay, make_app_user):
+    """The server's host hangs: its kernel goes on confirming packets, so TCP notices nothing."""
+    user = make_app_user()
+    assert user.info().status_code == 200
+
+    relay.silent = True
+    with ThreadPoolExecutor(THREADS) as threads:
+        answers = list(threads.map(lambda _: user.info(), range(THREADS), timeout=30))
+    assert {(answer.status_code, "Retry-After" in answer.headers) for answer in answers} == {(503, True)}
+
+    # Nobody asks it now but the thread that asks on: this would take minutes.
+    for _ in range(200):
+        assert user.info().status_code == 503
+    assert user.connect().status_code == 503
+
+    relay.silent = False
+    wait_until(lambda: user.info().status_code == 200, "it is served again")
+
+
+def test_open_connection_that_rested_is_not_waited_for_twice(relay, make_app_user, monkeypatch):
+    """It is tried before it is used; when it is silent, another one would be so too."""
+    user = make_app_user()
+    assert user.info().status_code == 200
+    monkeypatch.setattr(db, "RESTED_SECONDS", 0)
+    opened = relay.opened
+
+    relay.silent = True
+    assert user.info().status_code == 503
+
+    # One may be of the thread that asks on.
+    assert relay.opened <= opened + 1
+    relay.silent = False
+    wait_until(lambda: user.info().status_code == 200, "it is served again")
+
+
+def test_all_hosts_are_tried_at_once(app, make_relay, monkeypatch):
+    """The first of two is silent: asked one after the other, each new connection would wait for it."""
+    monkeypatch.setattr(waiting, "CONNECT_SECONDS", 600)
+    first, second = make_relay(), make_relay()
+    first.silent = True
+    db.connect_to(url_of(first, second))
+    found: list[int] = []
+
+    def ask() -> None:
+        with db.connected(read_only=True) as connection:
+            found.append(connection.scalar(sqlalchemy.text("SELECT 1")))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(15)
+    assert found == [1]
+
+
+def test_what_each_host_said_is_in_the_error(app, tmp_path):
+    engine = db.make_engine(
+        f"postgresql+psycopg://test@/portal?host={tmp_path}/one&host={tmp_path}/two&target_session_attrs=read-write"
+    )
+    with pytest.raises(sqlalchemy.exc.OperationalError, match=r"(?s)/one.*/two|/two.*/one"):
+        engine.connect()
+
+
+def test_statement_that_the_server_ends_is_no_silence(relay, monkeypatch):
+    """R26: a slow or locked table is not the server."""
+    monkeypatch.setattr(waiting, "STATEMENT_SECONDS", 2)
+    db.connect_to(url_of(relay))
+
+    with pytest.raises(Unavailable), db.connected(read_only=True) as connection:
+        connection.execute(sqlalchemy.text("SELECT pg_sleep(60)"))
+
+    with db.connected(read_only=True) as connection:
+        assert connection.scalar(sqlalchemy.text("SELECT 1")) == 1
+
+
+def test_migration_may_take_longer(relay, monkeypatch):
+    monkeypatch.setattr(waiting.AnsweringConnection, "answer_seconds", 0.5)
+    sleep = sqlalchemy.text("SELECT pg_sleep(1)")
+
+    with db.engine().connect() as connection:
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="did not answer"):
+            connection.execute(sleep)
+        assert connection.invalidated
+    with db.engine().connect() as connection:
+        waiting.let_take(connection, 30)
+        connection.execute(sleep)
