@@ -7,7 +7,8 @@ disconnect, while the official app refreshes its tokens and connects without a p
 through a WireGuard and an OpenVPN tunnel. Afterwards everything that was acknowledged is looked for. One
 row is printed for each fault.
 
-"Nobody served" is the longest time between two good answers in which a request was refused.
+"Nobody served" is the longest time between two good answers in which a request was refused, "no connect"
+the longest time between two connects that were acknowledged: a connect writes.
 """
 
 import argparse
@@ -100,6 +101,11 @@ def make_standby(lab: Lab) -> None:
     lab.play("standby_database", host=lab.first.name)
 
 
+def wake_database(lab: Lab) -> float:
+    lab.first.run("pkill -CONT -u postgres -x postgres")
+    return time.monotonic()
+
+
 def stop_databases(lab: Lab) -> None:
     for host in (lab.first, lab.second):
         host.run("systemctl stop 'postgresql@*.service'")
@@ -162,6 +168,12 @@ FAULTS = {
         "the standby of the database loses its power",
         lambda lab: lab.deployment.lab("power-off", lab.second.name),
         lambda lab: lab.deployment.lab("power-on", lab.second.name),
+        stays_seconds=20,
+    ),
+    "hangs": Fault(
+        "the database that takes writes hangs for 20 s (from its return on)",
+        on("first", "pkill -STOP -u postgres -x postgres"),
+        wake_database,
         stays_seconds=20,
     ),
     "promotion": Fault(
@@ -271,6 +283,7 @@ def measure(deployment: Deployment, fault: Fault) -> str:
         cells = [
             fault.what,
             f"{prober.longest(counts_from):.1f}",
+            f"{connecting.longest(counts_from):.1f}",
             f"{prober.failed()} of {len(prober.requests)}",
             "yes" if moved else "no",
             f"{people.lost()} of {len(people.apps)}, {signed_in_again}",
@@ -285,9 +298,9 @@ def has_address(deployment: Deployment, host: Host) -> bool:
 
 
 HEAD = """\
-| fault | nobody served, s | requests refused | address moved | authorizations lost, sign-ins again \
-| connects lost, addresses doubled | pings lost, WireGuard, OpenVPN |
-| --- | --- | --- | --- | --- | --- | --- |"""
+| fault | nobody served, s | no connect, s | requests refused | address moved \
+| authorizations lost, sign-ins again | connects lost, addresses doubled | pings lost, WireGuard, OpenVPN |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def main() -> None:

@@ -129,6 +129,14 @@ class Connecting(Busy):
         else:
             self.errors.append(str(answer.get("error")))
 
+    def longest(self, after: float = 0.0) -> float:
+        """Return the longest time between two connects, in seconds, as ``Prober.longest`` does."""
+        counts_from = after + time.time() - time.monotonic() if after else 0.0
+        pairs = itertools.pairwise(self.moments)
+        return max(
+            (until - max(since, counts_from) for since, until in pairs if until > counts_from), default=0.0
+        )
+
 
 class Prober(Busy):
     """People who ask the portal by its name, each time on a new connection.
