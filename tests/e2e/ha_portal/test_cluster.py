@@ -10,7 +10,7 @@ from tests.e2e.ha_portal.world import PROFILE, primary, status
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 
 pytestmark = pytest.mark.faults
-SETTINGS = "/etc/causeway/portal/settings.toml"
+URL_FILE = "/etc/causeway/portal/secrets/database.url"
 
 #: The standby is asked first. Channel binding does not know ed25519, which our servers' certificates are of.
 URL = (
@@ -51,7 +51,7 @@ def test_portals_with_a_cluster_of_others(
     asked = {"url": deployment.portal_url, "profile": PROFILE}
     bob.do("get_config", **asked)
     for portal in deployment.hosts("portals"):
-        assert f"host={second.address}&host={first.address}" in portal.output(f"cat {SETTINGS}")
+        assert f"host={second.address}&host={first.address}" in portal.output(f"cat {URL_FILE}")
 
     deployment.lab("power-off", first.name)
     second.run("runuser -u postgres -- /etc/causeway/postgresql/replication promote")

@@ -18,23 +18,27 @@ def test_name_that_leads_to_both_portals(
     """Whoever cannot reach one of them tries the other one, and needs no other sign-in."""
     bob = make_app("bob")
     asked = {"url": deployment.portal_url, "profile": PROFILE}
-    tags = ["--limit", "portals", "--tags", "portal,firewall,virtual_ip"]
-    done = deployment.playbook("site", *tags, "-e", "vpn_portal_frontend=dns", log="names")
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert holders(deployment) == []
-
-    portals = deployment.hosts("portals")
-    with name_leads_to(deployment, [portal.address for portal in portals]):
-        for portal in portals:
-            deployment.lab("power-off", portal.name)
-            try:
-                got = wait_until(lambda: bob.attempt("get_config", **asked), 30, "bob is answered")
-                assert (got["ok"], got.get("sign_ins")) == (True, 1), got.get("error")
-            finally:
-                deployment.lab("power-on", portal.name)
-            wait_until(lambda host=portal: host.run(UP, check=False).returncode == 0, 60, "it is back")
-
-    done = deployment.playbook("site", *tags, log="names-back")
-    assert done.returncode == 0, done.stdout[-3000:]
+    deploy(deployment, "-e", "vpn_portal_frontend=dns")
+    try:
+        assert holders(deployment) == []
+        portals = deployment.hosts("portals")
+        with name_leads_to(deployment, [portal.address for portal in portals]):
+            for portal in portals:
+                deployment.lab("power-off", portal.name)
+                try:
+                    # The first one may go out on a connection that the app still has to the one that is off.
+                    wait_until(lambda: bob.attempt("get_config", **asked)["ok"], 30, "bob is answered")
+                    assert bob.do("get_config", **asked)["sign_ins"] == 1
+                finally:
+                    deployment.lab("power-on", portal.name)
+                wait_until(lambda host=portal: host.run(UP, check=False).returncode == 0, 60, "it is back")
+    finally:
+        deploy(deployment)
     one_holder(deployment)
     assert bob.do("get_config", **asked)["sign_ins"] == 1
+
+
+def deploy(deployment: Deployment, *options: str) -> None:
+    tags = ["--limit", "portals", "--tags", "portal,firewall,virtual_ip"]
+    done = deployment.playbook("site", *tags, *options, log="names")
+    assert done.returncode == 0, done.stdout[-3000:]
