@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.ha_portal.world import PROFILE, Prober, holders, one_holder
+from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, holders, one_holder
 from tests.e2e.hosts import Deployment, OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings
 from tests.e2e.test_deployment import changed
@@ -51,13 +51,19 @@ def test_portal_that_has_the_address_loses_power(
     assert pings.lost() == 0
 
 
-def test_portal_that_has_the_address_reboots(deployment: Deployment) -> None:
-    """R2, R11: it gives the address away before anything of it stops."""
+def test_portal_that_has_the_address_reboots(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    """R2, R11: it gives the address away before anything of it stops, and answers what is under way."""
+    bob = make_app("bob")
     holder = deployment.named(one_holder(deployment))
     (other,) = (host.name for host in deployment.hosts("portals") if host.name != holder.name)
 
-    with Prober(deployment) as prober:
-        wait_until(prober.answers_again, 10, "it is answered")
+    with (
+        Prober(deployment) as prober,
+        Connecting(bob, deployment.portal_url, refreshes=True) as people,
+    ):
+        wait_until(lambda: prober.answers_again() and people.addresses, 10, "it is answered")
         holder.run("systemctl reboot", check=False)
         wait_until(
             lambda: one_holder(deployment, deployment.named(other)) == other, 15, "the other one has it"
@@ -67,6 +73,7 @@ def test_portal_that_has_the_address_reboots(deployment: Deployment) -> None:
 
     assert one_holder(deployment) == other
     assert prober.longest() <= 1.0, prober.failed()
+    assert people.errors == []
 
 
 def test_portals_that_do_not_see_each_other_both_serve(deployment: Deployment) -> None:

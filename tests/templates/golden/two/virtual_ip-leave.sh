@@ -5,19 +5,27 @@
 # Give the address to another portal, so that this one can be worked on: what is under way is answered first, what is new goes there. nginx
 # and keepalived are stopped afterwards; site.yml, a reboot, or systemctl start nginx keepalived ends that. Where no other portal serves,
 # nothing is done. Exit status 1, and everything as before, if the other one does not take the address.
+# "leave shutdown" is for the unit of keepalived, which goes first when the host stops: what is under way would wait for an answer whose
+# sender has lost the address.
 set -eu
+goes_down=
+if [ "${1:-}" = shutdown ]; then
+    [ "$(systemctl is-system-running || true)" = stopping ] || exit 0
+    goes_down=yes
+fi
 has_address() { ip -oneline -4 address show | grep --quiet --fixed-strings ' 198.51.100.9/24 '; }
 
 has_address || exit 0
-tries=20
+tries=${goes_down:+2}
+tries=${tries:-20}
 until /etc/causeway/virtual-ip/another_serves; do
     tries=$((tries - 1))
     [ "$tries" -gt 0 ] || { echo "no other portal serves; the address stays here"; exit 0; }
     sleep 0.5
 done
 
-# Whatever ends this, nothing is kept out afterwards; keepalived's start takes the table away too.
-trap 'nft delete table inet causeway_leaving 2>/dev/null; rm -f /run/causeway-leaving' EXIT
+# Whatever ends this, nothing is kept out afterwards; keepalived's start takes the table away too. Of a host that goes down nothing is left.
+[ "$goes_down" ] || trap 'nft delete table inet causeway_leaving 2>/dev/null; rm -f /run/causeway-leaving' EXIT
 trap 'exit 1' HUP INT TERM
 # As long as it is there the address stays, though nginx takes nothing new.
 touch /run/causeway-leaving
@@ -33,6 +41,17 @@ table inet causeway_leaving {
     }
 }
 RULES
+if [ "$goes_down" ]; then
+    # Its own unit is stopped by systemd only when this one has ended.
+    nginx=$(systemctl show --property=MainPID --value nginx.service)
+    kill -QUIT "$nginx"
+    tries=80
+    while kill -0 "$nginx" 2>/dev/null && [ "$tries" -gt 0 ]; do
+        tries=$((tries - 1))
+        sleep 0.1
+    done
+    exit 0
+fi
 # It ends when every request is answered. Who is new waits meanwhile, so not for the longest.
 timeout 8 systemctl stop nginx.service || true
 systemctl stop keepalived.service
