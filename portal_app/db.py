@@ -350,8 +350,10 @@ class _Opened:
         if error is not None and (meant := _outage(error)) is not error:
             waited = time.monotonic() - self._began
             if _silence is not None and _is_unanswered(error) and waited >= waiting.SILENT_SECONDS:
-                _silence.begin()
+                _silence.begin(self._began)
             raise meant from error
+        if error is None and _silence is not None:
+            _silence.answered()
         if error is None and unconfirmed:
             raise Unavailable(f"the database did not confirm a change: {unconfirmed}")
 

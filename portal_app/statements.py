@@ -20,6 +20,8 @@ Values = Mapping[str, Any]
 Asked = tuple["Statement", Values]
 _Conversion = Callable[[Any], Any]
 _NOTHING: Values = MappingProxyType({})
+#: As many statements share one deadline for their answers (``waiting.py``).
+MOST_TOGETHER = 200
 #: In ``Connection.info`` of PostgreSQL: a transaction begins with the next statement.
 BEGINS = "begins"
 
@@ -72,6 +74,9 @@ def run_together(db: Session | Connection, asked: Sequence[Asked], *, last: bool
     whose ``last`` they are: each question of its own lets processes wait for each other. After the ``last``
     ones the caller executes nothing more.
     """
+    if len(asked) > MOST_TOGETHER:
+        parts = [asked[at : at + MOST_TOGETHER] for at in range(0, len(asked), MOST_TOGETHER)]
+        return [rows for part in parts for rows in run_together(db, part, last=last and part is parts[-1])]
     connection = db if isinstance(db, Connection) else _connection(db)
     begins = BEGINS in connection.info
     if connection.dialect.driver != "psycopg" or len(asked) + begins + last < 2:

@@ -8,13 +8,14 @@ on: until it is answered, everybody else is refused at once.
 
 import logging
 import threading
+import time
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import psycopg
 from psycopg import errors
-from sqlalchemy import Connection, Dialect, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Dialect, Engine, event
+from sqlalchemy.exc import InvalidatePoolError
 
 from portal_app.errors import Unavailable
 
@@ -65,7 +66,8 @@ def connect(_dialect: Dialect, _record: Any, arguments: list[Any], named: dict[s
     and wait for each that is silent.
     """
     hosts, ports = str(named.get("host", "")).split(","), str(named.get("port", "")).split(",")
-    if len(hosts) == 1 or named.get("target_session_attrs") not in ("read-write", "primary"):
+    takes_writes = named.get("target_session_attrs") in ("read-write", "primary")
+    if len(hosts) == 1 or not takes_writes or "hostaddr" in named:
         return AnsweringConnection.connect(*arguments, **named)
     places = zip(hosts, ports if len(ports) == len(hosts) else ports[:1] * len(hosts), strict=True)
     return _First([named | {"host": host, "port": port} for host, port in places]).connection()
@@ -77,14 +79,17 @@ class _First:
     def __init__(self, places: list[dict[str, Any]]) -> None:
         self._many = len(places)
         self._decided = threading.Lock()
-        self._results: SimpleQueue[AnsweringConnection | psycopg.Error] = SimpleQueue()
+        self._results: SimpleQueue[AnsweringConnection | Exception] = SimpleQueue()
         for place in places:
-            threading.Thread(target=self._try, args=(place,), daemon=True).start()
+            try:
+                threading.Thread(target=self._try, args=(place,), daemon=True).start()
+            except RuntimeError as error:
+                self._results.put(error)
 
     def _try(self, place: dict[str, Any]) -> None:
         try:
             opened = AnsweringConnection.connect(**place)
-        except psycopg.Error as error:
+        except Exception as error:
             self._results.put(error)
             return
         if self._decided.acquire(blocking=False):
@@ -94,21 +99,24 @@ class _First:
 
     def connection(self) -> AnsweringConnection:
         """Raises psycopg.OperationalError with what each of them said."""
+        ends_at = time.monotonic() + ANSWER_SECONDS
         said = []
-        try:
-            for _ in range(self._many):
-                result = self._results.get(timeout=CONNECT_SECONDS + SILENT_SECONDS / 2)
-                if isinstance(result, AnsweringConnection):
-                    return result
-                said.append(str(result))
-        except Empty:
-            if not self._decided.acquire(blocking=False):
-                # It came just now.
-                result = self._results.get()
-                if isinstance(result, AnsweringConnection):
-                    return result
-            said.append("no answer")
-        raise psycopg.OperationalError("\n".join(said))
+        for _ in range(self._many):
+            try:
+                result = self._results.get(timeout=max(0.0, ends_at - time.monotonic()))
+            except Empty:
+                said.append("no answer")
+                break
+            if isinstance(result, AnsweringConnection):
+                return result
+            said.append(str(result))
+        if self._decided.acquire(blocking=False):
+            raise psycopg.OperationalError("\n".join(said))
+        while True:
+            # It came just now.
+            result = self._results.get()
+            if isinstance(result, AnsweringConnection):
+                return result
 
 
 class Silence:
@@ -118,34 +126,54 @@ class Silence:
         self._engine = engine
         self._begins = threading.Lock()
         self._forgotten = threading.Event()
+        self._answered_at = 0.0
+        #: Seconds since 1970, as SQLAlchemy counts when a connection was opened.
+        self._began_at = 0.0
         self.lasts = False
+        event.listen(engine, "checkout", self._leave_old, insert=True)
 
     def refuse(self) -> None:
         """Raises Unavailable while the server is silent."""
         if self.lasts:
             raise Unavailable("the database does not answer")
 
-    def begin(self) -> None:
-        """Ask on in the background; connections that are open lead nowhere."""
+    def answered(self) -> None:
+        self._answered_at = time.monotonic()
+
+    def begin(self, since: float) -> None:
+        """Ask on in the background, unless somebody was answered after ``since`` (``time.monotonic``)."""
         with self._begins:
-            if self.lasts or self._forgotten.is_set():
+            if self.lasts or self._forgotten.is_set() or self._answered_at > since:
                 return
+            try:
+                threading.Thread(target=self._ask, name="database", daemon=True).start()
+            except RuntimeError:
+                return
+            self._began_at = time.time()
             self.lasts = True
         log.warning("the database does not answer; requests are refused until it does")
-        self._engine.dispose()
-        threading.Thread(target=self._ask, name="database", daemon=True).start()
 
     def forget(self) -> None:
         """Ask no more: this process uses another database."""
         self._forgotten.set()
 
+    def _leave_old(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        """What was open then leads nowhere, or somewhere else than it should by now."""
+        if record.starttime < self._began_at:
+            raise InvalidatePoolError("opened before the database was silent")
+
     def _ask(self) -> None:
+        with self._begins:
+            pass
         while not self._forgotten.is_set():
             try:
                 self._engine.connect().close()
-            except (DBAPIError, Unavailable):
+            except Exception as error:
+                # Whatever it is: whoever is refused waits for this thread.
+                log.debug("the database does not answer: %s", error)
                 self._forgotten.wait(ASK_AGAIN_SECONDS)
             else:
                 break
+        self.answered()
         self.lasts = False
         log.warning("the database answers again")

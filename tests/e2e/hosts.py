@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,14 @@ class Host:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A converged lab instance; ``info`` is what ``make lab-info`` prints."""
+    """A converged lab instance; ``info`` is what ``make lab-info`` prints.
+
+    ``project`` is whose playbooks run: this one, or another release of it.
+    """
 
     name: str
     info: dict[str, Any]
+    project: Path = PROJECT
 
     @property
     def directory(self) -> Path:
@@ -112,7 +117,8 @@ class Deployment:
         """Run a playbook of this project on the instance; output is kept in ``.lab/<instance>/logs``."""
         done = subprocess.run(
             [*self.playbook_command(name), *options],
-            cwd=PROJECT, capture_output=True, text=True, timeout=1200, check=False, env=self.environment,
+            cwd=self.project, capture_output=True, text=True, timeout=1200, check=False,
+            env=self.environment | {"PYTHONPATH": str(self.project)},
         )  # fmt: skip
         logs = self.directory / "logs"
         logs.mkdir(exist_ok=True)
@@ -132,6 +138,17 @@ class Deployment:
 
 
 _converged: list[str] = []
+
+
+@contextmanager
+def checkout(commit: str, directory: Path) -> Iterator[Path]:
+    """Have another release of this project in a directory, which is made."""
+    git = ["git", "-C", str(PROJECT), "worktree"]
+    subprocess.run([*git, "add", "--detach", directory, commit], check=True, capture_output=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run([*git, "remove", "--force", directory], check=True, capture_output=True)
 
 
 def converge(topology: str) -> Deployment:

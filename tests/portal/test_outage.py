@@ -4,15 +4,19 @@ I8).
 
 import dataclasses
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy
 from flask import request
+from sqlalchemy import select
 
 from portal_app import create_app, db, events
 from portal_app.errors import SettingsError
+from portal_app.models import User
 from portal_app.settings import Settings
-from tests.portal.app_user import HttpsClient
+from tests.portal.app_user import HttpsClient, add_user
 
 PATHS = ["/api/v3/info", "/oauth/token", "/oauth/revoke", "/healthz", "/"]
 
@@ -140,6 +144,30 @@ def test_locked_row_is_a_503_in_bounded_time_and_reads_go_on(
         assert user.info().status_code == 200
     other.dispose()
     assert user.connect().status_code == 200
+
+
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_deadlock_is_repeated_inside(app):
+    """R30: two transactions lock the same two rows the other way round."""
+    first, second = add_user("first"), add_user("second")
+    both_have_one = threading.Barrier(2)
+    attempts: list[int] = []
+
+    @db.retried
+    def lock(one: int, other: int) -> int:
+        attempts.append(one)
+        with db.connected() as connection:
+            for user_id in (one, other):
+                connection.execute(select(User.id).where(User.id == user_id).with_for_update())
+                if len(attempts) <= 2 and user_id == one:
+                    both_have_one.wait(10)
+        return one
+
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(lock, (first.id, second.id), (second.id, first.id), timeout=30))
+
+    assert done == [first.id, second.id]
+    assert len(attempts) == 3
 
 
 @pytest.mark.parametrize("host", ["evil.example.org", "vpn.example.org.evil.example", "127.0.0.1"])

@@ -84,6 +84,24 @@ def test_open_connection_that_rested_is_not_waited_for_twice(relay, make_app_use
     wait_until(lambda: user.info().status_code == 200, "it is served again")
 
 
+def test_others_are_served_while_one_question_stays_without_an_answer(relay, caplog):
+    """One that waits, as a commit does for a standby that is gone, says nothing about the server."""
+
+    def ask(statement: str, seconds: float = waiting.ANSWER_SECONDS) -> None:
+        with db.connected(read_only=True) as connection:
+            connection.connection.driver_connection.answer_seconds = seconds
+            connection.execute(sqlalchemy.text(statement))
+
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(ask, "SELECT pg_sleep(3)", waiting.SILENT_SECONDS + 0.2)
+        while not waits.done():
+            ask("SELECT 1")
+        with pytest.raises(Unavailable):
+            waits.result()
+    ask("SELECT 1")
+    assert "requests are refused" not in caplog.text
+
+
 def test_all_hosts_are_tried_at_once(app, make_relay, monkeypatch):
     """The first of two is silent: asked one after the other, each new connection would wait for it."""
     monkeypatch.setattr(waiting, "CONNECT_SECONDS", 600)

@@ -1,11 +1,15 @@
 """Portals are deployed one after the other, and nobody notices."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, one_holder
-from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+from portal_app import migrations
+from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, one_holder, primary, sql
+from tests.e2e.hosts import Deployment, Host, OfficialApp, checkout, wait_until
 from tests.e2e.multi_node.world import Pings
 
 #: What apps and browsers wait for an answer at least.
@@ -62,6 +66,54 @@ def test_changed_setting_is_deployed_and_nobody_notices(
 
     for portal in deployment.hosts("portals"):
         assert "Changed" in portal.output("cat /etc/causeway/portal/settings.toml")
+
+
+#: Adds and takes nothing away, as all do.
+MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "e2e", "{head}", None, None
+
+
+def upgrade() -> None:
+    op.add_column("users", sa.Column("e2e", sa.String(length=20), nullable=True))
+    op.create_table("e2e", sa.Column("id", sa.Integer(), primary_key=True))
+"""
+REVISION = "SELECT version_num FROM alembic_version"
+
+
+@pytest.fixture
+def next_release(deployment: Deployment, tmp_path: Path) -> Iterator[Deployment]:
+    """This project as it was committed, with one more migration; what that made is gone afterwards."""
+    head = migrations.head()
+    with checkout("HEAD", tmp_path / "next") as directory:
+        (directory / "portal_app/migrations/versions/9999_e2e.py").write_text(MIGRATION.format(head=head))
+        yield replace(deployment, project=directory)
+    database, _standby = primary(deployment)
+    for statement in ("DROP TABLE IF EXISTS e2e", "ALTER TABLE users DROP COLUMN IF EXISTS e2e"):
+        sql(database, statement)
+    sql(database, f"UPDATE alembic_version SET version_num = '{head}'")  # noqa: S608 - ours
+
+
+@pytest.mark.faults
+def test_release_with_a_migration_is_deployed_and_nobody_notices(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp], next_release: Deployment
+) -> None:
+    """It runs once, while the release before serves; that one goes on with it, should it come back (R87)."""
+    deploy_under_people(next_release, make_app)
+
+    said = (deployment.directory / "logs/under-people.log").read_text()
+    outcomes = re.findall(r"TASK \[portal : Migrate the database\] \**\n(\w+): \[", said)
+    assert outcomes == ["changed", "ok"]
+    database, _standby = primary(deployment)
+    assert sql(database, REVISION) == "e2e"
+
+    done = deployment.playbook("site", "--limit", "portals", log="release-before")
+    assert done.returncode == 0, done.stdout[-3000:]
+    alice = make_app("alice")
+    assert alice.do("get_config", url=deployment.portal_url, profile=PROFILE)["ok"]
+    assert sql(database, REVISION) == "e2e"
 
 
 @pytest.mark.faults

@@ -4,13 +4,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.ha_portal.conftest import make_app, world
 from tests.e2e.ha_portal.test_updates import deploy_under_people
-from tests.e2e.hosts import PROJECT, Deployment, OfficialApp, make_only_lab, read_deployment
+from tests.e2e.hosts import PROJECT, Deployment, OfficialApp, checkout, make_only_lab, read_deployment
 
 pytestmark = pytest.mark.faults
 NAME = "update"
@@ -20,30 +21,22 @@ __all__ = ["make_app", "world"]
 
 @pytest.fixture(scope="module")
 def release_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The project as it was: a checkout of that commit."""
+    """The project as it was."""
     found = re.search(
         r"^Updates are tested from commit ([0-9a-f]{40})", (PROJECT / "CHANGELOG.md").read_text(), re.M
     )
     assert found
-    directory = tmp_path_factory.mktemp("release") / "before"
-    git = ["git", "-C", str(PROJECT), "worktree"]
-    subprocess.run([*git, "add", "--detach", directory, found[1]], check=True, capture_output=True)
-    yield directory
-    subprocess.run([*git, "remove", "--force", directory], check=True, capture_output=True)
+    with checkout(found[1], tmp_path_factory.mktemp("release") / "before") as directory:
+        yield directory
 
 
 @pytest.fixture(scope="module")
 def deployment(release_before: Path) -> Deployment:
     """Hosts of this lab, with the release before on them."""
     make_only_lab(NAME, "lab-hosts", "TOPOLOGY=ha_portal", f"NAME={NAME}")
-    deployment = read_deployment("ha_portal", NAME)
+    before = replace(read_deployment("ha_portal", NAME), project=release_before)
     for playbook in ("init_secrets", "site"):
-        program, *words = deployment.playbook_command(playbook)
-        done = subprocess.run(
-            [program, *words],
-            cwd=release_before, capture_output=True, text=True, timeout=1200, check=False,
-            env=deployment.environment | {"PYTHONPATH": str(release_before)},
-        )  # fmt: skip
+        done = before.playbook(playbook)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     finish = [sys.executable, "molecule/shared/lab.py", "finish", "--topology", "ha_portal", "--name", NAME]
     subprocess.run(finish, cwd=PROJECT, check=True, capture_output=True)

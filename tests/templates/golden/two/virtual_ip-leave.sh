@@ -44,8 +44,9 @@ RULES
 if [ "$goes_down" ]; then
     # Its own unit is stopped by systemd only when this one has ended.
     nginx=$(systemctl show --property=MainPID --value nginx.service)
+    [ "$nginx" -gt 0 ] || exit 0
     kill -QUIT "$nginx"
-    tries=80
+    tries=50
     while kill -0 "$nginx" 2>/dev/null && [ "$tries" -gt 0 ]; do
         tries=$((tries - 1))
         sleep 0.1
