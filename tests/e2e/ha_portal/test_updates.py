@@ -102,7 +102,7 @@ def next_release(deployment: Deployment, tmp_path: Path) -> Iterator[Deployment]
 def test_release_with_a_migration_is_deployed_and_nobody_notices(
     deployment: Deployment, make_app: Callable[[str], OfficialApp], next_release: Deployment
 ) -> None:
-    """It runs once, while the release before serves; that one is refused afterwards, and people go on (R87)."""
+    """It runs once, while the release before serves, which is refused afterwards; people go on (R87)."""
     deploy_under_people(next_release, make_app)
 
     said = (deployment.directory / "logs/under-people.log").read_text()
@@ -114,8 +114,8 @@ def test_release_with_a_migration_is_deployed_and_nobody_notices(
     refused = deployment.playbook("site", "--limit", "portals", log="release-before")
     assert refused.returncode != 0
     assert "the database is at e2e, which this release does not know" in " ".join(refused.stdout.split())
-    alice = make_app("alice")
-    assert alice.do("get_config", url=deployment.portal_url, profile=PROFILE)["ok"]
+    carol = make_app("carol")
+    assert carol.do("get_config", url=deployment.portal_url, profile=PROFILE)["ok"]
 
 
 @pytest.mark.faults
