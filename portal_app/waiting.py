@@ -148,6 +148,7 @@ class Silence:
             try:
                 threading.Thread(target=self._ask, name="database", daemon=True).start()
             except RuntimeError:
+                # No thread to be had, so everybody goes on asking.
                 return
             self._began_at = time.time()
             self.lasts = True

@@ -20,6 +20,14 @@ SILENT = "table inet e2e { chain x { type filter hook output priority -300; tcp 
 PUBLIC_KEY = "eWV0IGFub3RoZXIgcHVibGljIGtleSBvZiAzMiBieXQ="
 
 
+def authorized(deployment: Deployment, browser: Browser) -> App:
+    """Let alice sign in with a browser and authorize an app."""
+    app = App(deployment.portal_url, browser)
+    app.discover()
+    app.authorize("alice", deployment.passwords["alice"])
+    return app
+
+
 @contextmanager
 def silent_database(portals: list[Host]) -> Iterator[None]:
     """Drop all that portals send to the database: nobody says that it is away."""
@@ -35,9 +43,7 @@ def silent_database(portals: list[Host]) -> Iterator[None]:
 def test_database_that_says_nothing_costs_nobody_more_than_five_seconds(deployment: Deployment) -> None:
     """R25: pages, API and connects are answered with 503, and the portal says at once that it lives."""
     browser, url = Browser(deployment.ca_file), deployment.portal_url
-    app = App(url, browser)
-    app.discover()
-    app.authorize("alice", deployment.passwords["alice"])
+    app = authorized(deployment, browser)
     asked = {
         "page": lambda: browser.open(f"{url}/apps"),
         "ready": lambda: browser.open(f"{url}/healthz"),
@@ -95,9 +101,7 @@ def test_database_is_restarted_while_people_connect(
 
 def test_database_gives_the_portals_no_connection(deployment: Deployment) -> None:
     """R27: 503 as long as all are taken, and nothing but a moment is needed afterwards."""
-    app = App(deployment.portal_url, Browser(deployment.ca_file))
-    app.discover()
-    app.authorize("alice", deployment.passwords["alice"])
+    app = authorized(deployment, Browser(deployment.ca_file))
     database, _standby = primary(deployment)
     sql(database, "ALTER ROLE causeway CONNECTION LIMIT 0")
     try:
