@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy
 
-from portal_app import db, waiting
+from portal_app import db, statements, waiting
 from portal_app.errors import Unavailable
 from tests.portal.relay import Relay
 
@@ -151,3 +151,19 @@ def test_migration_may_take_longer(relay, monkeypatch):
     with db.engine().connect() as connection:
         waiting.let_take(connection, 30)
         connection.execute(sleep)
+
+
+def test_long_list_of_statements_is_asked_in_parts(relay, monkeypatch):
+    """All of one pipeline have one deadline: so many together that each part is answered within it."""
+    monkeypatch.setattr(waiting.AnsweringConnection, "answer_seconds", 1.5)
+    monkeypatch.setattr(statements, "MOST_TOGETHER", 2)
+    number = sqlalchemy.bindparam("number", type_=sqlalchemy.Integer)
+    sleep = sqlalchemy.func.pg_sleep(0.4).label("slept")
+    slow = statements.Statement(sqlalchemy.select(number.label("number"), sleep))
+
+    with db.connected() as connection:
+        found = statements.run_together(connection, [(slow, {"number": n}) for n in range(5)], last=True)
+
+    assert [rows[0].number for rows in found] == list(range(5))
+    with db.connected(read_only=True) as connection:
+        assert connection.scalar(sqlalchemy.text("SELECT 1")) == 1
