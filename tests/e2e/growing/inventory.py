@@ -1,7 +1,7 @@
 """The inventory that grows, beside the lab's own, and names that lead elsewhere."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,31 @@ def put_into_inventory(deployment: Deployment, nodes: list[str], **groups: Any) 
 @contextmanager
 def not_a_node(deployment: Deployment, name: str) -> Iterator[None]:
     """Take a host out of the group of nodes, as the last step of docs/grow.md says."""
+
+    def change(inventory: Any) -> None:
+        del inventory["all"]["children"]["nodes"]["hosts"][name]
+
+    with _changed(deployment, change):
+        yield
+
+
+@contextmanager
+def node_is_called(deployment: Deployment, name: str, hostname: str) -> Iterator[None]:
+    """Let clients find a node under another name."""
+
+    def change(inventory: Any) -> None:
+        inventory["all"]["hosts"][name]["vpn_node"]["hostname"] = hostname
+
+    with _changed(deployment, change):
+        yield
+
+
+@contextmanager
+def _changed(deployment: Deployment, change: Callable[[Any], None]) -> Iterator[None]:
     file = deployment.directory / "inventory/hosts.yml"
     before = file.read_text()
     inventory = yaml.safe_load(before)
-    del inventory["all"]["children"]["nodes"]["hosts"][name]
+    change(inventory)
     file.write_text(yaml.safe_dump(inventory))
     try:
         yield

@@ -4,26 +4,52 @@ Apps and browsers go on as they are, and no tunnel notices.
 """
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.growing.inventory import name_leads_to, not_a_node, put_into_inventory, run
+from tests.e2e.growing.inventory import name_leads_to, node_is_called, put_into_inventory, run
 from tests.e2e.ha_portal.world import Prober, one_holder
 from tests.e2e.hosts import OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings, World
 
 pytestmark = pytest.mark.faults
-DATABASES = {"databases": {"hosts": {"db1": None}}}
+DATABASES = {"databases": {"hosts": {"db1": None, "db2": None}}}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def many_nodes(world: World) -> Iterator[None]:
-    """Where docs/grow.md ends: a portal that is no node, and a node."""
-    with not_a_node(world.deployment, "vpn1"):
-        put_into_inventory(world.deployment, ["node3"])
-        run(world.deployment, "add_node", "-e", "node=node3")
-        yield
+def many_nodes(world: World) -> None:
+    """A portal that is a node too, and another node."""
+    put_into_inventory(world.deployment, ["node3"])
+    run(world.deployment, "add_node", "-e", "node=node3")
+
+
+def test_node_gets_a_name_of_its_own(world: World) -> None:
+    """After docs/install.md the first host's node has the portal's name, which will lead elsewhere."""
+    deployment = world.deployment
+    shared = deployment.portal_url.removeprefix("https://")
+    apps = {name: OfficialApp(world.client, name) for name in ("alice", "bob")}
+    try:
+        for name, app in apps.items():
+            app.do("start", user=name, password=world.password(name))
+            app.do("add_server", url=deployment.portal_url)
+        with node_is_called(deployment, "vpn1", shared):
+            run(deployment, "site")
+            with world.only("vpn1"):
+                before = world.connect(apps["alice"], "employees")
+        assert f"Endpoint = {shared}:" in before["config"]
+        pings = Pings(apps["alice"], before["gateway"], "alice")
+
+        run(deployment, "site")
+
+        with world.only("vpn1"):
+            after = world.connect(apps["bob"], "employees", prefer_tcp=True)
+        assert f"remote vpn1.{shared.partition('.')[2]} " in after["config"]
+        assert pings.lost() == 0
+    finally:
+        for app in apps.values():
+            app.attempt("down")
+            app.attempt("disconnect")
+            app.close()
 
 
 def test_wrong_order_changes_nothing(world: World) -> None:
@@ -70,11 +96,12 @@ def test_one_portal_becomes_two(world: World) -> None:
         for name, app in apps.items():
             app.do("start", user=name, password=world.password(name))
             app.do("add_server", url=deployment.portal_url)
-        # These two stay connected; dave connects again and again.
-        opened = {
-            name: world.connect(apps[name], "employees", prefer_tcp=name == "bob")
-            for name in ("alice", "bob")
-        }
+        # These two stay connected, to the node that is no portal; dave connects again and again.
+        with world.only("node3"):
+            opened = {
+                name: world.connect(apps[name], "employees", prefer_tcp=name == "bob")
+                for name in ("alice", "bob")
+            }
         browser = world.browser("carol")
         pings = {name: Pings(apps[name], got["gateway"], name) for name, got in opened.items()}
         users = world.ask("user", "list")
@@ -89,6 +116,8 @@ def test_one_portal_becomes_two(world: World) -> None:
         assert world.ask("user", "list") == users
         kept = world.portal.output("ls /var/lib/causeway-portal")
         assert "portal.sqlite.copied" in kept.split()
+        standby = "runuser -u postgres -- psql -XAtqc 'SELECT pg_is_in_recovery()'"
+        assert [world.node(name).output(standby).strip() for name in ("db1", "db2")] == ["f", "t"]
         assert apps["dave"].do("get_config", **asked)["sign_ins"] == 1
         assert "carol" in browser.open(home).text
 

@@ -38,6 +38,24 @@ def test_name_that_leads_to_both_portals(
     assert bob.do("get_config", **asked)["sign_ins"] == 1
 
 
+@pytest.mark.faults
+def test_release_that_does_not_serve_stops_at_the_first_portal(deployment: Deployment) -> None:
+    """As with an address in common: the other one goes on."""
+    first, second = deployment.hosts("portals")
+    deploy(deployment, "-e", "vpn_portal_frontend=dns")
+    try:
+        before = second.output("systemctl show --property=ActiveEnterTimestamp vpn-portal.service")
+        names = ["-e", "vpn_portal_frontend=dns", "-e", "portal_workers=0"]
+        done = deployment.playbook("site", "--limit", "portals", "--tags", "portal", *names, log="names")
+        assert done.returncode != 0
+        assert "Wait until this portal serves" in done.stdout
+        assert second.output("systemctl show --property=ActiveEnterTimestamp vpn-portal.service") == before
+        assert first.run("systemctl is-active nginx.service").returncode == 0
+    finally:
+        deploy(deployment)
+    one_holder(deployment)
+
+
 def deploy(deployment: Deployment, *options: str) -> None:
     tags = ["--limit", "portals", "--tags", "portal,firewall,virtual_ip"]
     done = deployment.playbook("site", *tags, *options, log="names")
