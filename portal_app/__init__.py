@@ -53,12 +53,13 @@ def portal() -> Portal:
 def create_app(settings: Settings) -> Flask:
     """Return the portal as a WSGI application. Raises SettingsError when a file or value cannot be used."""
     # Imported here: services and views import this package for portal().
-    from portal_app import error_pages, headers, login
+    from portal_app import error_pages, headers, language, login
     from portal_app.agents import Agents
     from portal_app.oauth import bearer, clients
     from portal_app.oauth import views as oauth_views
     from portal_app.services.pki import Signer
     from portal_app.views import account, admin, api_v3, health
+    from portal_app.views import language as language_view
 
     app = _App(__name__)
     app.config.update(
@@ -79,10 +80,11 @@ def create_app(settings: Settings) -> Flask:
     )
     # nginx is the only one in front and sets these headers itself, whatever a client sent.
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
+    language.init_app(app)
     error_pages.init_app(app)
     bearer.init_app(app)
     login.init_app(app)
     headers.init_app(app)
-    for blueprint in (oauth_views.bp, api_v3.bp, health.bp, account.bp, admin.bp):
+    for blueprint in (oauth_views.bp, api_v3.bp, health.bp, account.bp, admin.bp, language_view.bp):
         app.register_blueprint(blueprint)
     return app

@@ -6,7 +6,8 @@ from flask import Flask, Response, jsonify, make_response, render_template, requ
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from werkzeug.exceptions import HTTPException, SecurityError
 
-from portal_app.errors import PortalError, Unavailable
+from portal_app.errors import N_, PortalError, Unavailable
+from portal_app.language import gettext, said
 
 logger = logging.getLogger(__name__)
 
@@ -14,14 +15,24 @@ logger = logging.getLogger(__name__)
 JSON_PATHS = ("/api/", "/oauth/token", "/oauth/revoke", "/healthz", "/livez", "/.well-known/")
 
 _TITLES = {
-    400: "This request cannot be understood",
-    401: "This is not known here",
-    403: "Not allowed",
-    404: "Not found",
-    405: "Not possible here",
-    413: "Too large",
-    429: "Too many requests",
-    503: "Not available at the moment",
+    400: N_("This request cannot be understood"),
+    401: N_("This is not known here"),
+    403: N_("Not allowed"),
+    404: N_("Not found"),
+    405: N_("Not possible here"),
+    406: N_("Not possible here"),
+    409: N_("Not as things are now"),
+    413: N_("Too large"),
+    429: N_("Too many requests"),
+    503: N_("Not available at the moment"),
+}
+
+#: What Werkzeug says of a page that is not there, and the like: its English names.
+_OF_HTTP = {
+    400: N_("Bad Request"),
+    404: N_("Not Found"),
+    405: N_("Method Not Allowed"),
+    413: N_("Request Entity Too Large"),
 }
 
 
@@ -36,14 +47,16 @@ def init_app(app: Flask) -> None:
 
 
 def answer(
-    status: int, message: str, *, title: str | None = None, retry_after: int | None = None
+    status: int, error: PortalError, *, title: str | None = None, retry_after: int | None = None
 ) -> Response:
     """Return an error as the path's readers expect it."""
     if request.path.startswith(JSON_PATHS):
-        response = jsonify({"error": message})
+        response = jsonify({"error": str(error)})
     else:
-        title = title or _TITLES.get(status, "Something went wrong")
-        response = make_response(render_template("error.html", status=status, title=title, message=message))
+        title = gettext(title or _TITLES.get(status, N_("Something went wrong")))
+        response = make_response(
+            render_template("error.html", status=status, title=title, message=said(error))
+        )
     response.status_code = status
     response.headers["Cache-Control"] = "no-store"
     if retry_after is not None:
@@ -54,13 +67,13 @@ def answer(
 def answer_portal_error(error: PortalError) -> Response:
     if error.status >= 500:
         logger.warning("%s %s: %s", request.method, _page(), error)
-    return answer(error.status, str(error), retry_after=error.retry_after)
+    return answer(error.status, error, retry_after=error.retry_after)
 
 
 def answer_http_error(error: HTTPException) -> Response:
     if error.response is not None:
         return error.response  # type: ignore[return-value]  # what abort(response) was given
-    response = answer(error.code or 500, error.name)
+    response = answer(error.code or 500, PortalError(_OF_HTTP.get(error.code or 500, error.name)))
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value  # Allow of a 405, Retry-After of a 429
@@ -83,12 +96,12 @@ def answer_database_error(error: Exception) -> Response:
 def answer_impossible_value(error: Exception) -> Response:
     """Answer a value that the database cannot hold, such as a NUL in a text: nothing can have it."""
     logger.warning("%s %s: database: %s", request.method, _page(), type(error).__name__)
-    return answer(404, "Not found")
+    return answer(404, PortalError(N_("Not Found")))
 
 
 def answer_bug(error: Exception) -> Response:
     logger.error("%s %s failed", request.method, _page(), exc_info=error)
-    return answer(500, "internal error")
+    return answer(500, PortalError(N_("internal error")))
 
 
 def _page() -> str:

@@ -1,11 +1,24 @@
 """Errors of the portal. ``status`` is the HTTP answer; the message names the thing and the way out."""
 
 
+def N_(text: str) -> str:  # noqa: N802 - gettext's customary name
+    """Mark a text that is translated where it is shown."""
+    return text
+
+
 class PortalError(Exception):
-    """Base of what services raise. ``retry_after`` (seconds) goes with outage and overload."""
+    """Base of what services raise. ``retry_after`` (seconds) goes with outage and overload.
+
+    A message that people read on pages is marked for translation (``N_``) and names its ``values``
+    by ``%(name)s``; ``str`` is the English text, which apps, scripts and logs get.
+    """
 
     status = 400
     retry_after: int | None = None
+
+    def __init__(self, message: str = "", /, **values: object) -> None:
+        super().__init__(message % values if values else message)
+        self.message, self.values = message, values
 
 
 class BadRequest(PortalError):

@@ -22,11 +22,12 @@ from markupsafe import Markup
 from sqlalchemy.exc import DBAPIError
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import portal
+from portal_app import portal, roles
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.errors import Forbidden, Unavailable
+from portal_app.errors import N_, Forbidden, Unavailable
 from portal_app.models import User
+from portal_app.roles import Right
 from portal_app.services import browser_sessions, profiles
 from portal_app.services.sign_in import KnownBrowser, SignedIn
 
@@ -42,6 +43,8 @@ BROWSER_COOKIE = "__Host-browser"
 BROWSER_LIFE = timedelta(days=90)
 #: A form that was opened longer ago is asked for again.
 FORM_LIFE = timedelta(hours=24)
+#: How long after a sign-in dangerous acts need no password.
+RECENTLY = timedelta(minutes=15)
 LONGEST_NEXT = 8192
 LONGEST_COOKIE = 100
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -51,12 +54,12 @@ _WITHOUT_COOKIES = {"api_v3", "health", "oauth.token", "oauth.revoke"}
 
 class AccountDisabled(Forbidden):
     def __init__(self) -> None:
-        super().__init__("This account is disabled. Ask the people who run this service.")
+        super().__init__(N_("This account is disabled. Ask the people who run this service."))
 
 
 class NoAccess(Forbidden):
     def __init__(self) -> None:
-        super().__init__("This account may not use this service. Ask the people who run it.")
+        super().__init__(N_("This account may not use this service. Ask the people who run it."))
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Login:
     user: User
     token: str
     signed_in_at: datetime
+
+    @functools.cached_property
+    def rights(self) -> frozenset[Right]:
+        """What the user may do on the pages of administration."""
+        return roles.rights(self.user.permissions, portal().settings)
 
 
 def init_app(app: Flask) -> None:
@@ -77,7 +85,6 @@ def init_app(app: Flask) -> None:
     app.before_request(_check_form)
     app.after_request(_set_visitor_cookie)
     app.jinja_env.globals["csrf_field"] = csrf_field
-    app.jinja_env.globals["signed_in_admin"] = _is_known_admin
     app.context_processor(_of_every_page)
 
 
@@ -86,6 +93,7 @@ def _forget_last_request() -> None:
     g.pop("login", None)
     g.pop("new_visitor", None)
     g.pop("refused", None)
+    g.pop("language", None)
 
 
 def _check_form() -> None:
@@ -96,7 +104,7 @@ def _check_form() -> None:
     if request.blueprint in _WITHOUT_COOKIES or endpoint in _WITHOUT_COOKIES:
         return
     if not _is_our_origin() or not _is_our_token(request.form.get("csrf_token", "")):
-        raise Forbidden("This form is too old or came from elsewhere. Open the page again and repeat it.")
+        raise Forbidden(N_("This form is too old or came from elsewhere. Open the page again and repeat it."))
 
 
 def signed_in_user() -> User | None:
@@ -117,12 +125,8 @@ def required() -> Login:
     """Return the session behind ``sign_in_required``."""
     login = current()
     if login is None:
-        raise Forbidden("Sign in first.")
+        raise Forbidden(N_("Sign in first."))
     return login
-
-
-def is_admin(user: User) -> bool:
-    return profiles.meets(portal().settings.admin_permissions, user.permissions)
 
 
 def sign_in_required(view: Callable[P, R]) -> Callable[P, R | AnyResponse]:
@@ -139,17 +143,38 @@ def sign_in_required(view: Callable[P, R]) -> Callable[P, R | AnyResponse]:
     return wrapper
 
 
-def admin_required(view: Callable[P, R]) -> Callable[P, R | AnyResponse]:
-    """As ``sign_in_required``, and 403 for who has none of the administrators' permissions."""
+def requires(
+    right: Right, *, recently: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R | AnyResponse]]:
+    """As ``sign_in_required``, and 403 for who has not this right.
 
-    @functools.wraps(view)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        login = current()
-        if login is None or not is_admin(login.user):
-            raise Forbidden("Only administrators may see this.")
-        return view(*args, **kwargs)
+    ``recently`` is for dangerous acts (W8): whoever signed in longer ago than ``RECENTLY`` says the password
+    once more, and comes back to the page of the form.
+    """
 
-    return sign_in_required(checked)
+    def decorate(view: Callable[P, R]) -> Callable[P, R | AnyResponse]:
+        @functools.wraps(view)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R | AnyResponse:
+            login = required()
+            if right not in login.rights:
+                raise Forbidden(N_("Your account has not the right to do this."))
+            if recently and utc_now() - login.signed_in_at > RECENTLY:
+                return redirect(url_for("sign_in.confirm", next=_page_of_form()), 303)
+            return view(*args, **kwargs)
+
+        checked.right = right  # type: ignore[attr-defined]  # the test of who may what reads it
+        return sign_in_required(checked)
+
+    return decorate
+
+
+def _page_of_form() -> str:
+    """Return the page that the form of this request is on."""
+    page = request.form.get("next")
+    if not page and request.referrer:
+        url = urlsplit(request.referrer)
+        page = url.path + (f"?{url.query}" if url.query else "")
+    return own_path(page)
 
 
 def check_access(user: User) -> None:
@@ -245,12 +270,12 @@ def _known_login() -> Login | None:
 
 
 def _of_every_page() -> dict[str, object]:
-    return {"signed_in": _known_login(), "refused": g.get("refused", False)}
-
-
-def _is_known_admin() -> bool:
     login = _known_login()
-    return login is not None and is_admin(login.user)
+    return {
+        "signed_in": login,
+        "refused": g.get("refused", False),
+        "may": login.rights if login is not None else frozenset(),
+    }
 
 
 def _here() -> str:

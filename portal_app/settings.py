@@ -46,6 +46,8 @@ class Settings:
     delete_authorization_on_disconnect: bool = False
     access_permissions: list[str] | None = None
     admin_permissions: list[str] = field(default_factory=lambda: ["admin"])
+    helpdesk_permissions: list[str] = field(default_factory=lambda: ["helpdesk"])
+    auditor_permissions: list[str] = field(default_factory=lambda: ["auditor"])
     client_sets: list[str] = field(default_factory=lambda: ["eduVPN", "LC"])
     clients: list[dict[str, Any]] = field(default_factory=list)
     node_selection: str = "weighted"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode
 
+from portal_app.errors import N_
 from portal_app.oauth.clients import SCOPE, VISIBLE, Client
 
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -67,15 +68,15 @@ def read_authorization_request(query: Parameters, clients: Mapping[str, Client])
         raise _invalid("client_id")
     client = clients.get(client_id)
     if client is None:
-        raise AuthorizeError(401, "invalid_client", "This app is not registered here.")
+        raise AuthorizeError(401, "invalid_client", N_("This app is not registered here."))
     redirect_uri = _parameter(query, "redirect_uri")
     if not client.has_redirect_uri(redirect_uri):
-        raise AuthorizeError(401, "invalid_client", "The redirect URI is not registered for this app.")
+        raise AuthorizeError(401, "invalid_client", N_("The redirect URI is not registered for this app."))
     if _parameter(query, "response_type") != "code":
-        raise AuthorizeError(400, "unsupported_response_type", "Only response_type=code is supported.")
+        raise AuthorizeError(400, "unsupported_response_type", N_("Only response_type=code is supported."))
     scope = _parameter(query, "scope")
     if not _SCOPE.fullmatch(scope) or any(token != SCOPE for token in scope.split(" ")):
-        raise AuthorizeError(400, "invalid_scope", "The only scope is config.")
+        raise AuthorizeError(400, "invalid_scope", N_("The only scope is config."))
     state = _parameter(query, "state")
     if not VISIBLE.fullmatch(state):
         raise _invalid("state")

@@ -7,8 +7,9 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from portal_app import error_pages, headers, portal
 from portal_app.clock import utc_now
-from portal_app.errors import Forbidden
+from portal_app.errors import N_, Forbidden, PortalError
 from portal_app.events import log
+from portal_app.language import gettext
 from portal_app.login import sign_in_required, signed_in_user
 from portal_app.models import User
 from portal_app.oauth import server
@@ -19,14 +20,14 @@ from portal_app.services.authorizations import InvalidGrant, Tokens, WrongReques
 
 bp = Blueprint("oauth", __name__)
 
-_AUTHORIZE_TITLES = {400: "The app's request cannot be used", 401: "This app is not known here"}
+_AUTHORIZE_TITLES = {400: N_("The app's request cannot be used"), 401: N_("This app is not known here")}
 
 
 @bp.route("/oauth/authorize", methods=["GET", "POST"])
 def authorize() -> AnyResponse:
     """Ask the signed-in user to approve an app. Everything is checked again when the answer is posted."""
     if not server.is_utf8(request.query_string):
-        raise AuthorizeError(400, "invalid_request", "The request is not UTF-8.")
+        raise AuthorizeError(400, "invalid_request", N_("The request is not UTF-8."))
     wanted = server.read_authorization_request(request.args, portal().clients)
     return _ask_user(wanted)
 
@@ -35,7 +36,7 @@ def authorize() -> AnyResponse:
 def _ask_user(wanted: AuthorizationRequest) -> Response:
     user = signed_in_user()
     if user is None or user.is_disabled or not _may_sign_in(user):
-        raise Forbidden("This account may not use the service.")
+        raise Forbidden(N_("This account may not use this service."))
     if request.method == "HEAD" or (request.method == "GET" and wanted.client.requires_approval):
         return _approval_page(wanted, user)
     if request.method == "GET":
@@ -45,7 +46,7 @@ def _ask_user(wanted: AuthorizationRequest) -> Response:
         log("consent_denied", user=user.name, client=wanted.client.client_id)
         return _send_back(wanted, {"error": "access_denied"})
     if answer != ["yes"]:
-        raise AuthorizeError(400, "invalid_request", "The answer is neither yes nor no.")
+        raise AuthorizeError(400, "invalid_request", N_("The answer is neither yes nor no."))
     return _approve(wanted, user)
 
 
@@ -98,9 +99,8 @@ def _send_back(wanted: AuthorizationRequest, fields: dict[str, str]) -> Response
 
 @bp.errorhandler(AuthorizeError)
 def _show_authorize_error(error: AuthorizeError) -> Response:
-    return error_pages.answer(
-        error.status, f"{error} ({error.code})", title=_AUTHORIZE_TITLES.get(error.status)
-    )
+    shown = PortalError("%(message)s (%(code)s)", message=gettext(str(error)), code=error.code)
+    return error_pages.answer(error.status, shown, title=_AUTHORIZE_TITLES.get(error.status))
 
 
 @bp.post("/oauth/token")

@@ -17,6 +17,7 @@ from sqlalchemy import bindparam, func, insert, or_, select, update
 from portal_app import portal
 from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import (
+    N_,
     Forbidden,
     InvalidToken,
     KeyInUse,
@@ -233,13 +234,13 @@ def create_for_portal(
     ends_at = budget_end()
     holder = Holder(user.id, user.name, list(user.permissions))
     if limited and settings.max_portal_connections < 1:
-        raise Forbidden("configurations cannot be made here; use the app")
+        raise Forbidden(N_("configurations cannot be made here; use the app"))
     with transaction(read_only=True) as db:
         profile, offering = _allowed(holder, run_together(db, offered(profile_id)))
         if profile is None:
-            raise NotFound("no such profile")
+            raise NotFound(N_("no such profile"))
         if {WIREGUARD: profile.wireguard, OPENVPN: profile.openvpn}.get(protocol) is None:
-            raise NoCommonProtocol(f"the profile does not offer {protocol}")
+            raise NoCommonProtocol(N_("the profile does not offer %(protocol)s"), protocol=protocol)
         serving = _serving(db, holder, [row for row in offering if node in (None, row.name)])
     private_key, public_key = client_config.wireguard_key_pair() if protocol == WIREGUARD else (None, None)
     wish = _Order(
@@ -328,7 +329,7 @@ def _first_that_answers(
         profile=wish.profile.profile_id,
         why=choice.cut("; ".join(passed), LONGEST_WHY),
     )
-    raise NoCapacity("no capacity: no VPN server of this profile has room at the moment")
+    raise NoCapacity(N_("no capacity: no VPN server of this profile has room at the moment"))
 
 
 @retried

@@ -12,7 +12,7 @@ from pathlib import Path
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from portal_app.errors import BadRequest, TooManyRequests
+from portal_app.errors import N_, BadRequest, TooManyRequests
 
 SHORTEST, LONGEST = 12, 1024
 #: 19 MiB, two passes: OWASP's parameters. The default of argon2-cffi is 64 MiB: sixteen sign-ins took a
@@ -71,19 +71,19 @@ def check_new(password: str, user_name: str) -> None:
     No composition is asked for: length and not being guessable is what counts (NIST SP 800-63B, 3.1.1.2).
     """
     if len(password) < SHORTEST:
-        raise WeakPassword(f"Use at least {SHORTEST} characters.")
+        raise WeakPassword(N_("Use at least %(least)s characters."), least=SHORTEST)
     if len(password) > LONGEST:
-        raise WeakPassword(f"Use at most {LONGEST} characters.")
+        raise WeakPassword(N_("Use at most %(most)s characters."), most=LONGEST)
     folded = _normalized(password).casefold()
     plain = re.sub(r"[\W_]+", "", folded)
     if any(_is_repetition(text) or _is_walk(text) for text in (folded, plain) if text):
-        raise WeakPassword("This password repeats itself or follows the keyboard. Choose another one.")
+        raise WeakPassword(N_("This password repeats itself or follows the keyboard. Choose another one."))
     if _is_common(folded):
-        raise WeakPassword("This password is one of those that are tried first. Choose another one.")
+        raise WeakPassword(N_("This password is one of those that are tried first. Choose another one."))
     name = user_name.casefold()
     for part in {name, name.partition("@")[0]}:
         if len(part) >= 3 and part in folded and len(folded.replace(part, "")) < SHORTEST - 4:
-            raise WeakPassword("This password is made of the user name. Choose another one.")
+            raise WeakPassword(N_("This password is made of the user name. Choose another one."))
 
 
 def _normalized(password: str) -> str:
@@ -141,10 +141,10 @@ def _nobodys_hash() -> str:
 @contextmanager
 def _turn() -> Iterator[None]:
     if not _queue.acquire(blocking=False):
-        raise TooManyRequests("too many sign-ins at once")
+        raise TooManyRequests(N_("too many sign-ins at once"))
     try:
         if not _hashing.acquire(timeout=WAIT_SECONDS):
-            raise TooManyRequests("too many sign-ins at once")
+            raise TooManyRequests(N_("too many sign-ins at once"))
         try:
             yield
         finally:

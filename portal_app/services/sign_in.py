@@ -17,7 +17,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from portal_app import events
 from portal_app.db import retried, transaction
-from portal_app.errors import Forbidden, PortalError, TooManyRequests
+from portal_app.errors import N_, Forbidden, PortalError, TooManyRequests
 from portal_app.models import LocalAccount, User
 from portal_app.services import browser_sessions, passwords, profiles, throttles, users
 from portal_app.services.throttles import Bucket, Limit
@@ -86,7 +86,7 @@ def sign_in(
         events.log(
             "sign_in_failed", level=logging.WARNING, user=name if found else None, source=source
         )  # what was typed as a name may be a password
-        raise WrongPassword("User name or password is wrong.")
+        raise WrongPassword(N_("User name or password is wrong."))
     user, account = found
     _check_access(user, settings)
     fresh = passwords.hash_password(password) if passwords.is_outdated(account.password_hash or "") else None
@@ -107,7 +107,7 @@ def begin(
     with transaction() as db:
         found = users.find_account(db, name)
         if found is None:
-            raise WrongPassword("User name or password is wrong.")
+            raise WrongPassword(N_("User name or password is wrong."))
         user, account = found
         _check_access(user, settings)
         if old_token is not None:
@@ -137,7 +137,7 @@ def change_password(
     with transaction(read_only=True) as db:
         found = users.find_account(db, user.name)
     if found is None or not passwords.is_right(current, found[1].password_hash):
-        raise WrongPassword("The current password is wrong.")
+        raise WrongPassword(N_("The current password is wrong."))
     users.set_password(user.name, new, actor=user.name, source=source, now=now)
     _give_back(buckets, now=now)
     return begin(user.name, browser_id=browser_id, old_token=None, settings=settings, now=now)
@@ -145,9 +145,9 @@ def change_password(
 
 def _check_access(user: User, settings: Settings) -> None:
     if user.is_disabled:
-        raise Forbidden("This account is disabled.")
+        raise Forbidden(N_("This account is disabled."))
     if not profiles.meets(settings.access_permissions, user.permissions):
-        raise Forbidden("This account may not use this service.")
+        raise Forbidden(N_("This account may not use this service."))
 
 
 def _is_known(browser: KnownBrowser | None, user: User, account: LocalAccount) -> bool:
@@ -218,7 +218,7 @@ def _begin(
         account = db.get(LocalAccount, user_id, with_for_update=True)
         if user is None or account is None or account.password_hash != password_hash or user.is_disabled:
             # Changed while the password was being checked.
-            raise WrongPassword("User name or password is wrong.")
+            raise WrongPassword(N_("User name or password is wrong."))
         if fresh_hash is not None:
             account.password_hash = fresh_hash
         throttles.give_back(db, buckets, now=now)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from portal_app import events
 from portal_app.db import retried, transaction
-from portal_app.errors import BadRequest, Conflict, Forbidden, NotFound
+from portal_app.errors import N_, BadRequest, Conflict, Forbidden, NotFound
 from portal_app.models import Authorization, Connection, LocalAccount, OneTimeLink, Profile, User
 from portal_app.services import audit, authorizations, browser_sessions, connections, passwords, profiles
 from portal_app.services.connections import Ended, Issued
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from portal_app.agents import Agents
 
 LINK_LIFE = timedelta(minutes=60)
-LINK_IS_OVER = "This link has been used already or is too old. Ask for a new one."
+LINK_IS_OVER = N_("This link has been used already or is too old. Ask for a new one.")
 LONGEST_NAME = 255
 LONGEST_PERMISSION = 255
 
@@ -36,9 +36,9 @@ def check_name(name: str) -> str:
     """Return the name as it is stored; raises BadRequest saying why nobody can have it."""
     name = normalized(name)
     if not 1 <= len(name) <= LONGEST_NAME:
-        raise BadRequest(f"a user name has 1 to {LONGEST_NAME} characters")
+        raise BadRequest(N_("a user name has 1 to %(most)s characters"), most=LONGEST_NAME)
     if not name.isprintable() or name != name.strip():
-        raise BadRequest("a user name has printable characters only and no space at its ends")
+        raise BadRequest(N_("a user name has printable characters only and no space at its ends"))
     return name
 
 
@@ -48,7 +48,9 @@ def check_permissions(permissions: Sequence[str]) -> list[str]:
         usable = permission.isprintable() and permission == permission.strip()
         if not usable or not 1 <= len(permission) <= LONGEST_PERMISSION:
             raise BadRequest(
-                f"permission {permission[:60]!r}: use 1 to {LONGEST_PERMISSION} printable characters"
+                N_("permission %(permission)r: use 1 to %(most)s printable characters"),
+                permission=permission[:60],
+                most=LONGEST_PERMISSION,
             )
     return sorted(set(permissions))
 
@@ -113,7 +115,7 @@ def _insert(
 def _already_there(name: str, *, exists_ok: bool) -> bool:
     if exists_ok:
         return False
-    raise Conflict(f"user {name!r} exists already")
+    raise Conflict(N_("user %(name)r exists already"), name=name)
 
 
 @retried
@@ -149,7 +151,7 @@ def redeem_link(token: str, password: str, *, source: str | None, now: datetime)
     if user is None:
         raise NotFound(LINK_IS_OVER)
     if user.is_disabled:
-        raise Forbidden("This account is disabled.")
+        raise Forbidden(N_("This account is disabled."))
     passwords.check_new(password, user.name)
     password_hash = passwords.hash_password(password)
     return _redeem(token, password_hash, source=source, now=now)
@@ -186,7 +188,7 @@ def _store_password(
 ) -> None:
     account = db.get(LocalAccount, user.id, with_for_update=True)
     if account is None:
-        raise NotFound(f"user {user.name!r} has no local account")
+        raise NotFound(N_("user %(name)r has no local account"), name=user.name)
     account.password_hash, account.changed_at = password_hash, now
     db.execute(delete_from(OneTimeLink).where(OneTimeLink.user_id == user.id))
     browser_sessions.end_all(db, user.id)
@@ -212,7 +214,7 @@ def make_configuration(
     with transaction(read_only=True) as db:
         user = find(db, name)
     if user is None:
-        raise NotFound(f"no user {name!r}")
+        raise NotFound(N_("no user %(name)r"), name=name)
     if user.is_disabled:
         raise Forbidden(f"{name} is disabled; enable the account first")
     issued = connections.create_for_portal(
@@ -335,7 +337,7 @@ def listed(db: Session) -> list[tuple[User, bool, int]]:
 def _locked(db: Session, name: str) -> User:
     user = db.scalar(select(User).where(User.name == name).with_for_update())
     if user is None:
-        raise NotFound(f"no user {name!r}")
+        raise NotFound(N_("no user %(name)r"), name=name)
     return user
 
 
@@ -343,7 +345,7 @@ def _locked_account(db: Session, name: str) -> tuple[User, LocalAccount]:
     user = _locked(db, name)
     account = db.get(LocalAccount, user.id)
     if account is None:
-        raise NotFound(f"user {name!r} has no local account")
+        raise NotFound(N_("user %(name)r has no local account"), name=name)
     return user, account
 
 

@@ -16,7 +16,8 @@ from werkzeug.wrappers import Response as AnyResponse
 from portal_app import login, portal
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
-from portal_app.errors import BadRequest, Conflict, NotFound, PortalError
+from portal_app.errors import N_, BadRequest, Conflict, NotFound, PortalError
+from portal_app.language import said
 from portal_app.login import sign_in_required
 from portal_app.models import Authorization, Connection, Node, Profile, User, VpnSession
 from portal_app.services import (
@@ -36,10 +37,10 @@ bp = Blueprint("account", __name__)
 
 #: A QR code of more text than this is too dense for a phone's camera.
 LONGEST_QR = 1500
-_GONE = "It is not there, or has ended already."
+_GONE = N_("It is not there, or has ended already.")
 #: How many earlier sessions a user sees.
 EARLIER = 20
-_SENT_BEFORE = (
+_SENT_BEFORE = N_(
     "This form was sent before. What it made is in the list of your configurations; its private key is kept"
     " nowhere. If you did not save it, end that configuration and make another."
 )
@@ -48,8 +49,7 @@ _SENT_BEFORE = (
 @bp.record
 def _set_up_pages(state: BlueprintSetupState) -> None:
     environment = state.app.jinja_env
-    environment.filters.update(time=forms.time, machine_time=forms.machine_time, size=forms.size)
-    environment.globals.update(static_url=forms.static_url)
+    environment.globals.update(static_url=forms.static_url, here=forms.here)
 
 
 @bp.app_context_processor
@@ -240,7 +240,7 @@ def _choice(user: User, chosen: str) -> Choice:
     with transaction(read_only=True) as db:
         choices = {choice.value: choice for choice in _choices(db, user)}
     if chosen not in choices:
-        raise BadRequest("Choose one of the profiles in the list.")
+        raise BadRequest(N_("Choose one of the profiles in the list."))
     return choices[chosen]
 
 
@@ -265,7 +265,7 @@ def _configurations_page(error: PortalError | None = None, chosen: str = "") -> 
         form_key=secrets.token_urlsafe(12),
         chosen=chosen,
         display_name=request.form.get("display_name", "")[: forms.LONGEST_DISPLAY_NAME],
-        problem=str(error) if error else "",
+        problem=said(error) if error else "",
     )
     if error is not None:
         response.status_code = error.status

@@ -1,14 +1,14 @@
-"""What pages read from forms and queries, bounded and checked; and how values look on a page."""
+"""What pages read from forms and queries, bounded and checked."""
 
 import hashlib
-from datetime import datetime
+from collections.abc import Collection
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 from flask import current_app, request, url_for
 
-from portal_app.errors import BadRequest
+from portal_app.errors import N_, BadRequest
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 LONGEST_NAME, LONGEST_PASSWORD, LONGEST_DISPLAY_NAME = 255, 1024, 64
 
 
@@ -16,7 +16,7 @@ def field(name: str, longest: int) -> str:
     """Return a field as it was typed; raises BadRequest when it is missing, too long or comes twice."""
     values = request.form.getlist(name)
     if len(values) != 1 or len(values[0]) > longest or "\0" in values[0]:
-        raise BadRequest(f"The form's field {name} is missing or too long.")
+        raise BadRequest(N_("The form's field %(field)s is missing or too long."), field=name)
     return values[0]
 
 
@@ -24,36 +24,28 @@ def display_name() -> str:
     """Return the name for a device: 1 to 64 printable characters."""
     name = field("display_name", 4 * LONGEST_DISPLAY_NAME).strip()
     if not 1 <= len(name) <= LONGEST_DISPLAY_NAME or not name.isprintable():
-        raise BadRequest(f"Give the device a name of 1 to {LONGEST_DISPLAY_NAME} printable characters.")
+        raise BadRequest(
+            N_("Give the device a name of 1 to %(most)s printable characters."), most=LONGEST_DISPLAY_NAME
+        )
     return name
 
 
-def page_number() -> int:
-    """Return the page asked for; anything that is no page is the first."""
-    text = request.args.get("page", "1")
-    return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 8 else 1
+def query(name: str, longest: int = LONGEST_NAME) -> str:
+    """Return a value of the address, cut to a length; what is not there is empty."""
+    return request.args.get(name, "").strip()[:longest].replace("\0", "")
 
 
-def time(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}"
+def chosen(name: str, choices: Collection[str], default: str = "") -> str:
+    """Return a value of the address if it is one of the choices."""
+    value = request.args.get(name, default)
+    return value if value in choices else default
 
 
-def machine_time(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
-
-
-def size(count: int | None) -> str:
-    """Return a number of bytes for people.
-
-    >>> size(1536), size(None)
-    ('1.5 KiB', 'unknown')
-    """
-    if count is None:
-        return "unknown"
-    value, unit = float(count), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{count} B"
+def here(**changes: str | None) -> str:
+    """Return the path and query of this page with some values changed; None takes one away."""
+    values = {name: value for name, value in request.args.items() if name not in changes}
+    values |= {name: value for name, value in changes.items() if value}
+    return quote(request.path) + (f"?{urlencode(values)}" if values else "")
 
 
 def static_url(name: str) -> str:

@@ -10,7 +10,8 @@ from werkzeug.wrappers import Response as AnyResponse
 from portal_app import events, headers, login, portal
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
-from portal_app.errors import NotFound, PortalError, TooManyRequests
+from portal_app.errors import N_, NotFound, PortalError, TooManyRequests
+from portal_app.language import gettext, said
 from portal_app.login import sign_in_required
 from portal_app.models import LocalAccount
 from portal_app.services import browser_sessions, sign_in, users
@@ -48,6 +49,33 @@ def submit() -> AnyResponse:
         )
     except (WrongPassword, TooManyRequests) as error:
         return _sign_in_form(target, error, name)
+    return login.begin(redirect(target, 303), signed_in)
+
+
+@bp.get("/confirm-sign-in")
+@sign_in_required
+def confirm() -> AnyResponse:
+    return _form("account/confirm.html", None, next=login.own_path(request.args.get("next")))
+
+
+@bp.post("/confirm-sign-in")
+@sign_in_required
+def confirmed() -> AnyResponse:
+    """Somebody who is signed in says the password once more, for a dangerous act (W8)."""
+    target = login.own_path(request.form.get("next"))
+    try:
+        signed_in = sign_in.sign_in(
+            login.required().user.name,
+            forms.field("password", forms.LONGEST_PASSWORD),
+            source=request.remote_addr,
+            known_browser=login.known_browser(),
+            new_browser_id=_new_browser_id(),
+            old_token=login.session_token(),
+            settings=portal().settings,
+            now=utc_now(),
+        )
+    except (WrongPassword, TooManyRequests) as error:
+        return _form("account/confirm.html", error, next=target)
     return login.begin(redirect(target, 303), signed_in)
 
 
@@ -160,16 +188,20 @@ def _password_page(error: PortalError | None = None) -> Response:
     with transaction(read_only=True) as db:
         others = browser_sessions.count_others(db, found.user.id, found.token, idle=idle, now=now)
         account = db.get(LocalAccount, found.user.id)
-    done = "The password is changed; other browsers are signed out." if "changed" in request.args else ""
+    done = (
+        gettext("The password is changed; other browsers are signed out.")
+        if "changed" in request.args
+        else ""
+    )
     return _form(
-        "account/password.html", error, others=others, done="" if error else done,
+        "account/password.html", error, others=others, done=done,
         has_password=account is not None and account.password_hash is not None,
     )  # fmt: skip
 
 
 def _form(template: str, error: PortalError | None, **values: object) -> Response:
     """Return a page with its form, and what was wrong with the last try."""
-    response = make_response(render_template(template, problem=str(error) if error else "", **values))
+    response = make_response(render_template(template, problem=said(error) if error else "", **values))
     response.status_code = error.status if error else 200
     if error is not None and error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
@@ -181,7 +213,7 @@ def _new_password() -> str:
         forms.field(name, 2 * forms.LONGEST_PASSWORD) for name in ("new_password", "repeated_password")
     )
     if new != repeated:
-        raise WeakPassword("The two new passwords differ.")
+        raise WeakPassword(N_("The two new passwords differ."))
     return new
 
 

@@ -405,16 +405,24 @@ def test_an_administrator_finds_a_connection_by_user_and_by_address(app: Flask, 
 def test_long_lists_of_connections_have_pages(
     app: Flask, node: AgentServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("portal_app.views.admin.PAGE_SIZE", 2)
+    monkeypatch.setattr("portal_app.services.paging.PAGE_SIZE", 2)
     for name in ("alice", "bob", "carol"):
         make_configuration(signed_in(app, name))
     admin = signed_in(app, "root", ["admin"])
 
-    assert "Page 1 of 2" in admin.get("/admin/connections").text
-    second = admin.get("/admin/connections?page=2").text
+    first = admin.get("/admin/connections").text
+    assert first.count('data-label="User"') == 2
+    assert 'rel="prev"' not in first
+    (onward,) = (e["href"] for e in elements(first, "a") if e.get("rel") == "next")
+    second = admin.get(str(onward)).text
     assert second.count('data-label="User"') == 1
-    for page in ("99", "0", "-1", "x", "٣", "1" * 30):
-        assert admin.get("/admin/connections", query_string={"page": page}).status_code == 200
+    assert 'rel="next"' not in second
+    (back,) = (e["href"] for e in elements(second, "a") if e.get("rel") == "prev")
+    again = admin.get(str(back)).text
+    assert again.count('data-label="User"') == 2
+    for place in ("99", "x", "٣", "W10", "WzEsMl0", "bnVsbA", "1" * 3000, "\0"):
+        for query in ({"after": place}, {"before": place}):
+            assert admin.get("/admin/connections", query_string=query).status_code == 200
 
 
 @pytest.mark.parametrize(

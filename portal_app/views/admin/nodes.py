@@ -1,25 +1,21 @@
-"""Pages of administrators: the nodes, and who holds which connection."""
+"""The nodes, as the controller last saw them."""
 
 from dataclasses import dataclass
 from datetime import datetime
-from ipaddress import ip_address
 from typing import Any
 
-from flask import Blueprint, render_template, request
-from sqlalchemy import ColumnElement, func, or_, select
-from sqlalchemy.orm import Session
+from flask import render_template
+from sqlalchemy import func, select
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.login import admin_required
-from portal_app.models import Connection, Node, NodeStatus, Offer, User, VpnSession
+from portal_app.login import requires
+from portal_app.models import Connection, Node, NodeStatus, Offer
+from portal_app.roles import Right
 from portal_app.services import fullness, statistics
 from portal_app.services.nodes import UP
-from portal_app.views import forms
+from portal_app.views.admin import bp
 
-bp = Blueprint("admin", __name__, url_prefix="/admin")
-
-PAGE_SIZE = 50
 #: Load in percent of the processors from which a node is shown as busy (spec portal.md, section 2).
 BUSY_PERCENT = 75
 
@@ -53,17 +49,8 @@ class NodeView:
     profiles: list[str]
 
 
-@dataclass(frozen=True)
-class ConnectionView:
-    connection: Connection
-    user: str
-    node: str
-    active: bool
-    addresses: tuple[str, ...]
-
-
 @bp.get("/nodes")
-@admin_required
+@requires(Right.SEE)
 def nodes() -> str:
     now = utc_now()
     with transaction(read_only=True) as db:
@@ -90,21 +77,6 @@ def nodes() -> str:
         for node, status in rows
     ]
     return render_template("admin/nodes.html", nodes=views)
-
-
-@bp.get("/connections")
-@admin_required
-def all_connections() -> str:
-    search = request.args.get("search", "").strip()[: forms.LONGEST_NAME].replace("\0", "")
-    with transaction(read_only=True) as db:
-        found = _search(search)
-        total = db.scalar(select(func.count()).select_from(Connection).join(User).where(*found)) or 0
-        pages = max(1, -(-total // PAGE_SIZE))
-        page = min(forms.page_number(), pages)
-        rows = _connections(db, found, (page - 1) * PAGE_SIZE)
-    return render_template(
-        "admin/connections.html", rows=rows, total=total, page=page, pages=pages, search=search
-    )
 
 
 def _node_view(
@@ -151,48 +123,3 @@ def _state(status: NodeStatus | None, info: dict[str, Any], now: datetime) -> St
     if load and load[0] >= BUSY_PERCENT:
         return State("warn", "Up, busy")
     return State("good", "Up")
-
-
-def _search(search: str) -> list[ColumnElement[bool]]:
-    """Match an address exactly, of a connection or its session; anything else is part of a user's name."""
-    if not search:
-        return []
-    try:
-        address = str(ip_address(search))
-    except ValueError:
-        return [User.name.icontains(search, autoescape=True)]
-    in_use = select(VpnSession.connection_id).where(
-        VpnSession.ended_at.is_(None),
-        or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address, VpnSession.origin == address),
-    )
-    return [or_(Connection.ipv4 == address, Connection.ipv6 == address, Connection.id.in_(in_use))]
-
-
-def _connections(db: Session, found: list[ColumnElement[bool]], offset: int) -> list[ConnectionView]:
-    rows = db.execute(
-        select(Connection, User.name, Node.name)
-        .join(User, User.id == Connection.user_id)
-        .outerjoin(Node, Node.number == Connection.node_number)
-        .where(*found)
-        .order_by(Connection.created_at.desc(), Connection.id)
-        .offset(offset)
-        .limit(PAGE_SIZE)
-    ).all()
-    sessions: dict[str, list[VpnSession]] = {}
-    open_ones = select(VpnSession).where(
-        VpnSession.connection_id.in_([connection.id for connection, _user, _node in rows]),
-        VpnSession.ended_at.is_(None),
-    )
-    for session in db.scalars(open_ones):
-        sessions.setdefault(session.connection_id, []).append(session)
-    views = []
-    for connection, user, node in rows:
-        leased = [connection.ipv4, connection.ipv6]
-        used = [address for s in sessions.get(connection.id, []) for address in (s.ipv4, s.ipv6)]
-        addresses = tuple(dict.fromkeys(filter(None, leased + used)))
-        views.append(
-            ConnectionView(
-                connection, user, node or str(connection.node_number), connection.id in sessions, addresses
-            )
-        )
-    return views

@@ -1,0 +1,136 @@
+"""In which language pages speak, and how they write times and numbers.
+
+Every text of a page goes through gettext; ``portal_app/translations`` has a catalogue for each language but
+English, which is in the code. Apps and scripts read English: their answers are not translated.
+"""
+
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+from babel import Locale, dates, numbers
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from babel.support import NullTranslations, Translations
+from flask import Flask, g, request
+from flask_babel import Babel, Domain, get_locale, gettext, ngettext  # type: ignore[import-untyped]
+
+from portal_app.errors import N_, PortalError
+
+__all__ = ["LANGUAGES", "N_", "gettext", "ngettext", "said"]
+
+#: Language tags (RFC 5646) and what their speakers call them.
+LANGUAGES = {"en": "English", "de": "Deutsch", "fr": "Français", "nl": "Nederlands"}
+#: Times are written as in Britain, with 24 hours.
+_LOCALES = {"en": "en_GB", "de": "de", "fr": "fr", "nl": "nl"}
+COOKIE = "__Host-language"
+#: How long a browser remembers the choice.
+COOKIE_LIFE = timedelta(days=365)
+_DIRECTORY = Path(__file__).parent / "translations"
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+class _Catalogues(Domain):  # type: ignore[misc]  # the package has no types
+    """Reads ``.po`` files itself: nothing generated lies beside them."""
+
+    def get_translations(self) -> NullTranslations:
+        return _catalogue(tag())
+
+
+@cache
+def _catalogue(language: str) -> NullTranslations:
+    file = _DIRECTORY / f"{language}.po"
+    if not file.exists():
+        return Translations()
+    compiled = BytesIO()
+    with file.open("rb") as source:
+        write_mo(compiled, read_po(source, locale=language))
+    compiled.seek(0)
+    return Translations(compiled)
+
+
+def init_app(app: Flask) -> None:
+    babel = Babel(app, locale_selector=lambda: _LOCALES[tag()])
+    babel.domain_instance = _Catalogues()
+    app.jinja_env.policies["ext.i18n.trimmed"] = True
+    app.jinja_env.filters.update(
+        time=time, machine_time=machine_time, day=day, size=size, rate=rate, number=number, percent=percent,
+        ago=ago, duration=duration,
+    )  # fmt: skip
+    app.jinja_env.globals.update(language_tag=tag, languages=LANGUAGES)
+
+
+def tag() -> str:
+    """Return the tag of this request's language: the one chosen before, or what the browser asks for."""
+    found: str | None = g.get("language")
+    if found is None:
+        chosen = request.cookies.get(COOKIE, "")
+        found = chosen if chosen in LANGUAGES else request.accept_languages.best_match(LANGUAGES, "en")
+        g.language = found
+    return found or "en"
+
+
+def said(error: PortalError) -> str:
+    """Return what an error says, in the reader's language."""
+    return str(gettext(error.message, **error.values)) if error.message else ""
+
+
+def _locale() -> Locale:
+    found: Locale | None = get_locale()
+    return found or Locale("en")
+
+
+def time(moment: datetime) -> str:
+    """Return date and time of day in UTC: ``29 Nov 2026, 14:05``."""
+    locale, moment = _locale(), moment.astimezone(UTC)
+    hour = dates.format_skeleton("Hm", moment, tzinfo=UTC, locale=locale)
+    return f"{day(moment.date())}, {hour}"
+
+
+def machine_time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def day(moment: date) -> str:
+    return dates.format_skeleton("yMMMd", moment, locale=_locale())
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """Return how long ago something was, roughly: ``3 minutes ago``."""
+    return dates.format_timedelta(moment - now, add_direction=True, locale=_locale())
+
+
+def duration(length: timedelta) -> str:
+    """Return a length of time, roughly: ``3 hours``."""
+    return dates.format_timedelta(length, locale=_locale(), threshold=1.5)
+
+
+def number(value: float) -> str:
+    return numbers.format_decimal(value, locale=_locale())
+
+
+def percent(value: float) -> str:
+    """Return a share of 100 as the language writes it."""
+    return numbers.format_percent(value / 100, locale=_locale())
+
+
+def size(count: int | None) -> str:
+    """Return a number of bytes for people: ``1.5 KiB``; None is unknown."""
+    if count is None:
+        return str(gettext("unknown"))
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    pattern = "#,##0.0" if unit else "#,##0"
+    return f"{numbers.format_decimal(value, format=pattern, locale=_locale())} {_UNITS[unit]}"
+
+
+def rate(bytes_a_second: float) -> str:
+    """Return a speed in bits, as networks are sold: ``12.5 Mbit/s``."""
+    value, unit = 8 * bytes_a_second, 0
+    units = ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s")
+    while value >= 1000 and unit < len(units) - 1:
+        value, unit = value / 1000, unit + 1
+    pattern = "#,##0.0" if unit else "#,##0"
+    return f"{numbers.format_decimal(value, format=pattern, locale=_locale())} {units[unit]}"

@@ -1,0 +1,101 @@
+"""Lists that are read page by page, at the same cost wherever one is: by what comes after a row.
+
+A place in a list is a cursor: the values of the sort columns of one row, as text for a URL. The columns
+together are unique and have an index in this order, so the database begins at the place.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import tuple_
+from sqlalchemy.orm import Session
+
+PAGE_SIZE = 50
+_LONGEST_CURSOR = 800
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a list is sorted: columns that are never null and together unique, all in one direction."""
+
+    columns: Sequence[Any]
+    descending: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some rows of a list, and the cursors of the pages around it; None where there is none."""
+
+    rows: list[Any]
+    before: str | None
+    after: str | None
+
+
+def read(
+    db: Session,
+    query: Any,
+    order: Order,
+    *,
+    before: str = "",
+    after: str = "",
+    size: int | None = None,
+) -> Page:
+    """Return the page that follows the cursor ``after``, or leads up to ``before``; else the first one.
+
+    ``query`` is without order. A cursor that is none, or of another order, is the begin of the list.
+    """
+    size = size or PAGE_SIZE
+    columns = list(order.columns)
+    backwards = bool(before)
+    at = _values(before or after, columns)
+    descending = order.descending != backwards
+    if at is not None:
+        place = tuple_(*columns)
+        values = tuple_(*at)
+        query = query.where(place < values if descending else place > values)
+    else:
+        backwards, descending = False, order.descending
+    query = query.add_columns(*columns).order_by(*(c.desc() if descending else c.asc() for c in columns))
+    found = list(db.execute(query.limit(size + 1)).all())
+    more, found = len(found) > size, found[:size]
+    if backwards:
+        found.reverse()
+    places = [_cursor(row[-len(columns) :]) for row in (found[:1] + found[-1:])]
+    rows = [row[: -len(columns)] for row in found]
+    if not rows:
+        return Page([], None, None)
+    comes_before = more if backwards else at is not None
+    comes_after = True if backwards else more
+    return Page(rows, places[0] if comes_before else None, places[-1] if comes_after else None)
+
+
+def _cursor(values: Sequence[Any]) -> str:
+    plain = [
+        {"t": value.astimezone(UTC).isoformat()} if isinstance(value, datetime) else value for value in values
+    ]
+    return base64.urlsafe_b64encode(json.dumps(plain, separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def _values(cursor: str, columns: Sequence[Any]) -> list[Any] | None:
+    if not cursor or len(cursor) > _LONGEST_CURSOR:
+        return None
+    try:
+        plain = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not isinstance(plain, list) or len(plain) != len(columns):
+            return None
+        values = [datetime.fromisoformat(v["t"]) if isinstance(v, dict) else v for v in plain]
+    except (binascii.Error, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    for value, column in zip(values, columns, strict=True):
+        if not isinstance(value, column.type.python_type) or isinstance(value, bool) or "\0" in str(value):
+            return None
+        if isinstance(value, datetime) and value.tzinfo is None:
+            return None
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return None
+    return values
