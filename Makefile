@@ -172,6 +172,10 @@ wheel: .venv/deploy.stamp ## our wheel and the locked ones into .wheels/, as dep
 docs: setup ## write the generated parts of docs/
 	@$(BIN)/python -m vpn_control.variables
 
+.PHONY: translations
+translations: setup ## bring the catalogues of the portal's texts to the state of the sources
+	@$(BIN)/python -m vpn_control.translations
+
 .PHONY: help
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
