@@ -21,7 +21,7 @@ from tests.portal.app_user import LINUX
 ANSWER_SECONDS = 20
 
 
-class _Https(http.client.HTTPSConnection):
+class Https(http.client.HTTPSConnection):
     """A connection to a site on this host, whatever its name resolves to."""
 
     def __init__(self, site: Site) -> None:
@@ -42,7 +42,7 @@ class App:
     status = 0
 
     def __init__(self, portal: Site, hello: Site, token: str) -> None:
-        self._portal, self._hello, self._token = _Https(portal), _Https(hello), token
+        self._portal, self._hello, self._token = Https(portal), Https(hello), token
 
     def hang_up(self) -> None:
         """Dial anew with the next call: nginx has closed what rested for long."""
@@ -78,7 +78,7 @@ class App:
 
     def _ask(
         self,
-        https: _Https,
+        https: Https,
         method: str,
         path: str,
         body: str | None = None,

@@ -1,0 +1,46 @@
+"""Pictures of the main pages for the documents, light and dark, on a desk and on a phone.
+
+``make screenshots`` runs this and writes ``docs/images``; it tests nothing.
+"""
+
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from playwright.sync_api import Browser
+
+from tests.browser.world import fill_for_pictures, sign_in
+from tests.portal.agent_server import AgentServer
+from tests.portal.app_user import ORIGIN
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+PAGES = {
+    "home": "/",
+    "devices": "/devices",
+    "overview": "/admin/",
+    "connections": "/admin/connections",
+    "user": "/admin/users/{alice}",
+    "statistics": "/admin/statistics?period=week",
+}
+#: Name, width, height, colours.
+SCREENS = [("desk", 1280, 800, "light"), ("desk-dark", 1280, 800, "dark"), ("phone", 390, 844, "light")]
+
+
+@pytest.mark.parametrize(("screen", "width", "height", "scheme"), SCREENS)
+def test_pictures(
+    app: Flask, chromium: Browser, node: AgentServer, screen: str, width: int, height: int, scheme: str
+) -> None:
+    values = fill_for_pictures(app)
+    IMAGES.mkdir(exist_ok=True)
+    context = chromium.new_context(
+        ignore_https_errors=True,
+        color_scheme=scheme,  # type: ignore[arg-type]
+        viewport={"width": width, "height": height},
+    )
+    page = context.new_page()
+    page.goto(f"{ORIGIN}/sign-in")
+    sign_in(page, "root")
+    for name, url in PAGES.items():
+        page.goto(ORIGIN + url.format(**values))
+        page.screenshot(path=IMAGES / f"{name}-{screen}.png")
+    context.close()

@@ -1,0 +1,125 @@
+"""Pages over 100,000 users, connections and sessions: the database reads what a page shows, and no more."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import event
+
+from portal_app import db as database_module
+from portal_app.models import AuditEvent, Connection, User, VpnSession
+from portal_app.settings import Settings
+from tests.portal.agent_server import AgentServer
+from tests.portal.app_user import add_user, browser
+
+pytestmark = pytest.mark.slow
+COUNT = 100_000
+BIG = {model.__tablename__ for model in (User, Connection, VpnSession, AuditEvent)} | {"address_uses"}
+#: Beside each page as it comes: searches, filters and orders that people use.
+QUERIES = {
+    "admin.connections": [
+        "search=user00077",
+        "search=10.61.0.9",
+        "state=all",
+        "sort=user",
+        "protocol=wireguard",
+    ],
+    "admin.users": ["search=user00077", "sort=added", "state=disabled", "state=active"],
+    "admin.history": ["user=user00077", "from=2026-01-01", "profile=employees"],
+    "admin.audit": ["actor=user00077", "action=signed+in"],
+}
+
+
+@pytest.fixture
+def database() -> str:
+    return "sqlite"
+
+
+def fill(file: str, count: int) -> None:
+    """Write ``count`` users, each with a connection, a session and an audit row, past the ORM."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+
+    def at(number: int) -> str:
+        return (now - timedelta(seconds=30 * number)).isoformat(sep=" ", timespec="microseconds")
+
+    with sqlite3.connect(file) as raw:
+        raw.executemany(
+            "INSERT INTO users (id, name, permissions, is_disabled, created_at) VALUES (?, ?, '[]', ?, ?)",
+            ((1000 + n, f"user{n:06}", n % 1000 == 0, at(n)) for n in range(count)),
+        )
+        raw.executemany(
+            "INSERT INTO connections (id, user_id, node_number, profile_id, protocol,"
+            " display_name, created_at, expires_at, generation)"
+            " VALUES (?, ?, 0, 'employees', 'openvpn', 'Laptop', ?, ?, 1)",
+            ((f"{n:032x}", 1000 + n, at(n), at(n - 10_000_000)) for n in range(count)),
+        )
+        raw.executemany(
+            "INSERT INTO vpn_sessions (node_number, session_id, connection_id, user_name, profile_id,"
+            " protocol, ipv4, started_at, ended_at) VALUES (0, ?, ?, ?, 'employees', 'openvpn', ?, ?, ?)",
+            (
+                (f"{n:032x}", f"{n:032x}", f"user{n:06}", f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", at(n),
+                 None if n % 2 else at(n - 5))
+                for n in range(count)
+            ),
+        )  # fmt: skip
+        raw.executemany(
+            "INSERT INTO audit_events (at, actor, action, details) VALUES (?, ?, 'signed in', '{}')",
+            ((at(n), f"user{n:06}") for n in reversed(range(count))),
+        )
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """Collect every statement that is asked meanwhile."""
+    seen: list[tuple[str, Any]] = []
+
+    def remember(_c: object, _cursor: object, statement: str, parameters: Any, *_more: object) -> None:
+        seen.append((statement, parameters))
+
+    engine = database_module._engine
+    assert engine is not None
+    event.listen(engine, "before_cursor_execute", remember)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", remember)
+
+
+def reads_everything(file: str, statement: str, parameters: Any) -> list[str]:
+    """Return the steps of SQLite's plan that read a big table whole, or sort what they read of it."""
+    if not statement.lstrip().upper().startswith(("SELECT", "WITH")):
+        return []
+    with sqlite3.connect(file) as raw:
+        plan = [row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    big = re.compile(rf"\b({'|'.join(BIG)})\b")
+    if not big.search(statement):
+        return []
+    whole = [step for step in plan if re.match(rf"SCAN ({'|'.join(BIG)})(?! USING)", step)]
+    counted = [
+        step
+        for step in plan
+        if step.startswith("SCAN") and big.search(step) and "count(" in statement.lower()
+    ]
+    return whole + counted
+
+
+def test_pages_read_what_they_show(app: Flask, node: AgentServer, settings: Settings) -> None:
+    file = settings.database_url.removeprefix("sqlite:///")
+    client = browser(app, add_user("root", ["admin"]))
+    fill(file, COUNT)
+    faults = {}
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith("/admin") and "GET" in (rule.methods or ()) and not rule.arguments:
+            for query in ["", *QUERIES.get(rule.endpoint, [])]:
+                with statements() as seen:
+                    answer = client.get(rule.rule, query_string=query)
+                assert answer.status_code in (200, 303), (rule.rule, query, answer.status_code)
+                assert len(answer.data) < 300_000, (rule.rule, query)
+                if found := [(s, f) for s, p in seen if (f := reads_everything(file, s, p))]:
+                    faults[rule.rule, query] = found
+    assert faults == {}
