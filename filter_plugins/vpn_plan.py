@@ -1,17 +1,23 @@
 """The playbooks' door to vpn_core. The .yml files beside document the filters."""
 
+import base64
 import difflib
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_interface, ip_network
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.utils.display import Display
 
 from vpn_control import database
+from vpn_core.colour import accent_problem
 from vpn_core.errors import PlanError
 from vpn_core.openvpn import tls_crypt_key
 from vpn_core.plan import Plan, make_plan
+
+#: Bytes, as the portal takes them.
+LARGEST_LOGO = 200_000
 
 
 def vpn_plan(
@@ -112,6 +118,31 @@ def vpn_within(addresses: Iterable[str], networks: Iterable[str]) -> list[str]:
     ]
 
 
+def vpn_accent_problem(colour: object, dark: bool = False) -> str:
+    """Return why this cannot be the accent colour of the portal's pages, "" if it can or is empty."""
+    return accent_problem(str(colour), dark=dark) if colour else ""
+
+
+def vpn_logo_problem(path: object) -> str:
+    """Return why this file cannot be the portal's logo, "" if it can; the portal looks into it at its start."""
+    file = Path(str(path))
+    if file.suffix not in (".svg", ".png"):
+        return f"{file}: its name ends neither in .svg nor in .png"
+    if not file.is_file():
+        return f"{file}: there is no such file"
+    if file.stat().st_size > LARGEST_LOGO:
+        return f"{file}: larger than {LARGEST_LOGO // 1000} kB"
+    return ""
+
+
+def vpn_file_base64(path: object) -> str:
+    """Return the content of a file on the control machine in base64: it may be no text."""
+    try:
+        return base64.b64encode(Path(str(path)).read_bytes()).decode()
+    except OSError as error:
+        raise AnsibleFilterError(f"vpn_file_base64: {path}: {error.strerror}") from error
+
+
 def _is_network(text: str) -> bool:
     try:
         ip_network(text)
@@ -134,4 +165,7 @@ class FilterModule:
             "vpn_not_networks": vpn_not_networks,
             "vpn_virtual_ip_problem": vpn_virtual_ip_problem,
             "vpn_within": vpn_within,
+            "vpn_accent_problem": vpn_accent_problem,
+            "vpn_logo_problem": vpn_logo_problem,
+            "vpn_file_base64": vpn_file_base64,
         }

@@ -12,6 +12,7 @@ from portal_app.settings import Settings
 
 if TYPE_CHECKING:
     from portal_app.agents import Agents
+    from portal_app.brand import Brand
     from portal_app.oauth.clients import Client
     from portal_app.services.pki import Signer
 
@@ -21,12 +22,15 @@ LONGEST_BODY = 64 * 1024
 
 @dataclass(frozen=True)
 class Portal:
-    """What one process holds: its settings, the way to the nodes, the registered apps, the client CA."""
+    """What one process holds: its settings, the way to the nodes, the registered apps, the client CA,
+    and how its pages look.
+    """
 
     settings: Settings
     agents: "Agents"
     clients: "dict[str, Client]"
     signer: "Signer"
+    brand: "Brand"
 
 
 class _NoSessions(SessionInterface):
@@ -53,12 +57,13 @@ def portal() -> Portal:
 def create_app(settings: Settings) -> Flask:
     """Return the portal as a WSGI application. Raises SettingsError when a file or value cannot be used."""
     # Imported here: services and views import this package for portal().
-    from portal_app import error_pages, headers, language, login
+    from portal_app import brand, error_pages, headers, language, login
     from portal_app.agents import Agents
     from portal_app.oauth import bearer, clients
     from portal_app.oauth import views as oauth_views
     from portal_app.services.pki import Signer
     from portal_app.views import account, admin, api_v3, health
+    from portal_app.views import brand as brand_view
     from portal_app.views import language as language_view
 
     app = _App(__name__)
@@ -77,14 +82,16 @@ def create_app(settings: Settings) -> Flask:
         agents=Agents(settings),
         clients=clients.registry(settings),
         signer=Signer(settings),
+        brand=brand.load(settings),
     )
     # nginx is the only one in front and sets these headers itself, whatever a client sent.
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
-    language.init_app(app)
+    language.init_app(app, settings.default_language)
     error_pages.init_app(app)
     bearer.init_app(app)
     login.init_app(app)
     headers.init_app(app)
-    for blueprint in (oauth_views.bp, api_v3.bp, health.bp, account.bp, admin.bp, language_view.bp):
+    pages = (account.bp, admin.bp, language_view.bp, brand_view.bp)
+    for blueprint in (oauth_views.bp, api_v3.bp, health.bp, *pages):
         app.register_blueprint(blueprint)
     return app

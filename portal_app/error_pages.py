@@ -35,6 +35,15 @@ _OF_HTTP = {
     413: N_("Request Entity Too Large"),
 }
 
+#: The same for people, where the name alone does not help.
+_EXPLAINED = {
+    400: N_("Something in it is missing or wrong. Go back, and try it once more from the page before."),
+    404: N_("There is no page at this address. It may have moved, or what it was about has ended."),
+    405: N_("This address takes only what a form sends. Open the page with the form, and try again there."),
+    413: N_("What was sent is larger than anything here needs."),
+    500: N_("This is a mistake of the service, not yours. It was written down. Try again in a moment."),
+}
+
 
 def init_app(app: Flask) -> None:
     app.register_error_handler(PortalError, answer_portal_error)
@@ -47,16 +56,20 @@ def init_app(app: Flask) -> None:
 
 
 def answer(
-    status: int, error: PortalError, *, title: str | None = None, retry_after: int | None = None
+    status: int,
+    error: PortalError,
+    *,
+    title: str | None = None,
+    explained: str = "",
+    retry_after: int | None = None,
 ) -> Response:
-    """Return an error as the path's readers expect it."""
+    """Return an error as the path's readers expect it; ``explained`` is what people read instead."""
     if request.path.startswith(JSON_PATHS):
         response = jsonify({"error": str(error)})
     else:
         title = gettext(title or _TITLES.get(status, N_("Something went wrong")))
-        response = make_response(
-            render_template("error.html", status=status, title=title, message=said(error))
-        )
+        message = gettext(explained) if explained else said(error)
+        response = make_response(render_template("error.html", status=status, title=title, message=message))
     response.status_code = status
     response.headers["Cache-Control"] = "no-store"
     if retry_after is not None:
@@ -73,7 +86,9 @@ def answer_portal_error(error: PortalError) -> Response:
 def answer_http_error(error: HTTPException) -> Response:
     if error.response is not None:
         return error.response  # type: ignore[return-value]  # what abort(response) was given
-    response = answer(error.code or 500, PortalError(_OF_HTTP.get(error.code or 500, error.name)))
+    code = error.code or 500
+    said_of_it = PortalError(_OF_HTTP.get(code, error.name))
+    response = answer(code, said_of_it, explained=_EXPLAINED.get(code, ""))
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value  # Allow of a 405, Retry-After of a 429
@@ -90,18 +105,18 @@ def answer_database_error(error: Exception) -> Response:
     database.
     """
     logger.warning("%s %s: database: %s", request.method, _page(), type(error).__name__)
-    return answer_portal_error(Unavailable("the database does not take this at the moment"))
+    return answer_portal_error(Unavailable(N_("the database does not take this at the moment")))
 
 
 def answer_impossible_value(error: Exception) -> Response:
     """Answer a value that the database cannot hold, such as a NUL in a text: nothing can have it."""
     logger.warning("%s %s: database: %s", request.method, _page(), type(error).__name__)
-    return answer(404, PortalError(N_("Not Found")))
+    return answer(404, PortalError(N_("Not Found")), explained=_EXPLAINED[404])
 
 
 def answer_bug(error: Exception) -> Response:
     logger.error("%s %s failed", request.method, _page(), exc_info=error)
-    return answer(500, PortalError(N_("internal error")))
+    return answer(500, PortalError(N_("internal error")), explained=_EXPLAINED[500])
 
 
 def _page() -> str:

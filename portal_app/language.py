@@ -13,10 +13,10 @@ from babel import Locale, dates, numbers
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.support import NullTranslations, Translations
-from flask import Flask, g, request
+from flask import Flask, current_app, g, request
 from flask_babel import Babel, Domain, get_locale, gettext, ngettext  # type: ignore[import-untyped]
 
-from portal_app.errors import N_, PortalError
+from portal_app.errors import N_, PortalError, SettingsError
 
 __all__ = ["LANGUAGES", "N_", "gettext", "ngettext", "said"]
 
@@ -50,7 +50,11 @@ def _catalogue(language: str) -> NullTranslations:
     return Translations(compiled)
 
 
-def init_app(app: Flask) -> None:
+def init_app(app: Flask, default: str = "en") -> None:
+    """Let pages speak; ``default`` is for browsers that ask for no language we have."""
+    if default not in LANGUAGES:
+        raise SettingsError(f"default_language: {default!r} is none of {', '.join(LANGUAGES)}")
+    app.extensions["default language"] = default
     babel = Babel(app, locale_selector=lambda: _LOCALES[tag()])
     babel.domain_instance = _Catalogues()
     app.jinja_env.policies["ext.i18n.trimmed"] = True
@@ -66,7 +70,12 @@ def tag() -> str:
     found: str | None = g.get("language")
     if found is None:
         chosen = request.cookies.get(COOKIE, "")
-        found = chosen if chosen in LANGUAGES else request.accept_languages.best_match(LANGUAGES, "en")
+        if chosen in LANGUAGES:
+            found = chosen
+        else:
+            default: str = current_app.extensions["default language"]
+            # The first of those that a browser likes equally well wins: it likes all that it does not name.
+            found = request.accept_languages.best_match([default, *LANGUAGES], default)
         g.language = found
     return found or "en"
 

@@ -5,11 +5,13 @@ A row exists only for somebody who signed in; visitors cost nothing here.
 
 import hashlib
 import secrets
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from portal_app import systems
 from portal_app.models import BrowserSession, User
 
 #: How old ``last_seen_at`` may get before a request writes it again: reading a page writes at most once a
@@ -17,20 +19,36 @@ from portal_app.models import BrowserSession, User
 TOUCH_AFTER = timedelta(minutes=1)
 
 USED_FORMS_KEPT = 50
+#: How many sessions of a user are listed.
+MOST_LISTED = 50
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One browser in which a user is signed in. ``browser`` and ``system`` are "" when they are not known."""
+
+    signed_in_at: datetime
+    last_seen_at: datetime
+    browser: str
+    system: str
+    is_this: bool
 
 
 def token_hash(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def begin(db: Session, user: User, *, longest: timedelta, now: datetime) -> str:
-    """Sign ``user`` in and return the new session's token, which only the cookie keeps."""
+def begin(db: Session, user: User, *, longest: timedelta, user_agent: str = "", now: datetime) -> str:
+    """Sign ``user`` in and return the new session's token, which only the cookie keeps.
+
+    Of the browser its kind and its system are kept, so that the user tells one session from another.
+    """
     token = secrets.token_urlsafe(32)
     db.add(
         BrowserSession(
             token_hash=token_hash(token),
             user_id=user.id,
-            data={},
+            data={"browser": systems.browser_of(user_agent), "system": systems.system_of(user_agent)},
             created_at=now,
             signed_in_at=now,
             last_seen_at=now,
@@ -86,6 +104,40 @@ def count_others(db: Session, user_id: int, token: str, *, idle: timedelta, now:
     return db.scalar(query) or 0
 
 
+def listed(db: Session, user_id: int, token: str, *, idle: timedelta, now: datetime) -> list[Listed]:
+    """Return where the user is signed in: the browser with this token first, then by when it was seen."""
+    this = token_hash(token)
+    query = (
+        select(BrowserSession)
+        .where(
+            BrowserSession.user_id == user_id,
+            BrowserSession.expires_at > now,
+            BrowserSession.last_seen_at > now - idle,
+        )
+        .order_by((BrowserSession.token_hash != this), BrowserSession.last_seen_at.desc())
+        .limit(MOST_LISTED)
+    )
+    return [
+        Listed(
+            signed_in_at=row.signed_in_at or row.created_at,
+            last_seen_at=row.last_seen_at,
+            browser=str(row.data.get("browser", "")),
+            system=systems.SYSTEMS.get(str(row.data.get("system", "")), ""),
+            is_this=row.token_hash == this,
+        )
+        for row in db.scalars(query)
+    ]
+
+
+def was_idle(db: Session, token: str, *, idle: timedelta, now: datetime) -> bool:
+    """Tell whether a session is over because nobody used it, and for no other reason."""
+    query = select(BrowserSession.last_seen_at).where(
+        BrowserSession.token_hash == token_hash(token), BrowserSession.expires_at > now
+    )
+    last_seen_at = db.scalar(query)
+    return last_seen_at is not None and last_seen_at <= now - idle
+
+
 def end(db: Session, token: str) -> None:
     db.execute(delete(BrowserSession).where(BrowserSession.token_hash == token_hash(token)))
 
@@ -93,3 +145,13 @@ def end(db: Session, token: str) -> None:
 def end_all(db: Session, user_id: int) -> None:
     """Sign the user out of every browser, on all portals."""
     db.execute(delete(BrowserSession).where(BrowserSession.user_id == user_id))
+
+
+def end_others(db: Session, user_id: int, token: str) -> int:
+    """Sign the user out of every browser but the one with this token; returns how many rows went."""
+    gone = db.scalars(
+        delete(BrowserSession)
+        .where(BrowserSession.user_id == user_id, BrowserSession.token_hash != token_hash(token))
+        .returning(BrowserSession.token_hash)
+    )
+    return len(gone.all())

@@ -63,6 +63,8 @@ def digests(settings: Settings) -> dict[str, str]:
         "server CA's certificate": settings.server_ca_certificate_file,
         "management CA's certificate": settings.management_ca_certificate_file,
     }
+    if settings.logo_file is not None:
+        files["logo"] = settings.logo_file
     keys = sorted(settings.tls_crypt_directory.glob("*.key"))
     files |= {f"tls-crypt key of {path.stem}": path for path in keys}
     found |= {subject: _digest_of_file(path) for subject, path in files.items()}

@@ -60,6 +60,7 @@ def sign_in(
     known_browser: KnownBrowser | None,
     new_browser_id: str,
     old_token: str | None,
+    user_agent: str = "",
     settings: Settings,
     now: datetime,
 ) -> SignedIn:
@@ -92,7 +93,8 @@ def sign_in(
     fresh = passwords.hash_password(password) if passwords.is_outdated(account.password_hash or "") else None
     token = _begin(
         user.id, account.password_hash or "", fresh, buckets,
-        old_token=old_token, longest=timedelta(seconds=settings.browser_session_longest_seconds), now=now,
+        old_token=old_token, longest=timedelta(seconds=settings.browser_session_longest_seconds),
+        user_agent=user_agent, now=now,
     )  # fmt: skip
     events.log("sign_in", user=name, source=source if settings.log_origins else None)
     browser_id = known.browser_id if known is not None else new_browser_id
@@ -101,7 +103,13 @@ def sign_in(
 
 @retried
 def begin(
-    name: str, *, browser_id: str, old_token: str | None, settings: Settings, now: datetime
+    name: str,
+    *,
+    browser_id: str,
+    old_token: str | None,
+    user_agent: str = "",
+    settings: Settings,
+    now: datetime,
 ) -> SignedIn:
     """Begin a browser session for somebody who just set the password: the one-time link was the proof."""
     with transaction() as db:
@@ -113,7 +121,7 @@ def begin(
         if old_token is not None:
             browser_sessions.end(db, old_token)
         longest = timedelta(seconds=settings.browser_session_longest_seconds)
-        token = browser_sessions.begin(db, user, longest=longest, now=now)
+        token = browser_sessions.begin(db, user, longest=longest, user_agent=user_agent, now=now)
     return SignedIn(token, KnownBrowser(user.id, _whole_seconds(account.changed_at), browser_id))
 
 
@@ -124,6 +132,7 @@ def change_password(
     *,
     browser_id: str,
     source: str | None,
+    user_agent: str = "",
     settings: Settings,
     now: datetime,
 ) -> SignedIn:
@@ -140,7 +149,9 @@ def change_password(
         raise WrongPassword(N_("The current password is wrong."))
     users.set_password(user.name, new, actor=user.name, source=source, now=now)
     _give_back(buckets, now=now)
-    return begin(user.name, browser_id=browser_id, old_token=None, settings=settings, now=now)
+    return begin(
+        user.name, browser_id=browser_id, old_token=None, user_agent=user_agent, settings=settings, now=now
+    )
 
 
 def _check_access(user: User, settings: Settings) -> None:
@@ -211,6 +222,7 @@ def _begin(
     *,
     old_token: str | None,
     longest: timedelta,
+    user_agent: str,
     now: datetime,
 ) -> str:
     with transaction() as db:
@@ -224,7 +236,7 @@ def _begin(
         throttles.give_back(db, buckets, now=now)
         if old_token is not None:
             browser_sessions.end(db, old_token)
-        return browser_sessions.begin(db, user, longest=longest, now=now)
+        return browser_sessions.begin(db, user, longest=longest, user_agent=user_agent, now=now)
 
 
 def _whole_seconds(moment: datetime) -> int:

@@ -11,13 +11,14 @@ from portal_app import events, headers, login, portal
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, NotFound, PortalError, TooManyRequests
-from portal_app.language import gettext, said
+from portal_app.language import duration, gettext, said
 from portal_app.login import sign_in_required
-from portal_app.models import LocalAccount
-from portal_app.services import browser_sessions, sign_in, users
+from portal_app.models import User
+from portal_app.services import audit, browser_sessions, sign_in, users
 from portal_app.services.passwords import WeakPassword
 from portal_app.services.sign_in import WrongPassword
 from portal_app.views import forms
+from portal_app.views.account.own_account import account_page
 
 bp = Blueprint("sign_in", __name__)
 
@@ -29,7 +30,7 @@ def page() -> AnyResponse:
     target = login.own_path(request.args.get("next"))
     if login.current() is not None:
         return redirect(target, 303)
-    return _sign_in_form(target)
+    return _sign_in_form(target, ended=_ended())
 
 
 @bp.post("/sign-in")
@@ -44,6 +45,7 @@ def submit() -> AnyResponse:
             known_browser=login.known_browser(),
             new_browser_id=_new_browser_id(),
             old_token=login.session_token(),
+            user_agent=_user_agent(),
             settings=portal().settings,
             now=utc_now(),
         )
@@ -71,6 +73,7 @@ def confirmed() -> AnyResponse:
             known_browser=login.known_browser(),
             new_browser_id=_new_browser_id(),
             old_token=login.session_token(),
+            user_agent=_user_agent(),
             settings=portal().settings,
             now=utc_now(),
         )
@@ -91,7 +94,7 @@ def sign_out() -> AnyResponse:
 @sign_in_required
 def sign_out_everywhere() -> AnyResponse:
     user = login.required().user
-    _end_sessions(user.id)
+    _end_sessions(user)
     events.log("signed_out_everywhere", user=user.name, source=request.remote_addr)
     return login.forget(redirect(url_for("sign_in.page"), 303))
 
@@ -114,6 +117,7 @@ def set_password(token: str) -> AnyResponse:
         name,
         browser_id=_browser_id(),
         old_token=login.session_token(),
+        user_agent=_user_agent(),
         settings=portal().settings,
         now=utc_now(),
     )
@@ -123,7 +127,7 @@ def set_password(token: str) -> AnyResponse:
 @bp.get("/password")
 @sign_in_required
 def password() -> AnyResponse:
-    return _password_page()
+    return account_page()
 
 
 @bp.post("/password")
@@ -136,12 +140,13 @@ def change_password() -> AnyResponse:
             _new_password(),
             browser_id=_browser_id(),
             source=request.remote_addr,
+            user_agent=_user_agent(),
             settings=portal().settings,
             now=utc_now(),
         )
     except (WeakPassword, WrongPassword, TooManyRequests) as error:
-        return _password_page(error)
-    return login.begin(redirect(url_for("sign_in.password", changed="yes"), 303), signed_in)
+        return account_page(error)
+    return login.begin(redirect(url_for("account.own_account", done="password"), 303), signed_in)
 
 
 def _name_of_link(token: str) -> str:
@@ -152,8 +157,10 @@ def _name_of_link(token: str) -> str:
     return user.name
 
 
-def _sign_in_form(target: str, error: PortalError | None = None, user_name: str = "") -> Response:
-    response = _form("account/sign_in.html", error, next=target, user_name=user_name,
+def _sign_in_form(
+    target: str, error: PortalError | None = None, user_name: str = "", ended: str = ""
+) -> Response:
+    response = _form("account/sign_in.html", error, next=target, user_name=user_name, ended=ended,
                      for_app=urlsplit(target).path == _AUTHORIZE)  # fmt: skip
     if redirect_uri := _redirect_without_approval(target):
         headers.allow_form_action(response, redirect_uri)
@@ -181,24 +188,6 @@ def _link_form(user_name: str, error: PortalError | None = None) -> Response:
     return response
 
 
-def _password_page(error: PortalError | None = None) -> Response:
-    found = login.required()
-    now = utc_now()
-    idle = timedelta(seconds=portal().settings.browser_session_seconds)
-    with transaction(read_only=True) as db:
-        others = browser_sessions.count_others(db, found.user.id, found.token, idle=idle, now=now)
-        account = db.get(LocalAccount, found.user.id)
-    done = (
-        gettext("The password is changed; other browsers are signed out.")
-        if "changed" in request.args
-        else ""
-    )
-    return _form(
-        "account/password.html", error, others=others, done=done,
-        has_password=account is not None and account.password_hash is not None,
-    )  # fmt: skip
-
-
 def _form(template: str, error: PortalError | None, **values: object) -> Response:
     """Return a page with its form, and what was wrong with the last try."""
     response = make_response(render_template(template, problem=said(error) if error else "", **values))
@@ -221,6 +210,10 @@ def _new_browser_id() -> str:
     return secrets.token_urlsafe(12)
 
 
+def _user_agent() -> str:
+    return request.headers.get("User-Agent", "")
+
+
 def _browser_id() -> str:
     known = login.known_browser()
     return known.browser_id if known is not None else _new_browser_id()
@@ -233,6 +226,26 @@ def _end_session(token: str) -> None:
 
 
 @retried
-def _end_sessions(user_id: int) -> None:
+def _end_sessions(user: User) -> None:
     with transaction() as db:
-        browser_sessions.end_all(db, user_id)
+        browser_sessions.end_all(db, user.id)
+        audit.record(
+            db, "signed out everywhere", actor=user.name, object=user.name,
+            source=request.remote_addr, now=utc_now(),
+        )  # fmt: skip
+
+
+def _ended() -> str:
+    """Return why somebody who had a session must sign in again, "" for who had none."""
+    token = login.session_token()
+    if token is None:
+        return ""
+    settings, now = portal().settings, utc_now()
+    idle = timedelta(seconds=settings.browser_session_seconds)
+    with transaction(read_only=True) as db:
+        was_idle = browser_sessions.was_idle(db, token, idle=idle, now=now)
+    if was_idle:
+        return str(
+            gettext("You were signed out after %(time)s without use. Sign in again.", time=duration(idle))
+        )
+    return str(gettext("Your session here has ended. Sign in again."))

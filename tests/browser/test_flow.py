@@ -113,7 +113,7 @@ def test_a_user_ends_a_configuration_in_two_steps(page: Page, phone: VpnApp, nod
 
 
 def test_signing_out_leaves_nothing_behind_the_back_button(page: Page, phone: VpnApp) -> None:
-    page.goto(f"{ORIGIN}/apps")
+    page.goto(f"{ORIGIN}/devices")
     sign_in(page)
     page.get_by_role("button", name="Sign out").click()
     page.go_back()
@@ -128,7 +128,7 @@ def test_no_page_is_wider_than_its_window(page: Page, phone: VpnApp, node: Agent
     sign_in(page)
     page.get_by_label("Name of the device").fill("A router with a long name " + "x" * 38)
     page.get_by_role("button", name="Make configuration").click()
-    for url in ("", "/", "/apps", "/configurations", "/connections", "/password", "/nothing"):
+    for url in ("", "/", "/devices", "/configurations", "/account", "/status", "/nothing"):
         if url:
             page.goto(ORIGIN + url)
         assert page.locator("html").bounding_box()["width"] <= width  # type: ignore[index]

@@ -153,7 +153,7 @@ def test_users_of_a_drained_node_are_told_when_and_why(node, make_app_user, app,
 
     run("node", "maintenance", "node0", "on", "--notice", "New disks <b>tonight</b>.")
 
-    for path in ("/", "/connections"):
+    for path in ("/", "/devices", "/status"):
         page = browser(app, alice.user).get(path).text
         assert "<strong>node0:</strong>" in page
         assert "New disks &lt;b&gt;tonight&lt;/b&gt;." in page

@@ -33,7 +33,7 @@ from tests.portal.conftest import seen_up
 from tests.portal.pages import elements, form_of, make_configuration, problem, send
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}&"
-USER_PAGES = ["/", "/apps", "/configurations", "/connections", "/password"]
+USER_PAGES = ["/", "/devices", "/configurations", "/account", "/password", "/status"]
 ADMIN_PAGES = ["/admin/nodes", "/admin/connections"]
 
 
@@ -69,7 +69,13 @@ def test_every_page_is_locked_down(app: Flask, node: AgentServer, url: str) -> N
 
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
-    assert "script-src 'none'" in policy
+    scripts = [e.get("nonce") for e in elements(page.text, "script")]
+    if url == "/":
+        # The button that copies the server's name.
+        assert scripts == re.findall(r"script-src 'nonce-([^']+)';", policy)
+    else:
+        assert "script-src 'none'" in policy
+        assert scripts == []
     assert "frame-ancestors 'none'" in policy
     assert "form-action 'self';" in policy
     assert "unsafe" not in policy
@@ -78,12 +84,11 @@ def test_every_page_is_locked_down(app: Flask, node: AgentServer, url: str) -> N
     assert page.headers["Cache-Control"] == "no-store"
     assert "camera=()" in page.headers["Permissions-Policy"]
     assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
-    assert not list(elements(page.text, "script"))
     assert not any(
         "style" in e or "onclick" in e for e in elements(page.text, "p", "div", "a", "button", "svg")
     )
     own = [e.get("href") or e.get("src") or "" for e in elements(page.text, "link", "img", "script")]
-    assert all(address.startswith("/static/") for address in own)
+    assert all(address.startswith(("/static/", "/brand/")) for address in own)
 
 
 @pytest.mark.parametrize("url", [*USER_PAGES, *ADMIN_PAGES, "/nothing-here"])
@@ -130,7 +135,8 @@ def test_hostile_names_are_only_text(app: Flask, node: AgentServer) -> None:
     pages.append(client.get("/admin/connections", query_string={"search": HOSTILE}))
     pages.append(client.get(f"/sign-in/{HOSTILE}"))
     for page in pages:
-        assert not list(elements(page.text, "script", "img", "b")), page.request.path
+        scripts = [e for e in elements(page.text, "script") if "nonce" not in e]
+        assert not scripts + list(elements(page.text, "img", "b")), page.request.path
         assert "49" not in re.findall(r"alert\(1\).*?(49)&", page.text)
     assert "&lt;script&gt;" in pages[0].text
 
@@ -257,26 +263,26 @@ def test_a_user_ends_a_connection_of_an_app_where_it_is_listed(app: Flask, node:
     assert phone.connect().status_code == 200
     connection = live_connections()[0]
     begin_use(connection, "alice")
-    page = phone.browser.get("/connections").text
+    page = phone.browser.get("/devices").text
     assert str(connection.ipv4) in page
 
-    ended = send(phone.browser, f"/connections/{connection.id}/end", next="/connections")
-    assert ended.location == "/connections"
+    ended = send(phone.browser, f"/connections/{connection.id}/end", next="/devices")
+    assert ended.location == "/devices"
     assert live_connections() == []
 
 
 def test_revoking_an_app_ends_its_connection_and_its_tokens(app: Flask, node: AgentServer) -> None:
     phone = VpnApp(app, add_user("alice")).authorize()
     phone.connect()
-    page = phone.browser.get("/apps").text
+    page = phone.browser.get("/devices").text
     assert "eduVPN for Linux" in page
     with transaction(read_only=True) as db:
         authorization_id = db.scalar(select(Authorization.id))
 
-    assert send(phone.browser, f"/apps/{authorization_id}/revoke").location == "/apps"
+    assert send(phone.browser, f"/apps/{authorization_id}/revoke").location == "/devices"
     assert phone.info().status_code == 401
     assert node.peers == set()
-    assert "No app yet" in phone.browser.get("/apps").text
+    assert "Nothing yet." in phone.browser.get("/devices").text
     with transaction(read_only=True) as db:
         event = db.scalars(select(AuditEvent).where(AuditEvent.action == "app revoked")).one()
     assert (event.actor, event.object) == ("alice", "org.eduvpn.app.linux")
@@ -301,7 +307,7 @@ def test_nobody_sees_or_ends_what_is_anothers(app: Flask, node: AgentServer) -> 
     for url in USER_PAGES:
         page = mallory.get(url).text
         assert "Alice" not in page
-        assert "eduVPN for Linux" not in page
+        assert "eduVPN for Linux" not in page or url == "/", "where every app is offered"
         assert not any(str(c.ipv4) in page for c in live_connections())
 
 
@@ -309,9 +315,9 @@ def test_what_was_used_earlier_is_listed_with_its_amount(app: Flask, node: Agent
     client = signed_in(app)
     make_configuration(client)
     begin_use(live_connections()[0], "alice", ended_at=utc_now(), received_bytes=1536, sent_bytes=3 * 2**20)
-    page = client.get("/connections").text
+    page = client.get("/devices").text
 
-    assert "Nothing is connected" in page
+    assert "Connected to" not in page
     assert "1.5 KiB" in page
     assert "3.0 MiB" in page
 
@@ -516,7 +522,7 @@ def reading_only() -> Iterator[None]:
 def test_a_number_that_no_row_can_have_is_not_found(node, make_app_user, path):
     """I8."""
     app = make_app_user()
-    page = app.browser.get("/apps")
+    page = app.browser.get("/devices")
 
     for number in (2**31, 2**63, 10**40):
         answer = app.browser.post(path.format(n=number), data={"csrf_token": csrf_token(page.text)})
@@ -556,7 +562,7 @@ def test_who_is_refused_can_sign_out_and_who_is_not_finds_the_way_back(app: Flas
     assert "/configurations" in forbidden
     with transaction() as db:
         db.execute(update(User).values(is_disabled=True))
-    disabled = client.get("/apps").text
+    disabled = client.get("/devices").text
 
     assert "Go to the start page" not in disabled
     assert "/configurations" not in disabled

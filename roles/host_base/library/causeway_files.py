@@ -33,6 +33,11 @@ options:
     suboptions:
       path: {type: path, required: true, description: Its absolute path.}
       content: {type: str, description: The whole text.}
+      encoding:
+        type: str
+        choices: [utf-8, base64]
+        default: utf-8
+        description: What C(content) is in; V(base64) is for files that are no text.
       link: {type: str, description: Make a symbolic link to this instead.}
       owner: {type: str, default: root, description: User.}
       group: {type: str, default: root, description: Group.}
@@ -68,6 +73,7 @@ changes:
   type: dict
 """
 
+import base64
 import fnmatch
 import grp
 import os
@@ -157,7 +163,8 @@ class Layer:
                 if not self.module.check_mode:
                     self.replace(path, lambda beside: os.symlink(link, beside))
             return
-        wanted = item["content"].encode()
+        binary = item["encoding"] == "base64"
+        wanted = base64.b64decode(item["content"]) if binary else item["content"].encode()
         before = None
         if found and stat.S_ISREG(found.st_mode):
             with open(path, "rb") as file:
@@ -166,7 +173,10 @@ class Layer:
             self.permissions(path, item, (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)))
             return
         change = MADE if found is None else CHANGED
-        self.note(path, change, (before or b"").decode(errors="replace"), item["content"])
+        if binary:
+            self.note(path, change, *(f"{len(text)} bytes\n" for text in (before or b"", wanted)))
+        else:
+            self.note(path, change, (before or b"").decode(errors="replace"), item["content"])
         if not self.module.check_mode:
             self.replace(path, lambda beside: self.write(beside, wanted, item))
 
@@ -225,6 +235,7 @@ def main():
     file = common | {
         "mode": {"type": "str", "default": "0644"},
         "content": {"type": "str"},
+        "encoding": {"type": "str", "choices": ["utf-8", "base64"], "default": "utf-8"},
         "link": {"type": "str"},
         "validate": {"type": "str"},
     }

@@ -45,7 +45,7 @@ def test_database_that_says_nothing_costs_nobody_more_than_five_seconds(deployme
     browser, url = Browser(deployment.ca_file), deployment.portal_url
     app = authorized(deployment, browser)
     asked = {
-        "page": lambda: browser.open(f"{url}/apps"),
+        "page": lambda: browser.open(f"{url}/devices"),
         "ready": lambda: browser.open(f"{url}/healthz"),
         "connect": lambda: app.ask(PROFILE, WIREGUARD_TYPE, PUBLIC_KEY),
     }

@@ -1,0 +1,117 @@
+"""What the portal knows about one user, for that user. Nothing in it lets anybody in: no key, no hash."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from portal_app.models import (
+    AddressUse,
+    Authorization,
+    BrowserSession,
+    Connection,
+    LocalAccount,
+    User,
+    VpnSession,
+)
+from portal_app.services import audit
+
+#: Of the lists that grow with use, the newest so many.
+MOST = 5000
+
+
+def export(
+    db: Session, user: User, *, retention: timedelta, source: str | None, now: datetime
+) -> dict[str, Any]:
+    """Return everything about a user as JSON types, and note in the audit log that it was asked for.
+
+    ``complete`` is false where a list was longer than ``MOST``. Sessions and addresses go back as far as
+    ``retention``.
+    """
+    account = db.get(LocalAccount, user.id)
+    authorizations = _rows(db, Authorization, Authorization.user_id == user.id, Authorization.id)
+    connections = _rows(db, Connection, Connection.user_id == user.id, Connection.created_at)
+    browsers = _rows(db, BrowserSession, BrowserSession.user_id == user.id, BrowserSession.last_seen_at)
+    sessions = _rows(db, VpnSession, VpnSession.user_name == user.name, VpnSession.started_at)
+    addresses = _addresses(db, user)
+    events = audit.about(db, user.name, most=MOST)
+    found = {
+        "exported_at": _time(now),
+        "complete": max(map(len, (connections, browsers, sessions, addresses, events))) < MOST,
+        "kept": {"sessions_and_addresses_days": retention.days},
+        "user": {
+            "name": user.name,
+            "permissions": user.permissions,
+            "disabled": user.is_disabled,
+            "created_at": _time(user.created_at),
+            "last_seen_at": _time(user.last_seen_at),
+            "password_changed_at": _time(account.changed_at) if account else None,
+        },
+        "authorizations": [
+            _fields(row, "client_id", "scope", "authorized_at", "expires_at", "last_used_at")
+            for row in authorizations
+        ],
+        "connections": [
+            _fields(
+                row, "id", "authorization_id", "profile_id", "protocol", "display_name", "node_number",
+                "ipv4", "ipv6", "created_at", "expires_at",
+            )
+            for row in connections
+        ],
+        "browser_sessions": [
+            _fields(row, "signed_in_at", "last_seen_at", "expires_at")
+            | {key: row.data.get(key, "") for key in ("browser", "system")}
+            for row in browsers
+        ],
+        "vpn_sessions": [
+            _fields(
+                row, "connection_id", "node_number", "profile_id", "protocol", "ipv4", "ipv6", "origin",
+                "started_at", "ended_at", "received_bytes", "sent_bytes",
+            )
+            for row in sessions
+        ],
+        "addresses": [
+            _fields(
+                row, "connection_id", "client_id", "profile_id", "protocol", "node_number", "ipv4", "ipv6",
+                "started_at", "ended_at", "end_reason",
+            )
+            for row in addresses
+        ],
+        "audit_events": [_event(row, user) for row in events],
+    }  # fmt: skip
+    audit.record(db, "own data exported", actor=user.name, object=user.name, source=source, now=now)
+    return found
+
+
+def _rows(db: Session, model: Any, which: Any, order: Any) -> list[Any]:
+    return list(db.scalars(select(model).where(which).order_by(order.desc()).limit(MOST)))
+
+
+def _addresses(db: Session, user: User) -> list[AddressUse]:
+    """Return which addresses the user had, by the connections that are known of them."""
+    own = or_(
+        AddressUse.connection_id.in_(select(Connection.id).where(Connection.user_id == user.id)),
+        AddressUse.connection_id.in_(
+            select(VpnSession.connection_id).where(VpnSession.user_name == user.name)
+        ),
+    )
+    return _rows(db, AddressUse, own & (AddressUse.user_name == user.name), AddressUse.id)
+
+
+def _event(row: Any, user: User) -> dict[str, Any]:
+    """Return an act. Where somebody else did it from is about them."""
+    found = _fields(row, "at", "actor", "action", "object")
+    return found | {"source": row.source if row.actor == user.name else None, "details": row.details}
+
+
+def _fields(row: Any, *names: str) -> dict[str, Any]:
+    return {name: _plain(getattr(row, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    return _time(value) if isinstance(value, datetime) else value
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds")
