@@ -4,7 +4,7 @@ Every text of a page goes through gettext; ``portal_app/translations`` has a cat
 English, which is in the code. Apps and scripts read English: their answers are not translated.
 """
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -60,7 +60,7 @@ def init_app(app: Flask, default: str = "en") -> None:
     app.jinja_env.policies["ext.i18n.trimmed"] = True
     app.jinja_env.filters.update(
         time=time, machine_time=machine_time, day=day, size=size, rate=rate, number=number, percent=percent,
-        ago=ago, duration=duration,
+        ago=ago, duration=duration, exact_time=exact_time,
     )  # fmt: skip
     app.jinja_env.globals.update(language_tag=tag, languages=LANGUAGES)
 
@@ -95,6 +95,15 @@ def time(moment: datetime) -> str:
     locale, moment = _locale(), moment.astimezone(UTC)
     hour = dates.format_skeleton("Hm", moment, tzinfo=UTC, locale=locale)
     return f"{day(moment.date())}, {hour}"
+
+
+def exact_time(moment: datetime, zone: tzinfo = UTC) -> str:
+    """Return date and time of day with seconds, in a time zone: ``29 Nov 2026, 14:05:09 UTC+01:00``."""
+    moment = moment.astimezone(zone)
+    hour = dates.format_skeleton("Hms", moment, tzinfo=zone, locale=_locale())
+    offset = f"{moment:%z}"
+    name = "UTC" if offset == "+0000" else f"UTC{offset[:3]}:{offset[3:5]}"
+    return f"{day(moment.date())}, {hour} {name}"
 
 
 def machine_time(moment: datetime) -> str:

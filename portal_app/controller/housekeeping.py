@@ -13,7 +13,7 @@ from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import Authorization, AuthorizationCode, Connection, Node, NodeStatus, PeriodicJob
 from portal_app.oauth import clients
-from portal_app.services import allowed, authorizations, connections, fullness, retention
+from portal_app.services import allowed, authorizations, connections, fullness, retention, usage
 from portal_app.settings import Settings
 from vpn_core.messages import WIREGUARD, Usage
 
@@ -45,6 +45,9 @@ def jobs(settings: Settings, agents: Agents) -> list[Job]:
         ),
         Job("forbidden", timedelta(minutes=1), lambda now: end_forbidden(agents, apps, settings, now)),
         Job("nearly_full", timedelta(minutes=1), fullness.watch),
+        # A sample is taken once in each five minutes; asking more often than that misses none.
+        Job("sample_usage", timedelta(minutes=1), sample_usage),
+        Job("count_days", timedelta(minutes=30), count_days),
         Job("prune", timedelta(hours=1), lambda now: prune(keep, now)),
     ]
 
@@ -164,6 +167,15 @@ def _used(usage: Collection[Usage], since: datetime) -> set[str]:
 def _end_ids(ids: Collection[str], now: datetime) -> list[connections.Ended]:
     with transaction() as db:
         return connections.end(db, Connection.id.in_(ids), reason="app_gone", now=now)
+
+
+def sample_usage(now: datetime) -> None:
+    usage.sample(now)
+
+
+def count_days(now: datetime) -> None:
+    if days := usage.count_days(now):
+        log("days_counted", days=days)
 
 
 def prune(keep: timedelta, now: datetime) -> None:

@@ -9,6 +9,7 @@ from portal_app.models.node import Node, NodeStatus, Offer
 from portal_app.models.portal import Portal
 from portal_app.models.profile import Deployment, Profile
 from portal_app.models.session import AddressUse, VpnSession
+from portal_app.models.usage import UsageDay, UsageSample
 from portal_app.models.user import BrowserSession, LocalAccount, OneTimeLink, Throttle, User
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "Profile",
     "RefreshToken",
     "Throttle",
+    "UsageDay",
+    "UsageSample",
     "User",
     "VpnSession",
 ]

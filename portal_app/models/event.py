@@ -10,11 +10,14 @@ from portal_app.db import Base
 
 
 class AuditEvent(Base):
-    """One act. ``actor`` is a user's name, ``cli`` or ``controller``; never a secret in ``details``."""
+    """One act. ``actor`` is a user's name, ``cli``, ``controller``, or ``visitor`` for a failed sign-in;
+    never a secret in ``details``.
+    """
 
     __tablename__ = "audit_events"
     __table_args__ = (
         Index("ix_audit_events_actor_at", "actor", "at"),
+        Index("ix_audit_events_action_at", "action", "at"),
         Index("ix_audit_events_object_at", "object", "at"),
     )
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Index, Integer, String
+from sqlalchemy import BigInteger, Index, Integer, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from portal_app.db import Base
@@ -12,7 +12,21 @@ class VpnSession(Base):
     """One observed use of a connection, from the journal of its node."""
 
     __tablename__ = "vpn_sessions"
-    __table_args__ = (Index("ix_vpn_sessions_user_name_started_at", "user_name", "started_at"),)
+    __table_args__ = (
+        Index("ix_vpn_sessions_user_name_started_at", "user_name", "started_at"),
+        # The history, newest first, with one filter or none; the journal adds at their ends.
+        Index("ix_vpn_sessions_started_at", "started_at", "node_number", "session_id"),
+        Index("ix_vpn_sessions_profile_id_started_at", "profile_id", "started_at"),
+        Index("ix_vpn_sessions_node_number_started_at", "node_number", "started_at"),
+        Index("ix_vpn_sessions_protocol_started_at", "protocol", "started_at"),
+        Index(
+            "ix_vpn_sessions_origin_started_at",
+            "origin",
+            "started_at",
+            postgresql_where=text("origin IS NOT NULL"),
+            sqlite_where=text("origin IS NOT NULL"),
+        ),
+    )
     node_number: Mapped[int] = mapped_column(primary_key=True)
     session_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     connection_id: Mapped[str] = mapped_column(String(32), index=True)

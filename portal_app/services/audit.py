@@ -1,12 +1,25 @@
-"""The audit log: who did what to whom, from where, when (reliability.md P1, A4)."""
+"""The audit log: who did what to whom, from where, when (reliability.md P1, A4).
 
+Rows are added and read here; nothing changes or takes one away but age (retention.py).
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from portal_app.models import AuditEvent
+from portal_app.services import exports, paging
+
+#: One file holds so many acts.
+MOST_EXPORTED = 100_000
+#: So many different actions can be chosen from; there are some dozens.
+_MOST_ACTIONS = 200
+ORDER = paging.Order([AuditEvent.at, AuditEvent.id], descending=True)
 
 #: As wide as the columns; what is longer says so by its end.
 _LONGEST = {"actor": 255, "action": 60, "object": 255, "source": 60}
@@ -51,3 +64,77 @@ def about(db: Session, name: str, *, most: int) -> list[AuditEvent]:
 def _cut(column: str, value: str) -> str:
     longest = _LONGEST[column]
     return value if len(value) <= longest else value[: longest - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What acts have to be; empty is any. ``begin`` and ``end``: from here on, and before."""
+
+    actor: str = ""
+    action: str = ""
+    object: str = ""
+    begin: datetime | None = None
+    end: datetime | None = None
+
+
+def page(db: Session, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
+    """Return acts, newest first."""
+    return paging.read(db, _query(wanted), ORDER, before=before, after=after)
+
+
+def actions(db: Session) -> list[str]:
+    """Return the actions that the log has, in their order: one look into the index for each."""
+    found: list[str] = []
+    last: str | None = ""
+    while len(found) < _MOST_ACTIONS:
+        last = db.scalar(select(func.min(AuditEvent.action)).where(AuditEvent.action > last))
+        if last is None:
+            break
+        found.append(last)
+    return found
+
+
+def csv_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
+    """Yield the filtered acts as a CSV file in parts."""
+    columns = ("at", "actor", "action", "object", "source", "details")
+    found = exports.rows(_query(wanted), ORDER, most=most)
+    return exports.csv_lines(columns, found, _cells, most=most)
+
+
+def json_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
+    """Yield the filtered acts, a JSON object per line; the last says so when there are more."""
+    for number, (event,) in enumerate(exports.rows(_query(wanted), ORDER, most=most)):
+        if number == most:
+            yield json.dumps({"cut_after": most}) + "\n"
+            return
+        row = {
+            "at": f"{event.at:%Y-%m-%dT%H:%M:%SZ}",
+            "actor": event.actor,
+            "action": event.action,
+            "object": event.object,
+            "source": event.source,
+            "details": event.details,
+        }
+        yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _query(wanted: Filter) -> Any:
+    query = select(AuditEvent)
+    for column, value in (
+        (AuditEvent.actor, wanted.actor),
+        (AuditEvent.action, wanted.action),
+        (AuditEvent.object, wanted.object),
+    ):
+        if value:
+            query = query.where(column == value)
+    if wanted.begin is not None:
+        query = query.where(AuditEvent.at >= wanted.begin)
+    if wanted.end is not None:
+        query = query.where(AuditEvent.at < wanted.end)
+    return query
+
+
+def _cells(row: tuple[AuditEvent]) -> list[object]:
+    (event,) = row
+    details = json.dumps(event.details, ensure_ascii=False) if event.details else ""
+    return [event.at, event.actor, event.action, event.object, event.source, details]

@@ -15,8 +15,10 @@ from portal_app.models import (
     BrowserSession,
     OneTimeLink,
     Throttle,
+    UsageSample,
     VpnSession,
 )
+from portal_app.services import usage
 
 #: Rows per transaction, so that no user waits for housekeeping (R27).
 _BATCH = 1000
@@ -29,7 +31,8 @@ AUDIT = timedelta(days=365)
 def prune(*, retention: timedelta, now: datetime) -> dict[str, int]:
     """Delete what is over; returns how many rows of each table went.
 
-    Sessions and addresses are kept for ``retention`` after their end; what is still open stays.
+    Sessions and addresses are kept for ``retention`` after their end; what is still open stays. What was
+    counted per day (``UsageDay``) is kept for ever.
     """
     before = now - retention
     rules: list[tuple[type[Base], Sequence[Any], ColumnElement[bool]]] = [
@@ -39,6 +42,11 @@ def prune(*, retention: timedelta, now: datetime) -> dict[str, int]:
         (Throttle, [Throttle.bucket], Throttle.updated_at <= now - _THROTTLES),
         (VpnSession, [VpnSession.node_number, VpnSession.session_id], VpnSession.ended_at <= before),
         (AddressUse, [AddressUse.id], AddressUse.ended_at <= before),
+        (
+            UsageSample,
+            list(UsageSample.__table__.primary_key),
+            UsageSample.slot <= usage.slot_of(now - usage.SAMPLES_KEPT),
+        ),
         (AuditEvent, [AuditEvent.id], AuditEvent.at <= now - max(AUDIT, retention)),
     ]
     return {

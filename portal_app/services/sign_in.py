@@ -19,7 +19,7 @@ from portal_app import events
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, Forbidden, PortalError, TooManyRequests
 from portal_app.models import LocalAccount, User
-from portal_app.services import browser_sessions, passwords, profiles, throttles, users
+from portal_app.services import audit, browser_sessions, passwords, profiles, throttles, users
 from portal_app.services.throttles import Bucket, Limit
 from portal_app.settings import Settings
 
@@ -29,6 +29,8 @@ PER_SOURCE = Limit("sign-in source", burst=30, refill_seconds=10)
 PER_ACCOUNT = Limit("sign-in account", burst=100, refill_seconds=60)
 PER_KNOWN_BROWSER = Limit("sign-in browser", burst=5, refill_seconds=60)
 PER_PASSWORD_CHANGE = Limit("password change", burst=5, refill_seconds=60)
+#: Failures of one account that are audit rows; the journal has them all. Names of nobody share one bucket.
+AUDITED = Limit("sign-in audit", burst=30, refill_seconds=60)
 
 
 class WrongPassword(PortalError):
@@ -87,6 +89,7 @@ def sign_in(
         events.log(
             "sign_in_failed", level=logging.WARNING, user=name if found else None, source=source
         )  # what was typed as a name may be a password
+        _record_failure(name if found else None, source, now)
         raise WrongPassword(N_("User name or password is wrong."))
     user, account = found
     _check_access(user, settings)
@@ -94,7 +97,7 @@ def sign_in(
     token = _begin(
         user.id, account.password_hash or "", fresh, buckets,
         old_token=old_token, longest=timedelta(seconds=settings.browser_session_longest_seconds),
-        user_agent=user_agent, now=now,
+        user_agent=user_agent, source=source if settings.log_origins else None, now=now,
     )  # fmt: skip
     events.log("sign_in", user=name, source=source if settings.log_origins else None)
     browser_id = known.browser_id if known is not None else new_browser_id
@@ -223,6 +226,7 @@ def _begin(
     old_token: str | None,
     longest: timedelta,
     user_agent: str,
+    source: str | None,
     now: datetime,
 ) -> str:
     with transaction() as db:
@@ -236,7 +240,17 @@ def _begin(
         throttles.give_back(db, buckets, now=now)
         if old_token is not None:
             browser_sessions.end(db, old_token)
+        audit.record(db, "signed in", actor=user.name, object=user.name, source=source, now=now)
         return browser_sessions.begin(db, user, longest=longest, user_agent=user_agent, now=now)
+
+
+@retried
+def _record_failure(name: str | None, source: str | None, now: datetime) -> None:
+    """Add an audit row: nobody is its actor, whose account it was is its object."""
+    key = "nobody" if name is None else hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32]
+    with transaction() as db:
+        if throttles.take(db, [AUDITED.bucket(key)], now=now) == 0:
+            audit.record(db, "sign-in failed", actor="visitor", object=name, source=source, now=now)
 
 
 def _whole_seconds(moment: datetime) -> int:

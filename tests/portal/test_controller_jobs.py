@@ -480,5 +480,7 @@ def test_jobs_have_their_names_and_intervals(app: Flask, settings: Any, agents: 
         "app_gone": HOUR,
         "forbidden": timedelta(minutes=1),
         "nearly_full": timedelta(minutes=1),
+        "sample_usage": timedelta(minutes=1),
+        "count_days": timedelta(minutes=30),
         "prune": HOUR,
     }

@@ -34,7 +34,14 @@ from tests.portal.pages import elements, form_of, make_configuration, problem, s
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}&"
 USER_PAGES = ["/", "/devices", "/configurations", "/account", "/password", "/status"]
-ADMIN_PAGES = ["/admin/nodes", "/admin/connections"]
+ADMIN_PAGES = [
+    "/admin/nodes",
+    "/admin/connections",
+    "/admin/who-had-it",
+    "/admin/history",
+    "/admin/statistics",
+    "/admin/audit",
+]
 
 
 def signed_in(app: Flask, name: str = "alice", permissions: list[str] | None = None) -> FlaskClient:

@@ -49,4 +49,12 @@ def sections() -> list[Section]:
 
 
 # Each adds its views to ``bp``.
-from portal_app.views.admin import connections, nodes, overview  # noqa: E402, F401
+from portal_app.views.admin import (  # noqa: E402
+    audit,  # noqa: F401
+    connections,  # noqa: F401
+    history,  # noqa: F401
+    nodes,  # noqa: F401
+    overview,  # noqa: F401
+    statistics,  # noqa: F401
+    who_had,  # noqa: F401
+)

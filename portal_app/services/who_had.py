@@ -1,0 +1,252 @@
+"""Who had an address of the VPN at a time, or came from one, where that is kept (reliability.md P2)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.orm import Session
+
+from portal_app.db import retried, transaction
+from portal_app.errors import N_, BadRequest
+from portal_app.models import AddressUse, Connection, Node, VpnSession
+from portal_app.services import audit
+
+#: More holders, and sessions of each, are not listed: a tolerance was too wide.
+MOST_HOLDERS, MOST_SESSIONS = 100, 20
+#: Times are asked in whole seconds, and rows have parts of them.
+_REST_OF_SECOND = timedelta(seconds=1) - timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """``moments`` are in UTC: one, or two where clocks went back and a local time came twice."""
+
+    address: str
+    moments: tuple[datetime, ...]
+    tolerance: timedelta
+
+    @property
+    def spans(self) -> list[tuple[datetime, datetime]]:
+        return [
+            (moment - self.tolerance, moment + self.tolerance + _REST_OF_SECOND) for moment in self.moments
+        ]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One connection that had the address. ``device`` is the name it had, while the connection lives;
+    ``sessions`` are those in the time that was asked for, latest first.
+    """
+
+    user_name: str | None
+    client_id: str | None
+    device: str | None
+    node_number: int
+    node: str | None
+    profile_id: str
+    protocol: str
+    connection_id: str
+    ipv4: str | None
+    ipv6: str | None
+    started_at: datetime
+    ended_at: datetime | None
+    sessions: tuple[VpnSession, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``is_cut``: there were more. ``is_old``: records of then may be forgotten already."""
+
+    holders: tuple[Holder, ...]
+    is_cut: bool
+    is_old: bool
+
+
+def address(text: str) -> str:
+    """Return an address as it is stored; raises BadRequest."""
+    try:
+        parsed = ip_address(text.strip())
+    except ValueError:
+        raise BadRequest(
+            N_("“%(text)s” is not an address. Write one like 10.64.16.7 or fd00:64::7, without a port."),
+            text=text[:100],
+        ) from None
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(parsed)
+
+
+def moments(day: str, time_of_day: str, zone_name: str) -> tuple[datetime, ...]:
+    """Return what a clock of a time zone means, in UTC. Two moments where it came twice.
+
+    Raises BadRequest for what is no date, time or zone, and for a time that the clocks jumped over.
+    """
+    try:
+        wall = datetime.combine(date.fromisoformat(day), time.fromisoformat(time_of_day))
+    except ValueError:
+        raise BadRequest(
+            N_("The date or the time cannot be read. Write them like 2026-11-22 and 14:30:00.")
+        ) from None
+    try:
+        zone = ZoneInfo(zone_name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise BadRequest(N_("This time zone is not known. Choose one from the list.")) from None
+    if wall.tzinfo is not None or not 1970 <= wall.year <= 9000:
+        raise BadRequest(N_("The date or the time cannot be read. Write them like 2026-11-22 and 14:30:00."))
+    both = [wall.replace(tzinfo=zone, fold=fold, microsecond=0).astimezone(UTC) for fold in (0, 1)]
+    real = [
+        moment
+        for moment in both
+        if moment.astimezone(zone).replace(tzinfo=None) == wall.replace(microsecond=0)
+    ]
+    if not real:
+        raise BadRequest(
+            N_("This time did not exist in %(zone)s: the clocks were put forward. Ask for another one."),
+            zone=zone_name,
+        )
+    return tuple(dict.fromkeys(real))
+
+
+def ask(
+    question: Question, *, retention: timedelta, zone_name: str, actor: str, source: str | None, now: datetime
+) -> Answer:
+    """Find who had an address, and leave an audit row of the question; without one there is no answer.
+
+    Raises BadRequest for a time in the future.
+    """
+    if min(question.moments) > now:
+        raise BadRequest(N_("This time is in the future. Check the date and the time zone."))
+    with transaction(read_only=True) as db:
+        answer = find(db, question, retention=retention, now=now)
+    _record(question, answer, zone_name, actor, source, now)
+    return answer
+
+
+@retried
+def _record(
+    question: Question, answer: Answer, zone_name: str, actor: str, source: str | None, now: datetime
+) -> None:
+    with transaction() as db:
+        audit.record(
+            db,
+            "address searched",
+            actor=actor,
+            object=question.address,
+            source=source,
+            now=now,
+            at=[f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in question.moments],
+            zone=zone_name,
+            tolerance_seconds=int(question.tolerance.total_seconds()),
+            found=len(answer.holders),
+        )
+
+
+def find(db: Session, question: Question, *, retention: timedelta, now: datetime) -> Answer:
+    """Return the holders, the latest first."""
+    column = AddressUse.ipv6 if ":" in question.address else AddressUse.ipv4
+    uses = db.scalars(
+        select(AddressUse)
+        .where(column == question.address, _within(AddressUse, question))
+        .order_by(AddressUse.started_at.desc())
+        .limit(MOST_HOLDERS + 1)
+    ).all()
+    came_from = db.scalars(
+        select(VpnSession)
+        .where(VpnSession.origin == question.address, _within(VpnSession, question))
+        .order_by(VpnSession.started_at.desc())
+        .limit(MOST_HOLDERS + 1)
+    ).all()
+    is_cut = len(uses) > MOST_HOLDERS or len(came_from) > MOST_HOLDERS
+    names = _names(db, [*uses, *came_from])
+    sessions = _sessions_of(db, uses, question)
+    holders = [_of_use(use, sessions, names) for use in uses[:MOST_HOLDERS]]
+    holders += _of_origins(db, came_from[:MOST_HOLDERS], names)
+    is_old = min(first for first, _last in question.spans) < now - retention
+    return Answer(tuple(holders), is_cut, is_old)
+
+
+def _within(table: Any, question: Question) -> Any:
+    """What was so at some time of the question: begun before its end, and not over before its begin."""
+    return or_(
+        *(
+            and_(table.started_at <= last, or_(table.ended_at.is_(None), table.ended_at >= first))
+            for first, last in question.spans
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Names:
+    nodes: dict[int, str]
+    devices: dict[str, str]
+
+
+def _names(db: Session, rows: Sequence[Any]) -> _Names:
+    ids = {row.connection_id for row in rows}
+    devices = db.execute(select(Connection.id, Connection.display_name).where(Connection.id.in_(ids)))
+    nodes = db.execute(select(Node.number, Node.name))
+    return _Names({row[0]: row[1] for row in nodes}, {row[0]: row[1] for row in devices})
+
+
+def _sessions_of(db: Session, uses: Sequence[AddressUse], question: Question) -> dict[str, list[VpnSession]]:
+    found: defaultdict[str, list[VpnSession]] = defaultdict(list)
+    rows = db.scalars(
+        select(VpnSession)
+        .where(
+            VpnSession.connection_id.in_({use.connection_id for use in uses}), _within(VpnSession, question)
+        )
+        .order_by(VpnSession.started_at.desc())
+        .limit(MOST_HOLDERS * MOST_SESSIONS)
+    )
+    for row in rows:
+        found[row.connection_id].append(row)
+    return found
+
+
+def _of_use(use: AddressUse, sessions: dict[str, list[VpnSession]], names: _Names) -> Holder:
+    # An OpenVPN connection has another address each time: only the session that had this one.
+    own = [s for s in sessions.get(use.connection_id, []) if (s.ipv4, s.ipv6) == (use.ipv4, use.ipv6)]
+    return _holder(use, use.client_id, own, names)
+
+
+def _of_origins(db: Session, sessions: Sequence[VpnSession], names: _Names) -> list[Holder]:
+    """Return a holder for each connection that came from there."""
+    clients = dict(
+        db.execute(
+            select(AddressUse.connection_id, AddressUse.client_id).where(
+                AddressUse.connection_id.in_({s.connection_id for s in sessions})
+            )
+        ).tuples()
+    )
+    of_connection: defaultdict[str, list[VpnSession]] = defaultdict(list)
+    for session in sessions:
+        of_connection[session.connection_id].append(session)
+    return [
+        _holder(own[0], clients.get(connection_id), own, names)
+        for connection_id, own in of_connection.items()
+    ]
+
+
+def _holder(
+    row: AddressUse | VpnSession, client_id: str | None, sessions: Sequence[VpnSession], names: _Names
+) -> Holder:
+    return Holder(
+        user_name=row.user_name,
+        client_id=client_id,
+        device=names.devices.get(row.connection_id),
+        node_number=row.node_number,
+        node=names.nodes.get(row.node_number),
+        profile_id=row.profile_id,
+        protocol=row.protocol,
+        connection_id=row.connection_id,
+        ipv4=row.ipv4,
+        ipv6=row.ipv6,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        sessions=tuple(sessions[:MOST_SESSIONS]),
+    )

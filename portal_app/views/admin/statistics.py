@@ -1,0 +1,207 @@
+"""How much the service is used: now, and over days, weeks, months and years."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from babel import dates
+from flask import Response, render_template
+from flask_babel import get_locale  # type: ignore[import-untyped]
+
+from portal_app import portal
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.errors import N_
+from portal_app.language import day, gettext, number, percent, size, time
+from portal_app.login import requires
+from portal_app.models.usage import ALL, ALL_NODES
+from portal_app.roles import Right
+from portal_app.services import exports
+from portal_app.services import usage_history as service
+from portal_app.views import charts, forms
+from portal_app.views.admin import bp
+from portal_app.views.admin.history import download, node_choices, profile_choices, with_chosen
+
+_PERIODS = {"day": N_("Day"), "week": N_("Week"), "month": N_("Month"), "year": N_("Year")}
+#: Apps that few use are added up.
+_MOST_APPS = 8
+_CSV = (
+    "from", "to", "most_connections", "most_users", "different_users", "sessions", "received_bytes",
+    "sent_bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the address says. ``node_number`` and ``profile_id`` may be those over all."""
+
+    period: str
+    profile_id: str
+    node: str
+
+    @property
+    def node_number(self) -> int:
+        return int(self.node) if self.node else ALL_NODES
+
+
+@bp.get("/statistics")
+@requires(Right.SEE)
+def statistics() -> str:
+    asked, now = _asked(), utc_now()
+    period = service.PERIODS[asked.period]
+    which = asked.profile_id, asked.node_number
+    with transaction(read_only=True) as db:
+        profiles, nodes = profile_choices(db), node_choices(db)
+        points = service.points(db, period, *which, now=now)
+        traffic = service.traffic(db, period, *which, now=now)
+        total, clients = service.summary(db, period, *which, now=now)
+        of_profiles = service.by_profile(db, period, [p for p, _ in profiles], which[1], now=now)
+        of_nodes = service.by_node(db, period, [int(n) for n, _ in nodes], which[0], now=now)
+    first, last = service.span(period, now)
+    values: dict[str, Any] = {
+        "asked": asked,
+        "periods": [(value, gettext(text)) for value, text in _PERIODS.items()],
+        "profiles": with_chosen(profiles, asked.profile_id),
+        "nodes": with_chosen(nodes, asked.node),
+        "current": next((p for p in reversed(points) if p.connections is not None), None),
+        "is_counted": total.users is not None,
+        "is_sampled": any(p.connections is not None for p in points),
+        "total": total,
+        "peak": max((p.connections for p in points if p.connections is not None), default=None),
+        "days": _days(first, last),
+        "use": _use(points, period),
+        "use_rows": [[_begin(p.begin, period), _count(p.connections), _count(p.users)] for p in points],
+        "traffic": _traffic(traffic) if len(traffic) > 1 else None,
+        "traffic_rows": [
+            [
+                day(t.begin.date()), _count(t.users), number(t.sessions),
+                size(t.received_bytes), size(t.sent_bytes),
+            ]
+            for t in traffic
+        ],
+        "of_profiles": _parts([(name, of_profiles.get(p)) for p, name in profiles]),
+        "of_nodes": _parts([(name, of_nodes.get(int(n))) for n, name in nodes]),
+        "clients": _clients(clients),
+    }  # fmt: skip
+    return render_template("admin/statistics.html", **values)
+
+
+@bp.get("/statistics.csv")
+@requires(Right.SEE)
+def download_statistics() -> Response:
+    """Answer with the numbers of the charts: counts only, nobody's name."""
+    asked, now = _asked(), utc_now()
+    period = service.PERIODS[asked.period]
+    which = asked.profile_id, asked.node_number
+    with transaction(read_only=True) as db:
+        points = service.points(db, period, *which, now=now)
+        traffic = service.traffic(db, period, *which, now=now)
+    by_day = {t.begin: t for t in traffic} if not period.is_of_samples else {}
+    rows = [_cells(point, by_day.get(point.begin)) for point in points]
+    if period.is_of_samples:
+        rows += [[t.begin, t.end, None, None, *_of(t)] for t in traffic]
+    lines = exports.csv_lines(_CSV, rows, lambda row: row, most=len(rows))
+    return download(lines, f"statistics-{asked.period}.csv", "text/csv")
+
+
+def _asked() -> Asked:
+    node = forms.query("node", 5)
+    is_number = node.isascii() and node.isdigit()
+    return Asked(
+        forms.chosen("period", _PERIODS, "day"), forms.query("profile", 60) or ALL, node if is_number else ""
+    )
+
+
+def _cells(point: service.Point, traffic: service.Traffic | None) -> list[object]:
+    cells: list[object] = [point.begin, point.end, point.connections, point.users]
+    return cells + (_of(traffic) if traffic else [None] * 4)
+
+
+def _of(traffic: service.Traffic) -> list[object]:
+    return [traffic.users, traffic.sessions, traffic.received_bytes, traffic.sent_bytes]
+
+
+def _use(points: Sequence[service.Point], period: service.Period) -> charts.LineChart:
+    series = [
+        charts.Series(gettext("Connections"), [p.connections for p in points], "a"),
+        charts.Series(gettext("Users"), [p.users for p in points], "b"),
+    ]
+    return charts.line_chart(series, [_label(p.begin, period) for p in points], number)
+
+
+def _traffic(traffic: Sequence[service.Traffic]) -> charts.LineChart:
+    known = [t.users is not None for t in traffic]
+    series = [
+        charts.Series(name, [value if ok else None for value, ok in zip(values, known, strict=True)], kind)
+        for name, values, kind in (
+            (gettext("Received from users"), [t.received_bytes for t in traffic], "a"),
+            (gettext("Sent to users"), [t.sent_bytes for t in traffic], "b"),
+        )
+    ]
+    return charts.line_chart(
+        series, [_short_day(t.begin) for t in traffic], lambda value: size(int(value)), step=1024
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bars, and the numbers behind them."""
+
+    bars: list[charts.Bar]
+    rows: list[list[str]]
+
+
+def _parts(found: Sequence[tuple[str, service.Days | None]]) -> Parts:
+    """Compare profiles or nodes by the most connections at a time."""
+    known = [(name, days) for name, days in found if days is not None]
+    return Parts(
+        charts.bars([(name, days.peak_connections or 0) for name, days in known], number),
+        [
+            [
+                name, _count(days.users), _count(days.peak_connections), number(days.sessions),
+                size(days.received_bytes), size(days.sent_bytes),
+            ]
+            for name, days in known
+        ],
+    )  # fmt: skip
+
+
+def _clients(counts: Counter[str]) -> Parts:
+    total = sum(counts.values())
+    if not total:
+        return Parts([], [])
+    names = {client_id: client.name for client_id, client in portal().clients.items()}
+    found = [
+        (names.get(client_id, client_id) if client_id else gettext("Made by hand"), count)
+        for client_id, count in counts.most_common()
+    ]
+    few = found[_MOST_APPS:]
+    shown = found[:_MOST_APPS] + ([(gettext("Other apps"), sum(c for _, c in few))] if few else [])
+    write: Callable[[float], str] = lambda count: percent(100 * count / total)  # noqa: E731
+    return Parts(charts.bars(shown, write), [[name, number(count), write(count)] for name, count in found])
+
+
+def _count(value: int | None) -> str:
+    return gettext("unknown") if value is None else number(value)
+
+
+def _days(first: Any, last: Any) -> str:
+    if first == last:
+        return day(first)
+    return str(gettext("%(first)s to %(last)s", first=day(first), last=day(last)))
+
+
+def _begin(moment: datetime, period: service.Period) -> str:
+    return time(moment) if period.is_of_samples else day(moment.date())
+
+
+def _label(moment: datetime, period: service.Period) -> str:
+    if period.point < timedelta(hours=1):
+        return dates.format_skeleton("Hm", moment, tzinfo=UTC, locale=get_locale())
+    return _short_day(moment)
+
+
+def _short_day(moment: datetime) -> str:
+    return dates.format_skeleton("MMMd", moment, tzinfo=UTC, locale=get_locale())

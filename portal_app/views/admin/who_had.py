@@ -1,0 +1,102 @@
+"""Who had an address when. Asking is a form that is sent: the answer leaves no trace in an address or a log
+line, and each question is an audit row.
+"""
+
+from datetime import timedelta
+from functools import cache
+from zoneinfo import ZoneInfo, available_timezones
+
+from flask import Response, make_response, render_template, request
+
+from portal_app import login, portal
+from portal_app.clock import utc_now
+from portal_app.errors import N_, BadRequest
+from portal_app.language import gettext, said
+from portal_app.login import requires
+from portal_app.roles import Right
+from portal_app.services import who_had as service
+from portal_app.views import forms
+from portal_app.views.admin import bp
+
+#: Seconds and what they are called.
+_TOLERANCES = {
+    "0": N_("exactly then"),
+    "60": N_("1 minute before or after"),
+    "300": N_("5 minutes before or after"),
+    "1800": N_("30 minutes before or after"),
+    "3600": N_("1 hour before or after"),
+}
+_AREAS = (
+    "Africa", "America", "Antarctica", "Arctic", "Asia", "Atlantic", "Australia", "Europe", "Indian",
+    "Pacific",
+)  # fmt: skip
+_FIELDS = ("address", "date", "time", "zone", "tolerance")
+
+
+@bp.get("/who-had-it")
+@requires(Right.SEARCH)
+def who_had() -> Response:
+    now = utc_now()
+    return _page({"address": "", "date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M:%S}", "zone": "UTC"})
+
+
+@bp.post("/who-had-it")
+@requires(Right.SEARCH)
+def ask_who_had() -> Response:
+    asked = {name: forms.field(name, forms.LONGEST_NAME).strip() for name in _FIELDS}
+    now, user = utc_now(), login.required().user
+    try:
+        if asked["tolerance"] not in _TOLERANCES:
+            raise BadRequest(N_("Choose a tolerance from the list."))
+        question = service.Question(
+            service.address(asked["address"]),
+            service.moments(asked["date"], asked["time"], asked["zone"]),
+            timedelta(seconds=int(asked["tolerance"])),
+        )
+        answer = service.ask(
+            question,
+            retention=timedelta(days=portal().settings.retention_days),
+            zone_name=asked["zone"],
+            actor=user.name,
+            source=request.remote_addr,
+            now=now,
+        )
+    except BadRequest as error:
+        response = _page(asked, problem=said(error))
+        response.status_code = error.status
+        return response
+    return _page(
+        asked,
+        question=question,
+        answer=answer,
+        zone=ZoneInfo(asked["zone"]),
+        asked_at=now,
+        tolerance=gettext(_TOLERANCES[asked["tolerance"]]),
+        apps={client_id: client.name for client_id, client in portal().clients.items()},
+    )
+
+
+def _page(asked: dict[str, str], **values: object) -> Response:
+    settings = portal().settings
+    return make_response(
+        render_template(
+            "admin/who_had.html",
+            asked=asked,
+            zones=_zones(),
+            tolerances=[(seconds, gettext(text)) for seconds, text in _TOLERANCES.items()],
+            retention_days=settings.retention_days,
+            log_origins=settings.log_origins,
+            **values,
+        )
+    )
+
+
+@cache
+def _zones() -> dict[str, list[str]]:
+    """Return the places of each part of the world; other names are old ones of the same zones."""
+    found: dict[str, list[str]] = {area: [] for area in _AREAS}
+    for name in sorted(available_timezones()):
+        area = name.partition("/")[0]
+        if area in found:
+            found[area].append(name)
+    return found
