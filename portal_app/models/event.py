@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Integer, String
+from sqlalchemy import JSON, BigInteger, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from portal_app.db import Base
@@ -13,6 +13,7 @@ class AuditEvent(Base):
     """One act. ``actor`` is a user's name, ``cli`` or ``controller``; never a secret in ``details``."""
 
     __tablename__ = "audit_events"
+    __table_args__ = (Index("ix_audit_events_object_id", "object", "id"),)
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     at: Mapped[datetime] = mapped_column(index=True)
     actor: Mapped[str] = mapped_column(String(255))

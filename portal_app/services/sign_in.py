@@ -19,7 +19,7 @@ from portal_app import events
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, Forbidden, PortalError, TooManyRequests
 from portal_app.models import LocalAccount, User
-from portal_app.services import browser_sessions, passwords, profiles, throttles, users
+from portal_app.services import audit, browser_sessions, passwords, profiles, throttles, users
 from portal_app.services.throttles import Bucket, Limit
 from portal_app.settings import Settings
 
@@ -86,13 +86,16 @@ def sign_in(
         events.log(
             "sign_in_failed", level=logging.WARNING, user=name if found else None, source=source
         )  # what was typed as a name may be a password
+        if found is not None:
+            _record_failure(name, source, now)
         raise WrongPassword(N_("User name or password is wrong."))
     user, account = found
     _check_access(user, settings)
     fresh = passwords.hash_password(password) if passwords.is_outdated(account.password_hash or "") else None
     token = _begin(
         user.id, account.password_hash or "", fresh, buckets,
-        old_token=old_token, longest=timedelta(seconds=settings.browser_session_longest_seconds), now=now,
+        old_token=old_token, longest=timedelta(seconds=settings.browser_session_longest_seconds),
+        source=source if settings.log_origins else None, now=now,
     )  # fmt: skip
     events.log("sign_in", user=name, source=source if settings.log_origins else None)
     browser_id = known.browser_id if known is not None else new_browser_id
@@ -211,6 +214,7 @@ def _begin(
     *,
     old_token: str | None,
     longest: timedelta,
+    source: str | None,
     now: datetime,
 ) -> str:
     with transaction() as db:
@@ -224,7 +228,15 @@ def _begin(
         throttles.give_back(db, buckets, now=now)
         if old_token is not None:
             browser_sessions.end(db, old_token)
+        audit.record(db, "signed in", actor=user.name, object=user.name, source=source, now=now)
         return browser_sessions.begin(db, user, longest=longest, now=now)
+
+
+@retried
+def _record_failure(name: str, source: str | None, now: datetime) -> None:
+    """A wrong password for an account that is there; tries that a throttle refuses are not counted here."""
+    with transaction() as db:
+        audit.record(db, "sign-in failed", actor="visitor", object=name, source=source, now=now)
 
 
 def _whole_seconds(moment: datetime) -> int:
