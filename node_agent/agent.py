@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +261,15 @@ class Agent:
         self._repairs = [item for item in self._repairs if item[0] > oldest]
         return [text if text.isprintable() else repr(text) for text in found] + [t for _, t in self._repairs]
 
-    async def usage(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """Yield what every connection has used, in portions: others are served in between."""
+    async def usage(self, only: Collection[str] | None = None) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield what every connection has used, or those of ``only``, in portions: others are served in
+        between.
+        """
         if self.wireguard is not None:
             # Whoever drains the node asks who is there, and would miss those who came since the last round.
             await self.wireguard.refresh_if_cheap()
-        connections = list(self.store.entries.values())
+        entries = self.store.entries
+        connections = list(entries.values()) if only is None else [entries[i] for i in only if i in entries]
         attached: dict[str, list[OpenSession]] = {}
         for process in self.processes:
             for client in process.clients.values():

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 * 1024
 MOST_SET_BYTES = 64 * 1024 * 1024
+#: Connections that one question names; more do not fit into its line.
+MOST_ASKED = 200
 BODY_SECONDS = 10.0
 #: Bodies above this are read by a thread, so that others are served meanwhile.
 LARGE_BYTES = 64 * 1024
@@ -171,9 +173,19 @@ async def _replace(request: web.Request) -> web.Response:
 
 
 async def _usage(request: web.Request) -> web.Response:
-    _query(request)
-    parts = [json.dumps(p)[1:-1] async for p in request.app[agent_key].usage()]
+    only = _ids(_query(request, "connections"))
+    parts = [json.dumps(p)[1:-1] async for p in request.app[agent_key].usage(only)]
     return web.Response(text=f'{{"usage": [{", ".join(parts)}]}}', content_type="application/json")
+
+
+def _ids(query: dict[str, str]) -> list[str] | None:
+    """Return the connections that somebody asks for, each once; None when all are meant."""
+    if "connections" not in query:
+        return None
+    ids = list(dict.fromkeys(query["connections"].split(",")))
+    if len(ids) > MOST_ASKED or not all(CONNECTION_ID.fullmatch(i) for i in ids):
+        raise MessageError(f"connections: bad value {query['connections']!r:.80}")
+    return ids
 
 
 async def _events(request: web.Request) -> web.Response:

@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -210,7 +210,7 @@ def _http_date(at: int) -> str:
 
 def _request(node: NodeAddress, method: str, path: str, sent: bytes) -> bytes:
     head = (
-        f"{method} {path if _PLAIN_PATH.fullmatch(path) else quote(path, safe='/?=&')} HTTP/1.1\r\n"
+        f"{method} {path if _PLAIN_PATH.fullmatch(path) else quote(path, safe='/?=&,')} HTTP/1.1\r\n"
         f"Host: {agent_name(node.number)}\r\n"
         "Accept: application/json\r\n"
         "Content-Type: application/json\r\n"
@@ -295,8 +295,18 @@ class Agents:
             raise NodeUnreachable(f"{node.name}: unexpected answer to a wanted set")
         return answer
 
-    def usage(self, node: NodeAddress, *, seconds: float = LONG_CALL_SECONDS) -> list[Usage]:
-        answer = self._call(node, "GET", "/n/usage", seconds=seconds, longest=LONGEST_LIST)
+    def usage(
+        self,
+        node: NodeAddress,
+        *,
+        only: Collection[str] | None = None,
+        seconds: float = LONG_CALL_SECONDS,
+    ) -> list[Usage]:
+        """Return what every connection of a node has used, or those with the ids in ``only``, a page of them
+        at most.
+        """
+        path = "/n/usage" if only is None else f"/n/usage?connections={','.join(only)}"
+        answer = self._call(node, "GET", path, seconds=seconds, longest=LONGEST_LIST)
         if not isinstance(answer, dict) or not isinstance(answer.get("usage"), list):
             raise NodeUnreachable(f"{node.name}: unexpected answer to /n/usage")
         return [_parsed(node, Usage.parse, item) for item in answer["usage"]]

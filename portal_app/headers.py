@@ -57,12 +57,14 @@ def _form_source(target: str) -> str:
 
 def _policy(form_source: str = "") -> str:
     script = f"'nonce-{g.csp_nonce}'" if "csp_nonce" in g else "'none'"
-    return _policy_of(f"'self' {form_source}".rstrip(), script)
+    # Scripts of ours read pages of ours again.
+    return _policy_of(f"'self' {form_source}".rstrip(), script, "'self'" if "csp_nonce" in g else "'none'")
 
 
-def _policy_of(form_action: str, script: str) -> str:
+def _policy_of(form_action: str, script: str, connect: str = "'none'") -> str:
     return (
-        f"default-src 'none'; script-src {script}; style-src 'self'; img-src 'self'; base-uri 'none';"
+        f"default-src 'none'; script-src {script}; connect-src {connect}; style-src 'self'; img-src 'self';"
+        " base-uri 'none';"
         f" form-action {form_action};"
         " frame-ancestors 'none'"
     )

@@ -39,6 +39,7 @@ class Connection(Base):
         CheckConstraint("(position IS NULL) = (public_key IS NULL)", name="leased_with_key"),
         Index("ix_connections_user_id_created_at", "user_id", "created_at"),
         Index("ix_connections_node_number_profile_id", "node_number", "profile_id"),
+        Index("ix_connections_created_at_id", "created_at", "id"),
     )
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))

@@ -1,11 +1,13 @@
 """What was observed: sessions from the nodes' journals, and who had which address when."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, Index, Integer, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from portal_app.db import Base
+from portal_app.names import folded
 
 
 class VpnSession(Base):
@@ -40,6 +42,22 @@ class VpnSession(Base):
     ended_at: Mapped[datetime | None] = mapped_column(index=True)
     received_bytes: Mapped[int | None] = mapped_column(BigInteger)
     sent_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+def _of_open_sessions(name: str, *columns: Any) -> Index:
+    """Those who are connected now are few among all that is remembered."""
+    still_open = text("ended_at IS NULL")
+    return Index(
+        f"ix_vpn_sessions_open_{name}", *columns, postgresql_where=still_open, sqlite_where=still_open
+    )
+
+
+_of_open_sessions("started_at", VpnSession.started_at, VpnSession.node_number, VpnSession.session_id)
+_of_open_sessions("user", folded(VpnSession.user_name), VpnSession.node_number, VpnSession.session_id)
+_of_open_sessions("connection_id", VpnSession.connection_id)
+_of_open_sessions("ipv4", VpnSession.ipv4)
+_of_open_sessions("ipv6", VpnSession.ipv6)
+_of_open_sessions("origin", VpnSession.origin)
 
 
 class AddressUse(Base):

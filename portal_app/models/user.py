@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Float, ForeignKey, LargeBinary, String
+from sqlalchemy import JSON, Float, ForeignKey, Index, LargeBinary, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from portal_app.db import Base
+from portal_app.names import folded
 
 
 class User(Base):
@@ -19,6 +20,18 @@ class User(Base):
     is_disabled: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime]
     last_seen_at: Mapped[datetime | None]
+
+
+# Lists of users: by name and by when they were added, all or only the disabled.
+Index("ix_users_name_folded", folded(User.name), User.id)
+Index("ix_users_created_at_id", User.created_at, User.id)
+Index(
+    "ix_users_disabled_name_folded",
+    folded(User.name),
+    User.id,
+    postgresql_where=text("is_disabled"),
+    sqlite_where=text("is_disabled = 1"),
+)
 
 
 class LocalAccount(Base):

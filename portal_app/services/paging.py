@@ -58,6 +58,8 @@ def read(
         place = tuple_(*columns)
         values = tuple_(*at)
         query = query.where(place < values if descending else place > values)
+        # Says nothing new; where the columns are of two tables it is what lets an index find the place.
+        query = query.where(columns[0] <= at[0] if descending else columns[0] >= at[0])
     else:
         backwards, descending = False, order.descending
     query = query.add_columns(*columns).order_by(*(c.desc() if descending else c.asc() for c in columns))

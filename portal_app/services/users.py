@@ -73,6 +73,7 @@ def add(
     password: str | None = None,
     exists_ok: bool = False,
     actor: str,
+    source: str | None = None,
     now: datetime,
 ) -> bool:
     """Make a user with a local account; without a password it waits for its one-time link.
@@ -87,7 +88,7 @@ def add(
         if find(db, name) is not None:
             return _already_there(name, exists_ok=exists_ok)
     password_hash = None if password is None else passwords.hash_password(password)
-    return _insert(name, permissions, password_hash, exists_ok=exists_ok, actor=actor, now=now)
+    return _insert(name, permissions, password_hash, exists_ok=exists_ok, actor=actor, source=source, now=now)
 
 
 @retried
@@ -98,6 +99,7 @@ def _insert(
     *,
     exists_ok: bool,
     actor: str,
+    source: str | None,
     now: datetime,
 ) -> bool:
     with transaction() as db:
@@ -107,7 +109,9 @@ def _insert(
         db.add(user)
         db.flush()
         db.add(LocalAccount(user_id=user.id, password_hash=password_hash, changed_at=now))
-        audit.record(db, "user added", actor=actor, object=name, now=now, permissions=permissions)
+        audit.record(
+            db, "user added", actor=actor, object=name, source=source, now=now, permissions=permissions
+        )
     events.log("user_added", user=name, actor=actor)
     return True
 
@@ -119,7 +123,7 @@ def _already_there(name: str, *, exists_ok: bool) -> bool:
 
 
 @retried
-def one_time_link(name: str, *, actor: str, now: datetime) -> str:
+def one_time_link(name: str, *, actor: str, source: str | None = None, now: datetime) -> str:
     """Return the token of a new one-time link, which lets its holder set the password within 60 minutes.
 
     Older links of this user end. The token is kept only as a hash and goes into no log.
@@ -129,7 +133,7 @@ def one_time_link(name: str, *, actor: str, now: datetime) -> str:
         user, _account = _locked_account(db, name)
         db.execute(delete_from(OneTimeLink).where(OneTimeLink.user_id == user.id))
         db.add(OneTimeLink(token_hash=_hash(token), user_id=user.id, expires_at=now + LINK_LIFE))
-        audit.record(db, "one-time link made", actor=actor, object=name, now=now)
+        audit.record(db, "one-time link made", actor=actor, object=name, source=source, now=now)
     events.log("one_time_link_made", user=name, actor=actor)
     return token
 
@@ -232,53 +236,61 @@ def _record_configuration(name: str, issued: Issued, actor: str, now: datetime) 
         )
 
 
-def disable(name: str, *, agents: "Agents | None" = None, actor: str, now: datetime) -> int:
+def disable(
+    name: str, *, agents: "Agents | None" = None, actor: str, source: str | None = None, now: datetime
+) -> int:
     """Block sign-in and API, end every authorization, connection and browser session of the user.
 
     Returns how many connections were cut. ``agents`` are the web application's unless given, here and below.
     """
-    ended = _disable(name, actor=actor, now=now)
+    ended = _disable(name, actor=actor, source=source, now=now)
     connections.tell(ended, agents=agents)
     events.log("user_disabled", user=name, actor=actor)
     return len(ended)
 
 
 @retried
-def _disable(name: str, *, actor: str, now: datetime) -> list[Ended]:
+def _disable(name: str, *, actor: str, source: str | None, now: datetime) -> list[Ended]:
     with transaction() as db:
         user = _locked(db, name)
         user.is_disabled = True
         ended = _end_everything(db, user, reason="user_disabled", now=now)
-        audit.record(db, "user disabled", actor=actor, object=name, now=now, connections=len(ended))
+        audit.record(
+            db, "user disabled", actor=actor, object=name, source=source, now=now, connections=len(ended)
+        )
         return ended
 
 
 @retried
-def enable(name: str, *, actor: str, now: datetime) -> None:
+def enable(name: str, *, actor: str, source: str | None = None, now: datetime) -> None:
     """Let a disabled user sign in again; what was ended stays ended."""
     with transaction() as db:
         user = _locked(db, name)
         user.is_disabled = False
-        audit.record(db, "user enabled", actor=actor, object=name, now=now)
+        audit.record(db, "user enabled", actor=actor, object=name, source=source, now=now)
     events.log("user_enabled", user=name, actor=actor)
 
 
-def delete(name: str, *, agents: "Agents | None" = None, actor: str, now: datetime) -> int:
+def delete(
+    name: str, *, agents: "Agents | None" = None, actor: str, source: str | None = None, now: datetime
+) -> int:
     """Delete the user and everything but the log, which keeps the name; returns how many were cut."""
-    ended = _delete(name, actor=actor, now=now)
+    ended = _delete(name, actor=actor, source=source, now=now)
     connections.tell(ended, agents=agents)
     events.log("user_deleted", user=name, actor=actor)
     return len(ended)
 
 
 @retried
-def _delete(name: str, *, actor: str, now: datetime) -> list[Ended]:
+def _delete(name: str, *, actor: str, source: str | None, now: datetime) -> list[Ended]:
     with transaction() as db:
         user = _locked(db, name)
         ended = _end_everything(db, user, reason="user_deleted", now=now)
         db.flush()
         db.execute(delete_from(User).where(User.id == user.id))
-        audit.record(db, "user deleted", actor=actor, object=name, now=now, connections=len(ended))
+        audit.record(
+            db, "user deleted", actor=actor, object=name, source=source, now=now, connections=len(ended)
+        )
         return ended
 
 
@@ -289,6 +301,7 @@ def set_permissions(
     access_permissions: list[str] | None,
     agents: "Agents | None" = None,
     actor: str,
+    source: str | None = None,
     now: datetime,
 ) -> int:
     """Replace the permissions of a user and cut what they no longer allow.
@@ -297,7 +310,9 @@ def set_permissions(
     so that the next one has a new id (reliability.md W1). Returns how many connections were cut.
     """
     checked = check_permissions(permissions)
-    ended = _set_permissions(name, checked, access_permissions=access_permissions, actor=actor, now=now)
+    ended = _set_permissions(
+        name, checked, access_permissions=access_permissions, actor=actor, source=source, now=now
+    )
     connections.tell(ended, agents=agents)
     events.log("permissions_set", user=name, actor=actor, permissions=" ".join(checked))
     return len(ended)
@@ -305,7 +320,13 @@ def set_permissions(
 
 @retried
 def _set_permissions(
-    name: str, permissions: list[str], *, access_permissions: list[str] | None, actor: str, now: datetime
+    name: str,
+    permissions: list[str],
+    *,
+    access_permissions: list[str] | None,
+    actor: str,
+    source: str | None,
+    now: datetime,
 ) -> list[Ended]:
     with transaction() as db:
         user = _locked(db, name)
@@ -320,7 +341,7 @@ def _set_permissions(
             which = (Connection.user_id == user.id) & Connection.profile_id.in_(lost)
             ended = connections.end(db, which, reason="permission_lost", now=now) if lost else []
         audit.record(
-            db, "permissions set", actor=actor, object=name, now=now,
+            db, "permissions set", actor=actor, object=name, source=source, now=now,
             before=before, after=permissions, connections=len(ended),
         )  # fmt: skip
         return ended

@@ -20,6 +20,14 @@ def field(name: str, longest: int) -> str:
     return values[0]
 
 
+def fields(name: str, longest: int, most: int) -> list[str]:
+    """Return a field that may come several times, such as what was ticked in a list."""
+    values = request.form.getlist(name)
+    if len(values) > most or any(len(value) > longest or "\0" in value for value in values):
+        raise BadRequest(N_("The form's field %(field)s is missing or too long."), field=name)
+    return values
+
+
 def display_name() -> str:
     """Return the name for a device: 1 to 64 printable characters."""
     name = field("display_name", 4 * LONGEST_DISPLAY_NAME).strip()
@@ -39,6 +47,12 @@ def chosen(name: str, choices: Collection[str], default: str = "") -> str:
     """Return a value of the address if it is one of the choices."""
     value = request.args.get(name, default)
     return value if value in choices else default
+
+
+def number(name: str) -> int:
+    """Return a small number of the address; what is none is 0."""
+    value = request.args.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 7 else 0
 
 
 def here(**changes: str | None) -> str:

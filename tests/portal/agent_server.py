@@ -26,6 +26,7 @@ class AgentServer:
         self.number, self.address, self.mode = number, address, "ok"
         self.connections: dict[str, Connection] = {}
         self.active: set[str] = set()
+        self.used: dict[str, Usage] = {}
         self.maintenance = False
         self.cuts: dict[str, int] = {}
         self.calls: list[tuple[str, str]] = []
@@ -82,10 +83,14 @@ class AgentServer:
         self.maintenance = body["on"]
         return 204, None
 
-    def usage(self) -> dict[str, Any]:
-        """What is connected: the ids in ``active``, while they are admitted."""
+    def usage(self, only: list[str] | None = None) -> dict[str, Any]:
+        """What is connected: the ids in ``active``, while they are admitted; ``used`` says more of some."""
         with self.lock:
-            found = [Usage(i, c.protocol, i in self.active, 0, 0) for i, c in self.connections.items()]
+            found = [
+                self.used.get(i) or Usage(i, c.protocol, i in self.active, 0, 0)
+                for i, c in self.connections.items()
+                if only is None or i in only
+            ]
         return {"usage": [usage.to_dict() for usage in found]}
 
     @property
@@ -124,7 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         agent = self.server.agent
-        self._serve("GET", lambda: (200, agent.usage() if self.path == "/n/usage" else agent.info()))
+        path, _, only = self.path.partition("?connections=")
+        ids = only.split(",") if only else None
+        self._serve("GET", lambda: (200, agent.usage(ids) if path == "/n/usage" else agent.info()))
 
     def do_PUT(self) -> None:
         agent = self.server.agent

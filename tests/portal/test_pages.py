@@ -37,11 +37,18 @@ USER_PAGES = ["/", "/devices", "/configurations", "/account", "/password", "/sta
 ADMIN_PAGES = [
     "/admin/nodes",
     "/admin/connections",
+    "/admin/connections?show=all",
+    "/admin/users",
+    "/admin/users/1",
+    "/admin/users/add",
+    "/admin/users/1/permissions",
     "/admin/who-had-it",
     "/admin/history",
     "/admin/statistics",
     "/admin/audit",
 ]
+#: Pages that have a script of ours; all others have none.
+LIVE_PAGES = ["/", "/admin/connections", "/admin/connections?show=all"]
 
 
 def signed_in(app: Flask, name: str = "alice", permissions: list[str] | None = None) -> FlaskClient:
@@ -76,12 +83,13 @@ def test_every_page_is_locked_down(app: Flask, node: AgentServer, url: str) -> N
 
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
-    scripts = [e.get("nonce") for e in elements(page.text, "script")]
-    if url == "/":
-        # The button that copies the server's name.
-        assert scripts == re.findall(r"script-src 'nonce-([^']+)';", policy)
+    scripts = list(elements(page.text, "script"))
+    if url in LIVE_PAGES:
+        (script,) = scripts
+        assert f"script-src 'nonce-{script['nonce']}'; connect-src 'self';" in policy
+        assert str(script["src"]).startswith(("/static/live.js?v=", "/static/copy.js?v="))
     else:
-        assert "script-src 'none'" in policy
+        assert "script-src 'none'; connect-src 'none';" in policy
         assert scripts == []
     assert "frame-ancestors 'none'" in policy
     assert "form-action 'self';" in policy
@@ -139,11 +147,14 @@ def test_hostile_names_are_only_text(app: Flask, node: AgentServer) -> None:
         begin_use(connection, HOSTILE, number, origin="<b>origin</b>")
 
     pages = [client.get(url) for url in [*USER_PAGES, *ADMIN_PAGES]] + [issued]
-    pages.append(client.get("/admin/connections", query_string={"search": HOSTILE}))
+    for listed in ("/admin/connections", "/admin/users"):
+        pages += [client.get(listed, query_string={"search": HOSTILE})]
+    for connection in live_connections():
+        pages += [client.get("/admin/connections/end", query_string={"connection": connection.id})]
     pages.append(client.get(f"/sign-in/{HOSTILE}"))
     for page in pages:
-        scripts = [e for e in elements(page.text, "script") if "nonce" not in e]
-        assert not scripts + list(elements(page.text, "img", "b")), page.request.path
+        assert not list(elements(page.text, "img", "b")), page.request.path
+        assert all(str(e.get("src")).startswith("/static/") for e in elements(page.text, "script"))
         assert "49" not in re.findall(r"alert\(1\).*?(49)&", page.text)
     assert "&lt;script&gt;" in pages[0].text
 
@@ -384,13 +395,12 @@ def test_an_administrator_sees_why_a_node_was_chosen(app: Flask, make_nodes: Any
     admin = signed_in(app, "root", ["admin"])
 
     assert connection.choice == "node0: 41 % busy, 1021 free addresses; without node1 (in maintenance)"
-    assert (
-        f"<summary>node0</summary><small>{connection.choice}</small>" in admin.get("/admin/connections").text
-    )
+    listed = "/admin/connections?show=all"
+    assert f"<summary>node0</summary><small>{connection.choice}</small>" in admin.get(listed).text
 
     with transaction() as db:
         db.execute(update(Connection).values(choice=None))
-    assert '<td data-label="Node">node0</td>' in admin.get("/admin/connections").text
+    assert '<td data-label="Node">node0</td>' in admin.get(listed).text
 
 
 def test_an_administrator_finds_a_connection_by_user_and_by_address(app: Flask, node: AgentServer) -> None:
@@ -399,20 +409,24 @@ def test_an_administrator_finds_a_connection_by_user_and_by_address(app: Flask, 
     admin = signed_in(app, "root", ["admin"])
     by_name = {c.user_id: c for c in live_connections()}
 
-    def users_at(search: str) -> list[str]:
-        page = admin.get("/admin/connections", query_string={"search": search}).text
-        return sorted(re.findall(r'data-label="User">([^<]+?)[ <]', page))
+    def users_at(search: str, show: str = "all") -> list[str]:
+        page = admin.get("/admin/connections", query_string={"search": search, "show": show}).text
+        return sorted(re.findall(r'data-label="User"><a [^>]+>([^<]+)<', page))
 
     assert users_at("") == ["alice", "bob%2", "bob_1"]
     assert users_at("BOB") == ["bob%2", "bob_1"]
     assert users_at("bob%") == ["bob%2"]
-    assert users_at("b_1") == ["bob_1"]
+    assert users_at("b_1") == [], "only the begin of a name has an index"
+    assert users_at("bob_1") == ["bob_1"]
     assert users_at(str(by_name[1].ipv4)) == ["alice"]
     assert users_at(str(by_name[1].ipv6).upper()) == ["alice"]
     assert users_at("198.51.100.200") == []
     assert users_at("\0") == ["alice", "bob%2", "bob_1"]
     begin_use(by_name[2], "bob_1", ipv4="10.64.0.77", origin="203.0.113.200")
     assert users_at("10.64.0.77") == users_at("203.0.113.200") == ["bob_1"]
+    for search in ("10.64.0.77", "203.0.113.200", "BOB", ""):
+        assert users_at(search, "now") == ["bob_1"], search
+    assert users_at("alice", "now") == users_at(str(by_name[1].ipv4), "now") == []
 
 
 def test_long_lists_of_connections_have_pages(
@@ -423,7 +437,7 @@ def test_long_lists_of_connections_have_pages(
         make_configuration(signed_in(app, name))
     admin = signed_in(app, "root", ["admin"])
 
-    first = admin.get("/admin/connections").text
+    first = admin.get("/admin/connections?show=all").text
     assert first.count('data-label="User"') == 2
     assert 'rel="prev"' not in first
     (onward,) = (e["href"] for e in elements(first, "a") if e.get("rel") == "next")

@@ -56,5 +56,6 @@ from portal_app.views.admin import (  # noqa: E402
     nodes,  # noqa: F401
     overview,  # noqa: F401
     statistics,  # noqa: F401
+    users,  # noqa: F401
     who_had,  # noqa: F401
 )

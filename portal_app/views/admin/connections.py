@@ -1,83 +1,102 @@
-"""Who holds which connection."""
+"""Who is connected now and who could be; ending one, or several at once."""
 
-from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import Any
+from urllib.parse import urlencode
 
-from flask import render_template
-from sqlalchemy import ColumnElement, func, or_, select
-from sqlalchemy.orm import Session
+from flask import redirect, render_template, request, url_for
+from sqlalchemy import select
+from werkzeug.wrappers import Response as AnyResponse
 
+from portal_app import login, portal
+from portal_app.clock import utc_now
 from portal_app.db import transaction
+from portal_app.errors import N_, BadRequest, NotFound
 from portal_app.login import requires
-from portal_app.models import Connection, Node, User, VpnSession
+from portal_app.models import Node, Profile
 from portal_app.roles import Right
-from portal_app.services import paging
+from portal_app.services import connection_list
+from portal_app.services.connection_list import Filter, Row
 from portal_app.views import forms
 from portal_app.views.admin import bp
+from vpn_core.messages import OPENVPN, WIREGUARD
 
-
-@dataclass(frozen=True)
-class ConnectionView:
-    connection: Connection
-    user: str
-    node: str
-    active: bool
-    addresses: tuple[str, ...]
+_LONGEST_ID = 32
 
 
 @bp.get("/connections")
 @requires(Right.SEE)
 def connections() -> str:
-    search = forms.query("search")
+    now_only = forms.chosen("show", ("now", "all"), "now") == "now"
+    wanted = Filter(
+        search=forms.query("search"),
+        profile_id=forms.query("profile"),
+        node=forms.query("node"),
+        protocol=forms.chosen("protocol", (WIREGUARD, OPENVPN)),
+        now_only=now_only,
+    )
+    sort = forms.chosen("sort", ("user", "since"), "since")
+    descending = forms.chosen("order", ("asc", "desc"), "desc" if sort == "since" else "asc") == "desc"
     with transaction(read_only=True) as db:
-        found = _search(search)
-        total = db.scalar(select(func.count()).select_from(Connection).join(User).where(*found)) or 0
-        page = paging.read(
+        listed = connection_list.read(
             db,
-            select(Connection, User.name, Node.name)
-            .join(User, User.id == Connection.user_id)
-            .outerjoin(Node, Node.number == Connection.node_number)
-            .where(*found),
-            paging.Order([Connection.created_at, Connection.id], descending=True),
+            wanted,
+            by_user=sort == "user",
+            descending=descending,
             before=forms.query("before", 999),
             after=forms.query("after", 999),
         )
-        rows = _views(db, page.rows)
-    return render_template("admin/connections.html", rows=rows, total=total, page=page, search=search)
-
-
-def _search(search: str) -> list[ColumnElement[bool]]:
-    """Match an address exactly, of a connection or its session; anything else is part of a user's name."""
-    if not search:
-        return []
-    try:
-        address = str(ip_address(search))
-    except ValueError:
-        return [User.name.icontains(search, autoescape=True)]
-    in_use = select(VpnSession.connection_id).where(
-        VpnSession.ended_at.is_(None),
-        or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address, VpnSession.origin == address),
+        profiles = db.execute(select(Profile.profile_id, Profile.display_name).order_by(Profile.position))
+        choices = {
+            "profiles": [(row.profile_id, row.display_name) for row in profiles],
+            "nodes": [(name, name) for name in db.scalars(select(Node.name).order_by(Node.number))],
+        }
+    # Asked when the database is free for others again.
+    rows: list[Row] = connection_list.with_usage(portal().agents, listed.page.rows)
+    return render_template(
+        "admin/connections.html",
+        rows=rows,
+        page=listed.page,
+        count=listed.count,
+        most_counted=connection_list.MOST_COUNTED,
+        wanted=wanted,
+        sort=sort,
+        descending=descending,
+        now=utc_now(),
+        done=forms.number("done"),
+        **choices,
     )
-    return [or_(Connection.ipv4 == address, Connection.ipv6 == address, Connection.id.in_(in_use))]
 
 
-def _views(db: Session, rows: list[Any]) -> list[ConnectionView]:
-    sessions: dict[str, list[VpnSession]] = {}
-    open_ones = select(VpnSession).where(
-        VpnSession.connection_id.in_([connection.id for connection, _user, _node in rows]),
-        VpnSession.ended_at.is_(None),
-    )
-    for session in db.scalars(open_ones):
-        sessions.setdefault(session.connection_id, []).append(session)
-    views = []
-    for connection, user, node in rows:
-        leased = [connection.ipv4, connection.ipv6]
-        used = [address for s in sessions.get(connection.id, []) for address in (s.ipv4, s.ipv6)]
-        addresses = tuple(dict.fromkeys(filter(None, leased + used)))
-        views.append(
-            ConnectionView(
-                connection, user, node or str(connection.node_number), connection.id in sessions, addresses
-            )
+@bp.get("/connections/end")
+@requires(Right.END)
+def ask_to_end() -> AnyResponse | str:
+    """Say what would be cut. Ticked boxes come here with GET: nothing is done yet."""
+    ids = list(dict.fromkeys(request.args.getlist("connection")))
+    back = _back(request.args.get("next"))
+    if not 1 <= len(ids) <= connection_list.MOST_ENDED or any(len(i) > _LONGEST_ID for i in ids):
+        raise BadRequest(
+            N_("Choose 1 to %(most)s connections in the list, then press the button again."),
+            most=connection_list.MOST_ENDED,
         )
-    return views
+    with transaction(read_only=True) as db:
+        rows = connection_list.chosen(db, [i.replace("\0", "") for i in ids])
+    if not rows:
+        raise NotFound(connection_list.GONE)
+    return render_template("admin/end_connections.html", rows=rows, back=back, gone=len(ids) - len(rows))
+
+
+@bp.post("/connections/end")
+@requires(Right.END)
+def end_connections() -> AnyResponse:
+    ids = set(forms.fields("connection", _LONGEST_ID, connection_list.MOST_ENDED))
+    count = connection_list.end(
+        ids, actor=login.required().user.name, source=request.remote_addr, now=utc_now()
+    )
+    path, _, query = _back(request.form.get("next")).partition("?")
+    kept = [part for part in query.split("&") if part and not part.startswith("done=")]
+    return redirect(f"{path}?{'&'.join([*kept, urlencode({'done': count})])}", 303)
+
+
+def _back(target: str | None) -> str:
+    """Return the page to come back to: a list, or a user's page."""
+    path = login.own_path(target)
+    return path if path.startswith("/admin/") else url_for("admin.connections")

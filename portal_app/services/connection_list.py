@@ -1,0 +1,292 @@
+"""Who is connected now, and who could be: the lists that administrators read, filter and end from."""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from ipaddress import ip_address
+from typing import Any
+
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.orm import Session
+
+from portal_app.agents import Agents
+from portal_app.db import retried, transaction
+from portal_app.errors import N_, BadRequest, NotFound
+from portal_app.models import Authorization, Connection, Node, NodeStatus, Profile, User, VpnSession
+from portal_app.names import begins, folded
+from portal_app.services import audit, connections, live_usage, paging
+from portal_app.services.connections import Ended
+from portal_app.services.live_usage import Live
+from portal_app.services.nodes import NodeRef
+
+#: Counting ends here: beyond it the exact number helps nobody, and costs.
+MOST_COUNTED = 1000
+#: So many are ended at once: what a page lists.
+MOST_ENDED = 200
+GONE = N_("It is not there, or has ended already.")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a list shows; an empty text filters nothing. ``search`` is an address or the begin of a name."""
+
+    search: str = ""
+    profile_id: str = ""
+    node: str = ""
+    protocol: str = ""
+    now_only: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """A connection, a session of it, or both. ``connection_id`` is empty when there is nothing to end."""
+
+    connection_id: str
+    session_id: str
+    user_id: int | None
+    user: str
+    device: str
+    by_app: bool
+    profile: str
+    protocol: str
+    node: str
+    node_ref: NodeRef | None
+    silent: bool
+    choice: str | None
+    addresses: tuple[str, ...]
+    origin: str | None
+    since: datetime
+    until: datetime | None
+    connected: bool
+    live: Live | None = None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """``count`` is at most ``MOST_COUNTED`` + 1."""
+
+    page: paging.Page
+    count: int
+
+
+_COLUMNS = (
+    Connection,
+    VpnSession,
+    User.id.label("user_id"),
+    User.name.label("user_name"),
+    Profile.display_name.label("profile"),
+    Node,
+    NodeStatus.failing_since,
+    Authorization.client_id,
+)
+
+
+def read(
+    db: Session, wanted: Filter, *, by_user: bool, descending: bool, before: str = "", after: str = ""
+) -> Listed:
+    """Return a page of ``Row``."""
+    query = _sessions(wanted) if wanted.now_only else _connections(wanted)
+    count = len(
+        db.execute(query.with_only_columns(VpnSession.session_id if wanted.now_only else Connection.id)
+                   .limit(MOST_COUNTED + 1)).all()
+    )  # fmt: skip
+    order, more = _order(wanted.now_only, by_user)
+    page = paging.read(
+        db,
+        _joined(query, wanted.now_only).where(*more),
+        paging.Order(order, descending=descending),
+        before=before,
+        after=after,
+    )
+    rows = page.rows if wanted.now_only else _with_sessions(db, page.rows)
+    return Listed(replace(page, rows=[_row(*row) for row in rows]), count)
+
+
+def of_user(db: Session, user: User, *, most: int) -> list[Row]:
+    """Return what a user has connected now, the latest first."""
+    query = select(VpnSession).where(VpnSession.ended_at.is_(None), VpnSession.user_name == user.name)
+    found = db.execute(
+        _joined(query, now_only=True)
+        .order_by(VpnSession.started_at.desc(), VpnSession.session_id)
+        .limit(most)
+    )
+    return [_row(*row) for row in found]
+
+
+def chosen(db: Session, ids: Collection[str]) -> list[Row]:
+    """Return the connections with these ids that are there, as somebody is to end them."""
+    query = select(Connection).where(Connection.id.in_(ids))
+    found = db.execute(_joined(query, now_only=False).order_by(User.name, Connection.id)).all()
+    return [_row(*row) for row in _with_sessions(db, found)]
+
+
+def with_usage(agents: Agents, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with what their nodes say; a node that was silent already is not waited for."""
+    wanted: dict[NodeRef, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.connected and row.connection_id and row.node_ref is not None and not row.silent:
+            wanted[row.node_ref].add(row.connection_id)
+    found = live_usage.ask(agents, wanted)
+    return [replace(row, live=found.get(row.connection_id)) for row in rows]
+
+
+def end(ids: Collection[str], *, actor: str, source: str | None, now: datetime) -> int:
+    """End connections as an administrator's act; returns how many there were. Raises NotFound for none."""
+    if not 1 <= len(ids) <= MOST_ENDED:
+        raise BadRequest(N_("Choose 1 to %(most)s connections."), most=MOST_ENDED)
+    ended = _end(sorted(ids), actor, source, now)
+    connections.tell(ended)
+    return len(ended)
+
+
+@retried
+def _end(ids: list[str], actor: str, source: str | None, now: datetime) -> list[Ended]:
+    with transaction() as db:
+        ended = connections.end(db, Connection.id.in_(ids), reason="ended_by_admin", now=now)
+        if not ended:
+            raise NotFound(GONE)
+        for one in ended:
+            audit.record(
+                db, "connection ended", actor=actor, object=one.user_name, source=source, now=now,
+                connection=one.connection_id, profile=one.profile_id, node=one.node.name,
+            )  # fmt: skip
+        return ended
+
+
+def _sessions(wanted: Filter) -> Any:
+    found: list[ColumnElement[bool]] = [VpnSession.ended_at.is_(None)]
+    if address := _address(wanted.search):
+        found.append(
+            or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address, VpnSession.origin == address)
+        )
+    elif wanted.search:
+        found.append(begins(VpnSession.user_name, wanted.search))
+    if wanted.profile_id:
+        found.append(VpnSession.profile_id == wanted.profile_id)
+    if wanted.protocol:
+        found.append(VpnSession.protocol == wanted.protocol)
+    if wanted.node:
+        found.append(VpnSession.node_number.in_(_number_of(wanted.node)))
+    return select(VpnSession).where(*found)
+
+
+def _connections(wanted: Filter) -> Any:
+    found: list[ColumnElement[bool]] = []
+    if address := _address(wanted.search):
+        in_use = select(VpnSession.connection_id).where(
+            VpnSession.ended_at.is_(None),
+            or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address, VpnSession.origin == address),
+        )
+        # Each node's addresses have an index; there are few nodes.
+        of_a_node = Connection.node_number.in_(select(Node.number))
+        leased = [
+            Connection.id.in_(select(Connection.id).where(of_a_node, column == address))
+            for column in (Connection.ipv4, Connection.ipv6)
+        ]
+        found.append(or_(*leased, Connection.id.in_(in_use)))
+    elif wanted.search:
+        found.append(Connection.user_id.in_(select(User.id).where(begins(User.name, wanted.search))))
+    if wanted.profile_id:
+        found.append(Connection.profile_id == wanted.profile_id)
+    if wanted.protocol:
+        found.append(Connection.protocol == wanted.protocol)
+    if wanted.node:
+        found.append(Connection.node_number.in_(_number_of(wanted.node)))
+    return select(Connection).where(*found)
+
+
+def _number_of(node: str) -> Any:
+    return select(Node.number).where(Node.name == node)
+
+
+def _address(search: str) -> str:
+    """Return an address as it is stored; "" for what is none."""
+    try:
+        return str(ip_address(search))
+    except ValueError:
+        return ""
+
+
+def _order(now_only: bool, by_user: bool) -> tuple[list[Any], list[ColumnElement[bool]]]:
+    """Return the columns of an order, each with an index, and what it cannot list."""
+    if not now_only:
+        if by_user:
+            return [folded(User.name), Connection.id], []
+        return [Connection.created_at, Connection.id], []
+    key = [VpnSession.node_number, VpnSession.session_id]
+    if by_user:
+        # Whose connection nobody knew when it began has no place in an order of names.
+        return [folded(VpnSession.user_name), *key], [VpnSession.user_name.is_not(None)]
+    return [VpnSession.started_at, *key], []
+
+
+def _joined(query: Any, now_only: bool) -> Any:
+    """Add to connections, or open sessions, all that is shown of them."""
+    if now_only:
+        query = query.select_from(VpnSession)
+        query = query.outerjoin(Connection, Connection.id == VpnSession.connection_id)
+        base: Any = VpnSession
+        query = query.outerjoin(User, User.id == Connection.user_id)
+        columns: Any = _COLUMNS
+    else:
+        query = query.select_from(Connection).join(User, User.id == Connection.user_id)
+        base = Connection
+        columns = [column for column in _COLUMNS if column is not VpnSession]
+    return (
+        query.outerjoin(Profile, Profile.profile_id == base.profile_id)
+        .outerjoin(Node, Node.number == base.node_number)
+        .outerjoin(NodeStatus, NodeStatus.node_number == base.node_number)
+        .outerjoin(Authorization, Authorization.id == Connection.authorization_id)
+        .with_only_columns(*columns, maintain_column_froms=True)
+    )
+
+
+def _with_sessions(db: Session, rows: Sequence[Any]) -> list[Any]:
+    """Put the latest open session, or None, into rows of connections."""
+    open_ones = (
+        select(VpnSession)
+        .where(
+            VpnSession.connection_id.in_([row[0].id for row in rows]),
+            VpnSession.ended_at.is_(None),
+        )
+        .order_by(VpnSession.started_at)
+    )
+    latest = {session.connection_id: session for session in db.scalars(open_ones)}
+    return [(row[0], latest.get(row[0].id), *row[1:]) for row in rows]
+
+
+def _row(
+    connection: Connection | None,
+    session: VpnSession | None,
+    user_id: int | None,
+    user_name: str | None,
+    profile: str | None,
+    node: Node | None,
+    failing_since: datetime | None,
+    client_id: str | None,
+) -> Row:
+    leased = (connection.ipv4, connection.ipv6) if connection is not None else ()
+    used = (session.ipv4, session.ipv6) if session is not None else ()
+    either: Any = connection if connection is not None else session
+    since = session.started_at if session is not None else connection.created_at if connection else None
+    assert since is not None  # noqa: S101 - a row is one of both
+    return Row(
+        connection_id=connection.id if connection is not None else "",
+        session_id=session.session_id if session is not None else "",
+        user_id=user_id,
+        user=user_name or (session.user_name if session is not None else None) or "",
+        device=connection.display_name if connection is not None else "",
+        by_app=client_id is not None,
+        profile=profile or either.profile_id,
+        protocol=either.protocol,
+        node=node.name if node is not None else str(either.node_number),
+        node_ref=NodeRef(node.number, node.name, node.agent_address) if node is not None else None,
+        silent=failing_since is not None,
+        choice=connection.choice if connection is not None else None,
+        addresses=tuple(dict.fromkeys(filter(None, (*leased, *used)))),
+        origin=session.origin if session is not None else None,
+        since=since,
+        until=connection.expires_at if connection is not None else None,
+        connected=session is not None,
+    )

@@ -1,0 +1,373 @@
+"""Users as administrators see them: lists, all about one, and why somebody may use what they may use."""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, String, and_, cast, exists, false, func, literal, or_, select, true
+from sqlalchemy.orm import Session
+
+from portal_app import roles
+from portal_app.db import is_postgresql, retried, transaction
+from portal_app.errors import N_, Forbidden, NotFound
+from portal_app.models import (
+    AuditEvent,
+    Authorization,
+    Connection,
+    LocalAccount,
+    Node,
+    Profile,
+    User,
+    VpnSession,
+)
+from portal_app.names import begins, folded
+from portal_app.oauth.clients import Client
+from portal_app.roles import Right
+from portal_app.services import audit, authorizations, connections, paging, profiles
+from portal_app.services.connections import Ended
+from portal_app.settings import Settings
+
+#: What of a user's past and of their acts one page shows.
+MOST_SHOWN = 20
+#: Acts of signing in (services/sign_in.py).
+SIGN_INS = ("signed in", "sign-in failed")
+GONE = N_("It is not there, or has ended already.")
+NO_USER = N_("There is no such user. Perhaps somebody has deleted it.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One user of a list; ``connections`` are the configurations held."""
+
+    user: User
+    roles: list[str]
+    connections: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """An authorized app (``authorization_id``) or a configuration made by hand (``connection_id``)."""
+
+    name: str
+    authorization_id: int | None
+    connection_id: str | None
+    profile: str
+    protocol: str
+    since: datetime
+    until: datetime
+    used_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one profile is for a user, by which rule: nothing is asked, hidden, has, lacks."""
+
+    profile: Profile
+    allowed: bool
+    rule: str
+    permissions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What would be cut with a user, and how much may be held; ``None`` for what has no limit."""
+
+    of_apps: int
+    by_hand: int
+    apps: int
+
+    @property
+    def connections(self) -> int:
+        return self.of_apps + self.by_hand
+
+
+@dataclass(frozen=True)
+class SignIn:
+    at: datetime
+    successful: bool
+    source: str | None
+
+
+def get(db: Session, user_id: int) -> User:
+    user = db.get(User, user_id)
+    if user is None:
+        raise NotFound(NO_USER)
+    return user
+
+
+def read(
+    db: Session,
+    settings: Settings,
+    *,
+    search: str = "",
+    state: str = "",
+    by_time: bool = False,
+    descending: bool = False,
+    before: str = "",
+    after: str = "",
+) -> paging.Page:
+    """Return a page of ``Row``. ``search`` is the begin of a name; ``state``: active, disabled, role."""
+    found: list[ColumnElement[bool]] = []
+    if search:
+        found.append(begins(User.name, search))
+    if state == "active":
+        found.append(User.is_disabled.is_(False))
+    elif state == "disabled":
+        found.append(User.is_disabled == true())
+    elif state == "role":
+        found.append(_has_one_of(db, _of_roles(settings)))
+    order = [User.created_at, User.id] if by_time else [folded(User.name), User.id]
+    page = paging.read(
+        db, select(User).where(*found), paging.Order(order, descending=descending), before=before, after=after
+    )
+    users = [row[0] for row in page.rows]
+    by_user = (
+        select(Connection.user_id, func.count())
+        .where(Connection.user_id.in_([user.id for user in users]))
+        .group_by(Connection.user_id)
+    )
+    counts: dict[int, int] = dict(db.execute(by_user).all())
+    rows = [Row(user, roles.held(user.permissions, settings), counts.get(user.id, 0)) for user in users]
+    return paging.Page(rows, page.before, page.after)
+
+
+def devices(db: Session, user: User, clients: dict[str, Client], *, now: datetime) -> list[Device]:
+    """Return what can connect as this user, the latest first."""
+    apps = db.execute(
+        select(Authorization, Connection, Profile.display_name)
+        .outerjoin(Connection, Connection.authorization_id == Authorization.id)
+        .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
+        .where(Authorization.user_id == user.id, Authorization.expires_at > now)
+        .order_by(Authorization.id.desc())
+        .limit(100)
+    )
+    found = [
+        Device(
+            name=clients[app.client_id].name if app.client_id in clients else app.client_id,
+            authorization_id=app.id,
+            connection_id=None,
+            profile=profile or "",
+            protocol=connection.protocol if connection is not None else "",
+            since=app.authorized_at,
+            until=app.expires_at,
+            used_at=app.last_used_at,
+        )
+        for app, connection, profile in apps
+    ]
+    made = db.execute(
+        select(Connection, Profile.display_name)
+        .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
+        .where(
+            Connection.user_id == user.id, Connection.authorization_id.is_(None), Connection.expires_at > now
+        )
+        .order_by(Connection.created_at.desc())
+        .limit(100)
+    ).all()
+    used = _last_uses(db, [connection.id for connection, _profile in made])
+    found += [
+        Device(
+            name=connection.display_name,
+            authorization_id=None,
+            connection_id=connection.id,
+            profile=profile or connection.profile_id,
+            protocol=connection.protocol,
+            since=connection.created_at,
+            until=connection.expires_at,
+            used_at=used.get(connection.id),
+        )
+        for connection, profile in made
+    ]
+    return sorted(found, key=lambda device: device.since, reverse=True)
+
+
+def history(db: Session, user: User) -> Sequence[Any]:
+    """Return the last sessions: ``VpnSession``, name of the profile and of the node."""
+    return db.execute(
+        select(VpnSession, Profile.display_name, Node.name)
+        .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
+        .outerjoin(Node, Node.number == VpnSession.node_number)
+        .where(VpnSession.user_name == user.name)
+        .order_by(VpnSession.started_at.desc())
+        .limit(MOST_SHOWN)
+    ).all()
+
+
+def sign_ins(db: Session, user: User) -> list[SignIn]:
+    found = db.execute(
+        select(AuditEvent.at, AuditEvent.action, AuditEvent.source)
+        .where(AuditEvent.object == user.name, AuditEvent.action.in_(SIGN_INS))
+        .order_by(AuditEvent.at.desc())
+        .limit(MOST_SHOWN)
+    )
+    return [SignIn(at, action == SIGN_INS[0], source) for at, action, source in found]
+
+
+def held(db: Session, user: User, *, now: datetime) -> Held:
+    rows = db.execute(
+        select(Connection.authorization_id.is_not(None), func.count())
+        .where(Connection.user_id == user.id)
+        .group_by(Connection.authorization_id.is_not(None))
+    )
+    counts = {bool(of_app): count for of_app, count in rows}
+    apps = select(func.count()).where(Authorization.user_id == user.id, Authorization.expires_at > now)
+    return Held(counts.get(True, 0), counts.get(False, 0), db.scalar(apps) or 0)
+
+
+def has_account(db: Session, user: User) -> tuple[bool, bool]:
+    """Tell whether a password of this user is kept here, and whether there is one by now."""
+    account = db.get(LocalAccount, user.id)
+    return account is not None, account is not None and account.password_hash is not None
+
+
+def verdicts(db: Session, permissions: Collection[str]) -> list[Verdict]:
+    """Return for each profile of the deployment which rule allows or denies it."""
+    found = db.scalars(select(Profile).order_by(Profile.priority.desc(), Profile.position))
+    return [_verdict(profile, permissions) for profile in found]
+
+
+def decisions(db: Session, user: User) -> list[tuple[Connection, str, str]]:
+    """Return the connections that are there, the last one made first, with names of profile and node."""
+    found = db.execute(
+        select(Connection, func.coalesce(Profile.display_name, Connection.profile_id), Node.name)
+        .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
+        .join(Node, Node.number == Connection.node_number)
+        .where(Connection.user_id == user.id)
+        .order_by(Connection.created_at.desc())
+        .limit(MOST_SHOWN)
+    )
+    return [(connection, profile, node) for connection, profile, node in found]
+
+
+def loses(
+    db: Session, user: User, permissions: Collection[str], settings: Settings, *, now: datetime
+) -> Held:
+    """Return what ``users.set_permissions`` would cut."""
+    if sorted(set(permissions)) == user.permissions:
+        return Held(0, 0, 0)
+    if not profiles.meets(settings.access_permissions, permissions):
+        return held(db, user, now=now)
+    lost = [v.profile.profile_id for v in verdicts(db, permissions) if not v.allowed]
+    rows = db.execute(
+        select(Connection.authorization_id.is_not(None), func.count())
+        .where(Connection.user_id == user.id, Connection.profile_id.in_(lost))
+        .group_by(Connection.authorization_id.is_not(None))
+    )
+    counts = {bool(of_app): count for of_app, count in rows}
+    return Held(counts.get(True, 0), counts.get(False, 0), 0)
+
+
+def known_permissions(db: Session, settings: Settings) -> list[str]:
+    """Return the permissions that mean something in this deployment."""
+    found = set(_of_roles(settings)) | set(settings.access_permissions or [])
+    for needed in db.scalars(select(Profile.permissions)):
+        found |= set(needed or [])
+    return sorted(found)
+
+
+def check_may_reset(user: User, rights: Collection[Right], settings: Settings) -> None:
+    """Raise Forbidden for a link to somebody's password that would lend their role."""
+    if Right.MANAGE in rights or (Right.RESET in rights and not roles.held(user.permissions, settings)):
+        return
+    raise Forbidden(
+        N_("%(name)s has a role in administration; only an administrator makes a link for them."),
+        name=user.name,
+    )
+
+
+def check_other(user: User, by: User) -> None:
+    """Raise Forbidden for what nobody does to themself."""
+    if user.id == by.id:
+        raise Forbidden(N_("This is your own account. Ask another administrator to do this."))
+
+
+def check_keeps_role(user: User, by: User, permissions: Collection[str], settings: Settings) -> None:
+    """Raise Forbidden for who would no longer be an administrator by their own act."""
+    if user.id == by.id and Right.MANAGE not in roles.rights(permissions, settings):
+        raise Forbidden(
+            N_("You would no longer be an administrator. Ask another administrator to take that from you.")
+        )
+
+
+def end_app(user: User, authorization_id: int, *, actor: str, source: str | None, now: datetime) -> int:
+    """End an app's authorization with its connection; returns how many connections were cut."""
+    ended = _end_app(user.id, user.name, authorization_id, actor, source, now)
+    connections.tell(ended)
+    return len(ended)
+
+
+@retried
+def _end_app(
+    user_id: int, name: str, authorization_id: int, actor: str, source: str | None, now: datetime
+) -> list[Ended]:
+    which = and_(Authorization.id == authorization_id, Authorization.user_id == user_id)
+    with transaction() as db:
+        client_id = db.scalar(select(Authorization.client_id).where(which))
+        if client_id is None:
+            raise NotFound(GONE)
+        ended = authorizations.end(db, which, reason="ended_by_admin", now=now)
+        audit.record(db, "app ended", actor=actor, object=name, source=source, now=now, client=client_id)
+        return ended
+
+
+def end_all(user: User, *, actor: str, source: str | None, now: datetime) -> int:
+    """End every connection of a user, of apps and by hand; apps stay authorized. Returns how many."""
+    ended = _end_all(user.id, user.name, actor, source, now)
+    connections.tell(ended)
+    return len(ended)
+
+
+@retried
+def _end_all(user_id: int, name: str, actor: str, source: str | None, now: datetime) -> list[Ended]:
+    with transaction() as db:
+        ended = connections.end(db, Connection.user_id == user_id, reason="ended_by_admin", now=now)
+        audit.record(
+            db, "connections ended", actor=actor, object=name, source=source, now=now, connections=len(ended)
+        )
+        return ended
+
+
+def _verdict(profile: Profile, permissions: Collection[str]) -> Verdict:
+    if profile.hidden:
+        return Verdict(profile, False, "hidden")
+    if profile.permissions is None:
+        return Verdict(profile, True, "everybody")
+    has = tuple(one for one in profile.permissions if one in permissions)
+    if has:
+        return Verdict(profile, True, "has", has)
+    return Verdict(profile, False, "lacks", tuple(profile.permissions))
+
+
+def _of_roles(settings: Settings) -> list[str]:
+    return sorted(
+        {*settings.admin_permissions, *settings.helpdesk_permissions, *settings.auditor_permissions}
+    )
+
+
+def _has_one_of(db: Session, permissions: Sequence[str]) -> ColumnElement[bool]:
+    """Match users with one of these permissions. The text is looked at first, which is fast and nearly
+    exact.
+    """
+    if not permissions:
+        return false()
+    text = cast(User.permissions, String)
+    likely = or_(*(text.contains(json.dumps(one), autoescape=True) for one in permissions))
+    each = func.json_array_elements_text if is_postgresql(db) else func.json_each
+    items = each(User.permissions).table_valued("value")
+    return and_(likely, exists(select(literal(1)).select_from(items).where(items.c.value.in_(permissions))))
+
+
+def _last_uses(db: Session, ids: Sequence[str]) -> dict[str, datetime]:
+    """Return when sessions of these connections ended last, or began, for those that have any."""
+    found: dict[str, datetime] = {}
+    for connection_id in ids:
+        ended = (
+            select(VpnSession.started_at, VpnSession.ended_at)
+            .where(VpnSession.connection_id == connection_id)
+            .order_by(VpnSession.started_at.desc())
+            .limit(1)
+        )
+        for started_at, ended_at in db.execute(ended):
+            found[connection_id] = ended_at or started_at
+    return found

@@ -1,0 +1,43 @@
+// Reads this page again every ten seconds and puts the new live part in the place of the old one, unless
+// somebody is at work in it. Without scripts a reload does the same.
+"use strict";
+(() => {
+  const every = 10000;
+  const partOf = (page) => page.querySelector("[data-live]");
+  const textOf = (page) => page.querySelector("[data-live-text]");
+
+  function isInUse(part) {
+    const selection = window.getSelection();
+    const isSelecting = selection && !selection.isCollapsed && part.contains(selection.anchorNode);
+    return part.contains(document.activeElement) || isSelecting ||
+      part.querySelector("input:checked, details[open]") !== null;
+  }
+
+  async function refresh() {
+    const part = partOf(document);
+    if (document.hidden || part === null || isInUse(part)) return;
+    const answer = await fetch(window.location.href, { redirect: "error", cache: "no-store" });
+    if (!answer.ok) return;
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = partOf(page);
+    if (fresh === null || isInUse(part)) return;
+    const left = part.querySelector(".scroll")?.scrollLeft ?? 0;
+    part.replaceWith(document.adoptNode(fresh));
+    const scrolled = fresh.querySelector(".scroll");
+    if (scrolled) scrolled.scrollLeft = left;
+    const text = textOf(document), said = textOf(page);
+    // Announced only when it says something else.
+    if (text && said && text.textContent !== said.textContent) text.textContent = said.textContent;
+  }
+
+  async function again() {
+    try {
+      await refresh();
+    } catch {
+      // The portal did not answer, or wants a sign-in: what is shown stays, the next time tries again.
+    }
+    window.setTimeout(again, every);
+  }
+
+  window.setTimeout(again, every);
+})();
