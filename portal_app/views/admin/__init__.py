@@ -49,4 +49,4 @@ def sections() -> list[Section]:
 
 
 # Each adds its views to ``bp``.
-from portal_app.views.admin import connections, nodes, overview  # noqa: E402, F401
+from portal_app.views.admin import connections, nodes, overview, profiles, system  # noqa: E402, F401
