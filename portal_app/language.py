@@ -17,8 +17,9 @@ from flask import Flask, current_app, g, request
 from flask_babel import Babel, Domain, get_locale, gettext, ngettext  # type: ignore[import-untyped]
 
 from portal_app.errors import N_, PortalError, SettingsError
+from portal_app.texts import Size, Text
 
-__all__ = ["LANGUAGES", "N_", "gettext", "ngettext", "said"]
+__all__ = ["LANGUAGES", "N_", "gettext", "ngettext", "put", "said"]
 
 #: Language tags (RFC 5646) and what their speakers call them.
 LANGUAGES = {"en": "English", "de": "Deutsch", "fr": "Français", "nl": "Nederlands"}
@@ -60,7 +61,7 @@ def init_app(app: Flask, default: str = "en") -> None:
     app.jinja_env.policies["ext.i18n.trimmed"] = True
     app.jinja_env.filters.update(
         time=time, machine_time=machine_time, day=day, size=size, rate=rate, number=number, percent=percent,
-        ago=ago, duration=duration, exact_time=exact_time,
+        ago=ago, duration=duration, exact_time=exact_time, put=put,
     )  # fmt: skip
     app.jinja_env.globals.update(language_tag=tag, languages=LANGUAGES)
 
@@ -83,6 +84,29 @@ def tag() -> str:
 def said(error: PortalError) -> str:
     """Return what an error says, in the reader's language."""
     return str(gettext(error.message, **error.values)) if error.message else ""
+
+
+def put(text: Text | str) -> str:
+    """Return what a service says, in the reader's language; what is no ``Text`` stays as it is."""
+    if isinstance(text, str):
+        return text
+    if not text.values:
+        return str(gettext(text.message))
+    return str(gettext(text.message, **{name: _written(value) for name, value in text.values.items()}))
+
+
+def _written(value: object) -> object:
+    if isinstance(value, datetime):
+        return time(value)
+    if isinstance(value, date):
+        return day(value)
+    if isinstance(value, timedelta):
+        return duration(value)
+    if isinstance(value, Size):
+        return size(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value)
+    return put(value) if isinstance(value, Text) else value
 
 
 def _locale() -> Locale:

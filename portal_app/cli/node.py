@@ -10,16 +10,15 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from portal_app.agents import Agents
 from portal_app.cli import status
 from portal_app.clock import utc_now
-from portal_app.controller.watch import reconcile
 from portal_app.db import transaction
 from portal_app.errors import NodeUnreachable, PortalError
-from portal_app.models import Node, NodeStatus
-from portal_app.services import audit, identity, maintenance, occupancy, statistics
+from portal_app.models import Node
+from portal_app.services import identity, maintenance, occupancy, reconciliation, statistics
 from portal_app.services.maintenance import Occupants
 from portal_app.services.occupancy import NodeOccupancy
 from portal_app.services.statistics import NodeReport
@@ -215,25 +214,10 @@ def _span(seconds: int | None) -> str:
 
 
 def run_reconcile(arguments: argparse.Namespace, settings: Settings) -> int:
-    node, agents = _node(arguments.name), Agents(settings)
-    info = agents.info(node)
-    with transaction(read_only=True) as db:
-        known = db.scalar(select(NodeStatus.instance_id).where(NodeStatus.node_number == node.number))
-    if known is not None and known != info.instance_id and not arguments.confirm:
-        raise PortalError(
-            f"{node.name}: another machine answers (instance {info.instance_id[:8]}, known is {known[:8]});"
-            " if it was reinstalled, repeat with --confirm"
-        )
-    answer = reconcile(agents, node, now=utc_now, reason="operator", confirmed=arguments.confirm)
-    with transaction() as db:
-        db.execute(
-            update(NodeStatus)
-            .where(NodeStatus.node_number == node.number)
-            .values(instance_id=info.instance_id)
-        )
-        audit.record(
-            db, "node.reconcile", actor="cli", object=node.name, now=utc_now(), confirmed=arguments.confirm
-        )
+    node = _node(arguments.name)
+    answer = reconciliation.by_operator(
+        Agents(settings), node, confirmed=arguments.confirm, actor="cli", now=utc_now
+    )
     data = {"node": node.name, "added": answer.get("added", 0), "removed": answer.get("removed", 0)}
     _print(arguments, data, lambda: "{node}: {added} added, {removed} removed".format_map(data))
     return 0
@@ -243,7 +227,7 @@ def run_maintenance(arguments: argparse.Namespace, settings: Settings) -> int:
     node, on = _node(arguments.name), arguments.state == "on"
     if arguments.notice and not on:
         raise PortalError("--notice: only with maintenance on; off removes what users read")
-    maintenance.switch(Agents(settings), node, on=on, now=utc_now(), notice=arguments.notice)
+    maintenance.switch(Agents(settings), node, on=on, actor="cli", now=utc_now(), notice=arguments.notice)
     data = {"node": node.name, "maintenance": arguments.state}
     _print(arguments, data, lambda: "{node}: maintenance {maintenance}".format_map(data))
     return 0
@@ -256,10 +240,12 @@ def run_drain(arguments: argparse.Namespace, settings: Settings) -> int:
         raise PortalError("--downloads: only with --cut")
     node, agents, now = _node(arguments.name), Agents(settings), utc_now()
     cut_at = now + arguments.within if arguments.cut else None
-    maintenance.switch(agents, node, on=True, now=now, notice=arguments.notice, cut_at=cut_at)
+    maintenance.switch(agents, node, on=True, actor="cli", now=now, notice=arguments.notice, cut_at=cut_at)
     _say(f"{node.name}: takes no new connections")
     left = _wait_until_few(agents, node, arguments.below, arguments.within.total_seconds())
-    cut = maintenance.cut(agents, node, downloads=arguments.downloads, now=utc_now()) if arguments.cut else 0
+    cut = 0
+    if arguments.cut:
+        cut = maintenance.cut(agents, node, downloads=arguments.downloads, actor="cli", now=utc_now())
     data = {"node": node.name, "users": [] if arguments.cut else list(left.users), "cut": cut}
     if arguments.cut:
         _print(arguments, data, lambda: f"{node.name}: drained, {cut} connections ended")

@@ -13,7 +13,8 @@ from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import Authorization, AuthorizationCode, Connection, Node, NodeStatus, PeriodicJob
 from portal_app.oauth import clients
-from portal_app.services import allowed, authorizations, connections, fullness, retention, usage
+from portal_app.services import allowed, authorizations, connections, fullness, maintenance, retention, usage
+from portal_app.services.jobs import intervals
 from portal_app.settings import Settings
 from vpn_core.messages import WIREGUARD, Usage
 
@@ -36,20 +37,17 @@ def jobs(settings: Settings, agents: Agents) -> list[Job]:
     gone = timedelta(seconds=settings.app_gone_seconds)
     keep = timedelta(days=settings.retention_days)
     apps = set(clients.registry(settings))
-    return [
-        Job("expire", timedelta(seconds=10), lambda now: expire(agents, now)),
-        Job(
-            "app_gone",
-            min(max(gone / 24, timedelta(seconds=60)), timedelta(hours=1)),
-            lambda now: end_gone(agents, gone, now),
-        ),
-        Job("forbidden", timedelta(minutes=1), lambda now: end_forbidden(agents, apps, settings, now)),
-        Job("nearly_full", timedelta(minutes=1), fullness.watch),
-        # A sample is taken once in each five minutes; asking more often than that misses none.
-        Job("sample_usage", timedelta(minutes=1), sample_usage),
-        Job("count_days", timedelta(minutes=30), count_days),
-        Job("prune", timedelta(hours=1), lambda now: prune(keep, now)),
-    ]
+    run: dict[str, Callable[[datetime], None]] = {
+        "expire": lambda now: expire(agents, now),
+        "app_gone": lambda now: end_gone(agents, gone, now),
+        "forbidden": lambda now: end_forbidden(agents, apps, settings, now),
+        "drain": lambda now: maintenance.cut_due(agents, now),
+        "nearly_full": fullness.watch,
+        "sample_usage": sample_usage,
+        "count_days": count_days,
+        "prune": lambda now: prune(keep, now),
+    }
+    return [Job(name, interval, run[name]) for name, interval in intervals(settings).items()]
 
 
 @retried
@@ -80,6 +78,20 @@ def claim(job: Job, now: datetime) -> bool:
             .execution_options(synchronize_session=False)
         )
         return moved.one_or_none() is not None
+
+
+@retried
+def note_end(job: Job, error: str | None, now: datetime) -> None:
+    """Write down that a run failed and why, for administrators; one that ended well clears that."""
+    failed_at = None if error is None else now
+    with transaction(read_only=True) as db:
+        before = db.scalar(select(PeriodicJob.error).where(PeriodicJob.name == job.name))
+    if error is None and before is None:
+        return
+    with transaction() as db:
+        db.execute(
+            update(PeriodicJob).where(PeriodicJob.name == job.name).values(failed_at=failed_at, error=error)
+        )
 
 
 def expire(agents: Agents, now: datetime) -> None:

@@ -5,6 +5,7 @@ generations (reliability.md R95), journal positions move once and each periodic 
 """
 
 import fcntl
+import socket
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -12,8 +13,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from portal_app.errors import Unavailable
+from portal_app.services import leading
+from portal_app.services.leading import LOCK_KEY
 
-LOCK_KEY = 0x6361757365_02
 #: PostgreSQL ends the session of a leader that was silent for so long (a paused process, a host without
 #: power), and with it the lock: with one try each second another leads within 15 s (R55).
 SILENCE_SECONDS = 10
@@ -59,6 +61,8 @@ class DatabaseLock:
     def _open(self) -> Connection:
         connection = self._engine.connect().execution_options(begins=False)
         for name, value in (
+            # Pages show by it who leads (services/leading.py).
+            ("application_name", leading.session_name(socket.gethostname())),
             ("idle_session_timeout", f"{SILENCE_SECONDS}s"),
             ("tcp_keepalives_idle", "3"),
             ("tcp_keepalives_interval", "2"),

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from portal_app import db
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
-from portal_app.controller.housekeeping import Job, claim, jobs
+from portal_app.controller.housekeeping import Job, claim, jobs, note_end
 from portal_app.controller.leader import LeaderLock, leader_lock
 from portal_app.controller.notify import notify
 from portal_app.controller.observation import Timing
@@ -176,8 +176,12 @@ class Controller:
         try:
             if claim(job, now):
                 job.run(now)
+                note_end(job, None, now)
         except (PortalError, SQLAlchemyError) as error:
             log("job_failed", level=logging.WARNING, job=job.name, error=_said(error))
+            # Where the database does not answer there is nothing to write it into.
+            with contextlib.suppress(PortalError, SQLAlchemyError):
+                note_end(job, _said(error), now)
 
     def _wait_for_database(self, error: Exception) -> None:
         """Wait longer each time, within bounds; say so once a minute (R51)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from portal_app.agents import Agents
@@ -18,17 +18,17 @@ from portal_app.controller import observation
 from portal_app.controller.observation import Expected, Memory, Timing
 from portal_app.controller.workers import Lane
 from portal_app.db import transaction
-from portal_app.errors import NodeRefused, NodeUnreachable, PortalError
+from portal_app.errors import NodeUnreachable, PortalError
 from portal_app.events import log
-from portal_app.models import AddressUse, Deployment, Node, NodeStatus
+from portal_app.models import Deployment, Node, NodeStatus
 from portal_app.services import audit, identity, journal, nodes
-from vpn_core.messages import OPENVPN, NodeInfo, WantedSet
+from portal_app.services.reconciliation import reconcile
+from vpn_core.messages import NodeInfo
 
 #: Threads per lane, at most: nodes that answer, nodes that did not last time, and whole sets and journals.
 #: A node that falls silent holds a thread for a call's whole deadline, and many may at once: what is known
 #: about the others must not grow older than ``nodes.UP`` meanwhile.
 LIVING, FAILING, FOLLOWING = 128, 64, 4
-_CHUNK = 500
 #: What one answer calls for: the node, the answer, and why it needs the whole set, if it does.
 _Due = tuple[Expected, NodeInfo, str | None]
 
@@ -290,80 +290,6 @@ class Watch:
                 log("node_repair_failed", level=logging.WARNING, node=node.name, reason=reason, error=error)
         finally:
             memory.following = False
-
-
-def reconcile(
-    agents: Agents,
-    node: Expected | Node,
-    *,
-    now: Callable[[], datetime],
-    reason: str,
-    confirmed: bool = False,
-) -> dict[str, int]:
-    """Hand a node everything it should have; returns the agent's answer.
-
-    Raises NodeRefused when the agent holds it back, NodeUnreachable when it does not answer.
-    """
-    with transaction(read_only=True) as db:
-        wanted = nodes.wanted_set(db, node.number)
-    try:
-        answer = agents.put_set(node, replace(wanted, confirmed=confirmed))
-    except NodeRefused as refused:
-        if confirmed or refused.agent_status != 409 or not _is_known_end(agents, node, wanted):
-            raise
-        answer = agents.put_set(node, replace(wanted, confirmed=True))
-    with transaction() as db:
-        db.execute(
-            update(NodeStatus)
-            .where(
-                NodeStatus.node_number == node.number,
-                NodeStatus.reconciled_generation <= wanted.generation,
-            )
-            .values(reconciled_at=now(), reconciled_generation=wanted.generation)
-        )
-    if reason != "full" or answer.get("added") or answer.get("removed"):
-        log(
-            "reconciled",
-            node=node.name,
-            reason=reason,
-            generation=wanted.generation,
-            connections=len(wanted.connections),
-            added=answer.get("added"),
-            removed=answer.get("removed"),
-        )
-    return answer
-
-
-def _is_known_end(agents: Agents, node: Expected | Node, wanted: WantedSet) -> bool:
-    """Tell whether a node that holds a mass removal back holds only connections that were ended on purpose.
-
-    Each end leaves a record of who had what until when. A database that lost its rows, or is not the one it
-    seems to be, has no such records: then an operator has to confirm (reliability.md R58).
-    """
-    info = agents.info(node)
-    if (info.deployment_id, info.epoch) != (wanted.authority.deployment_id, wanted.authority.epoch):
-        return False
-    surplus = {usage.connection_id for usage in agents.usage(node)}
-    surplus -= {connection.connection_id for connection in wanted.connections}
-    with transaction(read_only=True) as db:
-        return bool(surplus) and surplus <= ended_on_purpose(db, surplus)
-
-
-def ended_on_purpose(db: Session, ids: Collection[str]) -> set[str]:
-    """Return which of these connections have a closed record and no open one."""
-    found: dict[str, bool] = {}
-    ordered = sorted(ids)
-    for start in range(0, len(ordered), _CHUNK):
-        rows = db.execute(
-            select(AddressUse.connection_id, AddressUse.ended_at).where(
-                AddressUse.connection_id.in_(ordered[start : start + _CHUNK]),
-                # The use of an OpenVPN address is a session's; the connection's own record has no address.
-                or_(AddressUse.protocol != OPENVPN, AddressUse.ipv4.is_(None)),
-            )
-        )
-        for connection_id, ended_at in rows:
-            found[connection_id] = found.get(connection_id, True) and ended_at is not None
-    return {connection_id for connection_id, closed in found.items() if closed}
 
 
 def _expected(db: Session, locked: Collection[int] | None = None) -> list[Expected]:

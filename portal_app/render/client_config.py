@@ -4,10 +4,10 @@ import base64
 import functools
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,14 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from portal_app.errors import Unavailable
 from portal_app.models import Profile
 from vpn_core import openvpn, wireguard
-from vpn_core.messages import OPENVPN
+from vpn_core.messages import OPENVPN, WIREGUARD
 from vpn_core.profile import GATEWAY_DNS
 from vpn_core.ranges import gateway
 
 if TYPE_CHECKING:
     from portal_app import Portal
-    from portal_app.services.leases import Lease
-    from portal_app.services.pki import ClientCertificate
+    from portal_app.models import Offer
 
 #: Ports that pass most firewalls (spec api-v3.md 7.8).
 SPECIAL_PORTS = {"udp": (53, 443), "tcp": (80, 443)}
@@ -40,6 +39,43 @@ _templates = Environment(
 _random = random.SystemRandom()
 
 
+#: Stands for what is a secret or somebody's own.
+MASKED = "••••••••"
+
+
+class Leased(Protocol):
+    """What is needed of a lease (``services.leases.Lease``)."""
+
+    @property
+    def ipv4(self) -> str: ...
+    @property
+    def ipv6(self) -> str: ...
+    @property
+    def networks(self) -> tuple[str, str]: ...
+
+
+class Certified(Protocol):
+    """What is needed of a certificate (``services.pki.ClientCertificate``)."""
+
+    @property
+    def certificate(self) -> str: ...
+    @property
+    def private_key(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class _MaskedLease:
+    ipv4: str
+    ipv6: str
+    networks: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class _MaskedCertificate:
+    certificate: str
+    private_key: str
+
+
 @dataclass(frozen=True)
 class Facts:
     """Everything one configuration is made of. WireGuard has a lease, OpenVPN a certificate."""
@@ -49,11 +85,11 @@ class Facts:
     expires_at: datetime
     from_portal: bool
     tcp_first: bool
-    lease: "Lease | None"
+    lease: Leased | None
     node_public_key: str | None
     private_key: str | None
     port: int | None
-    certificate: "ClientCertificate | None"
+    certificate: Certified | None
 
 
 def render(facts: Facts, portal: "Portal") -> str:
@@ -67,17 +103,50 @@ def render(facts: Facts, portal: "Portal") -> str:
         tls_crypt = key_file.read_text().strip()
     except OSError as error:
         raise Unavailable(f"the tls-crypt key of profile {profile_id} cannot be read") from error
+    return _openvpn(facts, heading, server_ca=portal.signer.server_ca, tls_crypt=tls_crypt)
+
+
+def _openvpn(facts: Facts, heading: list[str], *, server_ca: str, tls_crypt: str) -> str:
     return _templates.get_template("openvpn.ovpn.j2").render(
         heading=heading,
         tls_version_min=openvpn.TLS_VERSION_MIN,
         data_ciphers=openvpn.DATA_CIPHERS,
         tun_mtu=openvpn.TUN_MTU,
-        server_ca=portal.signer.server_ca,
+        server_ca=server_ca,
         certificate=facts.certificate,
         tls_crypt=tls_crypt,
         hostname=facts.hostname,
         remotes=remotes(facts.profile.openvpn or {}, tcp_first=facts.tcp_first),
     )
+
+
+def examples(profile: Profile, offer: "Offer", hostname: str, port: int | None) -> list[tuple[str, str]]:
+    """Return by protocol what somebody would get on a node, without what is theirs or secret: keys,
+    certificates and their own addresses.
+    """
+    found = []
+    certificate = _MaskedCertificate(MASKED, MASKED)
+    facts = Facts(
+        profile,
+        hostname,
+        datetime.max.replace(tzinfo=UTC),
+        False,
+        False,
+        None,
+        MASKED,
+        MASKED,
+        port,
+        certificate,
+    )
+    if offer.wireguard is not None and profile.wireguard is not None and port is not None:
+        networks = (str(offer.wireguard["ipv4"]), str(offer.wireguard["ipv6"]))
+        lease = _MaskedLease(MASKED, MASKED, networks)
+        values = wireguard_values(replace(facts, lease=lease))
+        text = _templates.get_template("wireguard.conf.j2").render(heading=[], **values)
+        found.append((WIREGUARD, text))
+    if offer.openvpn and profile.openvpn is not None:
+        found.append((OPENVPN, _openvpn(facts, [], server_ca=MASKED, tls_crypt=MASKED)))
+    return found
 
 
 def wireguard_values(facts: Facts) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
+from portal_app.errors import N_
 from portal_app.events import log
 from portal_app.models import Node, NodeStatus, Offer
 from portal_app.services import audit, choice
+from portal_app.texts import Text, text
 
 #: Percent. An alarm comes once: between the two bounds nothing is said.
 ALARM, OVER = 90, 80
+WIREGUARD_ADDRESSES, OPENVPN_PLACES = "WireGuard addresses", "OpenVPN places"
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,21 @@ def of(offer: Offer, info: Mapping[str, Any] | None) -> Fullness | None:
     clients = sum(process["max_clients"] for process in offer.openvpn)
     attached = choice.attached(info or {}, offer.profile_id)
     both = (
-        Fullness(offer.allocated, offer.capacity, "WireGuard addresses"),
-        Fullness(attached, clients, "OpenVPN places"),
+        Fullness(offer.allocated, offer.capacity, WIREGUARD_ADDRESSES),
+        Fullness(attached, clients, OPENVPN_PLACES),
     )
     return max((one for one in both if one.places), key=lambda one: one.used / one.places, default=None)
 
 
-def remarks(db: Session) -> dict[int, list[str]]:
+_REMARKS = {
+    WIREGUARD_ADDRESSES: N_("profile %(profile)s: %(percent)s %% of %(places)s WireGuard addresses in use"),
+    OPENVPN_PLACES: N_("profile %(profile)s: %(percent)s %% of %(places)s OpenVPN places in use"),
+}
+
+
+def remarks(db: Session) -> dict[int, list[Text]]:
     """Return what there is to say about nearly full shares, by the number of the node."""
-    found: dict[int, list[str]] = {}
+    found: dict[int, list[Text]] = {}
     rows = db.execute(
         select(Offer, NodeStatus.info)
         .outerjoin(NodeStatus, NodeStatus.node_number == Offer.node_number)
@@ -55,9 +64,12 @@ def remarks(db: Session) -> dict[int, list[str]]:
         .order_by(Offer.profile_id)
     )
     for offer, info in rows:
-        found.setdefault(offer.node_number, []).append(
-            f"profile {offer.profile_id}: {of(offer, info)} in use"
-        )
+        full = of(offer, info)
+        if full is not None:
+            said = text(
+                _REMARKS[full.what], profile=offer.profile_id, percent=full.percent, places=full.places
+            )
+            found.setdefault(offer.node_number, []).append(said)
     return found
 
 

@@ -3,13 +3,15 @@
 Tunnels that are open stay until their users leave or the operator cuts them (reliability.md R63).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from portal_app.agents import LONG_CALL_SECONDS
 from portal_app.db import retried, transaction
 from portal_app.models import Connection, Node, NodeStatus, User
 from portal_app.services import audit, connections, nodes
@@ -44,21 +46,28 @@ def switch(
     node: Node,
     *,
     on: bool,
+    actor: str,
+    source: str | None = None,
     now: datetime,
     notice: str | None = None,
     cut_at: datetime | None = None,
+    cuts_downloads: bool | None = None,
 ) -> None:
     """Set a node's maintenance mode; when this returns, no connect chooses a node in maintenance.
 
-    ``notice`` and ``cut_at`` are shown to users with connections there until maintenance is off. Raises
+    ``notice`` and ``cut_at`` are shown to users with connections there until maintenance is off. With
+    ``cuts_downloads`` the controller cuts them then (``cut_due``), else the caller does. Raises
     NodeUnreachable when the node does not answer: its own word counts, so nothing was changed.
     """
     agents.set_maintenance(node, on)
-    _write_down(node, on=on, now=now, notice=notice if on else None, cut_at=cut_at if on else None)
+    told = {"notice": notice, "cut_at": cut_at, "cuts_downloads": cuts_downloads if cut_at else None}
+    _write_down(node, on, told if on else dict.fromkeys(told), actor, source, now)
 
 
 @retried
-def _write_down(node: Node, *, on: bool, now: datetime, notice: str | None, cut_at: datetime | None) -> None:
+def _write_down(
+    node: Node, on: bool, told: Mapping[str, Any], actor: str, source: str | None, now: datetime
+) -> None:
     with transaction() as db:
         # Not only at the controller's next round: no connect may choose it after this returns (R63), and one
         # that has chosen it looks again under this lock.
@@ -66,23 +75,66 @@ def _write_down(node: Node, *, on: bool, now: datetime, notice: str | None, cut_
         db.execute(
             update(NodeStatus)
             .where(NodeStatus.node_number == node.number)
-            .values(maintenance_mode=on, notice=notice, cut_at=cut_at)
+            .values(maintenance_mode=on, **told)
         )
         audit.record(
             db,
             "node.maintenance",
-            actor="cli",
+            actor=actor,
             object=node.name,
+            source=source,
             now=now,
             state="on" if on else "off",
-            notice=notice,
-            cut_at=cut_at and cut_at.isoformat(),
+            notice=told["notice"],
+            cut_at=told["cut_at"] and told["cut_at"].isoformat(),
         )
 
 
-def occupants(agents: "Agents", node: Node) -> Occupants:
+@retried
+def call_off(node: Node, *, actor: str, source: str | None, now: datetime) -> bool:
+    """Let everybody stay who was to be cut later; the node stays in maintenance. False: nothing was due."""
+    with transaction() as db:
+        status = db.get(NodeStatus, node.number, with_for_update=True)
+        if status is None or status.cut_at is None:
+            return False
+        status.cut_at = status.cuts_downloads = None
+        audit.record(db, "node.drain_called_off", actor=actor, object=node.name, source=source, now=now)
+        return True
+
+
+def cut_due(agents: "Agents", now: datetime) -> None:
+    """Cut where it was announced for now or earlier, as a page of the portal asked for."""
+    with transaction(read_only=True) as db:
+        due = db.execute(
+            select(Node, NodeStatus.cuts_downloads, NodeStatus.cut_at)
+            .join(NodeStatus, NodeStatus.node_number == Node.number)
+            .where(
+                NodeStatus.maintenance_mode.is_(True),
+                NodeStatus.cuts_downloads.is_not(None),
+                NodeStatus.cut_at <= now,
+            )
+            .order_by(Node.number)
+        ).all()
+    for node, downloads, cut_at in due:
+        assert cut_at is not None  # noqa: S101 - by the query
+        cut(agents, node, downloads=bool(downloads), actor="controller", now=now)
+        _is_done(node, cut_at)
+
+
+@retried
+def _is_done(node: Node, cut_at: datetime) -> None:
+    """Announce a cut no more, unless another one was announced meanwhile."""
+    with transaction() as db:
+        db.execute(
+            update(NodeStatus)
+            .where(NodeStatus.node_number == node.number, NodeStatus.cut_at == cut_at)
+            .values(cut_at=None, cuts_downloads=None)
+        )
+
+
+def occupants(agents: "Agents", node: Node, *, seconds: float = LONG_CALL_SECONDS) -> Occupants:
     """Ask a node who is connected to it. Raises NodeUnreachable."""
-    active = [usage.connection_id for usage in agents.usage(node) if usage.active]
+    active = [usage.connection_id for usage in agents.usage(node, seconds=seconds) if usage.active]
     names: set[str] = set()
     with transaction(read_only=True) as db:
         for start in range(0, len(active), _CHUNK):
@@ -97,7 +149,7 @@ def occupants(agents: "Agents", node: Node) -> Occupants:
     return Occupants(tuple(sorted(names)), len(active))
 
 
-def cut(agents: "Agents", node: Node, *, downloads: bool, now: datetime) -> int:
+def cut(agents: "Agents", node: Node, *, downloads: bool, actor: str, now: datetime) -> int:
     """End a node's connections and return how many there were.
 
     Apps ask for a new one when they connect again. Configurations that people downloaded stay unless
@@ -105,22 +157,30 @@ def cut(agents: "Agents", node: Node, *, downloads: bool, now: datetime) -> int:
     """
     done = 0
     # Some of those found may have ended by themselves: only when none is found it is over.
-    while (ended := _cut_some(node, downloads, now)) is not None:
+    while (ended := _cut_some(node, downloads, actor, now)) is not None:
         connections.tell(ended, agents=agents)
         done += len(ended)
     return done
 
 
 @retried
-def _cut_some(node: Node, downloads: bool, now: datetime) -> list[connections.Ended] | None:
+def _cut_some(node: Node, downloads: bool, actor: str, now: datetime) -> list[connections.Ended] | None:
     with transaction() as db:
         ids = db.scalars(select(Connection.id).where(*_to_cut(node, downloads)).limit(_BATCH)).all()
         if not ids:
             return None
         ended = connections.end(db, Connection.id.in_(ids), reason="drained", now=now)
         if ended:
-            audit.record(db, "node.drain", actor="cli", object=node.name, now=now, cut=len(ended))
+            audit.record(db, "node.drain", actor=actor, object=node.name, now=now, cut=len(ended))
         return ended
+
+
+def in_the_way(db: Session, number: int) -> tuple[int, int]:
+    """Return how many connections of apps a node has, and how many that people downloaded."""
+    made_by_app = Connection.authorization_id.is_not(None)
+    counted = select(made_by_app, func.count()).where(Connection.node_number == number).group_by(made_by_app)
+    found: dict[bool, int] = {bool(by_app): count for by_app, count in db.execute(counted)}
+    return found.get(True, 0), found.get(False, 0)
 
 
 def _to_cut(node: Node, downloads: bool) -> tuple[ColumnElement[bool], ...]:

@@ -18,8 +18,10 @@ from cryptography import x509
 from sqlalchemy import select
 
 from portal_app.db import retried, transaction
+from portal_app.errors import N_
 from portal_app.models import Portal
 from portal_app.settings import Settings
+from portal_app.texts import Text, text
 
 #: A controller writes what its portal has this often.
 EVERY = timedelta(seconds=60)
@@ -38,13 +40,16 @@ class Comparison:
     seen_at: datetime
     different: list[str]
 
-    def problem(self, now: datetime) -> str | None:
+    def problem(self, now: datetime) -> Text | None:
         """Return what is wrong and the way out, None when nothing is."""
         if now - self.seen_at > SILENT:
             minutes = int((now - self.seen_at).total_seconds() // 60)
-            return f"not seen for {minutes} minutes; does vpn-portal-controller run there?"
+            said = N_("not seen for %(minutes)s minutes; does vpn-portal-controller run there?")
+            return text(said, minutes=minutes)
         if self.different:
-            return f"differs in {', '.join(self.different)}; run site.yml for both"
+            return text(
+                N_("differs in %(subjects)s; run site.yml for both"), subjects=", ".join(self.different)
+            )
         return None
 
 
@@ -52,10 +57,14 @@ def host_name() -> str:
     return socket.gethostname()
 
 
+def release() -> str:
+    return version("causeway")
+
+
 def digests(settings: Settings) -> dict[str, str]:
     """Return a digest of each thing that must be the same, by its subject; ``-`` for a missing file."""
     found = {f"setting {key}": _digest(repr(value).encode()) for key, value in asdict(settings).items()}
-    found["release"] = version("causeway")
+    found["release"] = release()
     files = {
         "secret key": settings.secret_key_file,
         "client CA's certificate": settings.client_ca_certificate_file,
@@ -88,6 +97,21 @@ def _web_certificate(name: str) -> Mapping[str, object]:
 
     Not the certificate itself: each portal may have its own.
     """
+    certificate = web_certificate(name)
+    if certificate is None:
+        return {}
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    return {
+        "issuer": certificate.issuer.rfc4514_string(),
+        "names": sorted(names.get_values_for_type(x509.DNSName)),
+    }
+
+
+def web_certificate(name: str) -> x509.Certificate | None:
+    """Return the certificate that this host's web server shows; None when it cannot be read."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # it is looked at, nothing is sent
@@ -97,17 +121,9 @@ def _web_certificate(name: str) -> Mapping[str, object]:
             context.wrap_socket(plain, server_hostname=name) as secured,
         ):
             shown = secured.getpeercert(binary_form=True)
-    except OSError:
-        return {}
-    certificate = x509.load_der_x509_certificate(shown or b"")
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        names = x509.SubjectAlternativeName([])
-    return {
-        "issuer": certificate.issuer.rfc4514_string(),
-        "names": sorted(names.get_values_for_type(x509.DNSName)),
-    }
+        return x509.load_der_x509_certificate(shown or b"")
+    except (OSError, ValueError):
+        return None
 
 
 @retried

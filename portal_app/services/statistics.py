@@ -1,6 +1,7 @@
 """How the service is used: nodes, profiles, active sessions. Reads only."""
 
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,9 +10,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from portal_app.certificates import Certificate
+from portal_app.errors import N_
 from portal_app.models import Connection, Node, NodeStatus, Offer, Profile, VpnSession
 from portal_app.services import fullness
 from portal_app.services.nodes import UP
+from portal_app.texts import Text, text
 from vpn_core.messages import OPENVPN, WIREGUARD
 
 UP_STATE, DOWN, MAINTENANCE, HELD, NEVER_SEEN = "up", "down", "maintenance", "held", "never seen"
@@ -63,15 +66,20 @@ class ProfileReport:
         return max(self.percentage_in_use, self.wireguard_percentage_allocated)
 
 
-def nodes(db: Session, *, now: datetime) -> list[NodeReport]:
-    """Return every node in the order of the numbers."""
-    counted = select(Connection.node_number, func.count()).group_by(Connection.node_number)
-    connections: dict[int, int] = dict(db.execute(counted).all())
-    rows = db.execute(
-        select(Node, NodeStatus)
-        .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
-        .order_by(Node.number)
-    ).all()
+def nodes(
+    db: Session, *, now: datetime, numbers: Collection[int] | None = None, counted: bool = True
+) -> list[NodeReport]:
+    """Return every node, or those with these numbers, in their order.
+
+    Without ``counted`` nobody's connections are counted, which takes a while where there are many.
+    """
+    query = select(Node, NodeStatus).outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
+    of_node = select(Connection.node_number, func.count()).group_by(Connection.node_number)
+    if numbers is not None:
+        query = query.where(Node.number.in_(numbers))
+        of_node = of_node.where(Connection.node_number.in_(numbers))
+    connections: dict[int, int] = dict(db.execute(of_node).all()) if counted else {}
+    rows = db.execute(query.order_by(Node.number)).all()
     full = fullness.remarks(db)
     return [
         _node(node, status, connections.get(node.number, 0), full.get(node.number, []), now)
@@ -80,7 +88,7 @@ def nodes(db: Session, *, now: datetime) -> list[NodeReport]:
 
 
 def _node(
-    node: Node, status: NodeStatus | None, connections: int, full: list[str], now: datetime
+    node: Node, status: NodeStatus | None, connections: int, full: list[Text], now: datetime
 ) -> NodeReport:
     info: dict[str, Any] = (status.info if status else None) or {}
     load = info.get("rel_load_average") or []
@@ -103,7 +111,7 @@ def _node(
         generation=node.generation,
         certificate_serial=f"{certificate.serial_number:x}" if certificate else None,
         certificate_ends=certificate.not_after if certificate else None,
-        remarks=(*_remarks(status, info, now), *full),
+        remarks=tuple(map(str, (*_remarks(status, info, now), *full))),
     )
 
 
@@ -118,21 +126,23 @@ def state(status: NodeStatus | None, now: datetime) -> str:
     return MAINTENANCE if status.maintenance_mode else UP_STATE
 
 
-def _remarks(status: NodeStatus | None, info: dict[str, Any], now: datetime) -> list[str]:
+def _remarks(status: NodeStatus | None, info: dict[str, Any], now: datetime) -> list[Text | str]:
     if status is None:
         return []
-    return ([status.error] if status.error else []) + problems(info, now)
+    return [*([status.error] if status.error else []), *problems(info, now)]
 
 
-def problems(info: dict[str, Any], now: datetime) -> list[str]:
+def problems(info: dict[str, Any], now: datetime) -> list[Text | str]:
     """Return what is wrong with a node, by what it said last and the certificate it showed."""
-    found = [str(problem) for problem in info.get("problems") or []]
+    found: list[Text | str] = [str(problem) for problem in info.get("problems") or []]
     skew = info.get("clock_skew_seconds", 0)
     if abs(skew) > 5:
-        found.append(f"clock is {abs(skew)} s {'ahead' if skew > 0 else 'behind'}")
+        message = N_("clock is %(seconds)s s ahead") if skew > 0 else N_("clock is %(seconds)s s behind")
+        found.append(text(message, seconds=abs(skew)))
     certificate = _certificate(info)
-    if certificate and (warning := certificate.warning(now)):
-        found.append(f"certificate {warning}")
+    if certificate and certificate.warning(now):
+        ends = N_("certificate ends on %(day)s; run site.yml, which renews it")
+        found.append(text(ends, day=certificate.not_after.date()))
     return found
 
 
@@ -140,8 +150,27 @@ def _certificate(info: dict[str, Any]) -> Certificate | None:
     return Certificate.from_dict(info["certificate"]) if info.get("certificate") else None
 
 
-def profiles(db: Session) -> list[ProfileReport]:
-    """Return every profile in the order of the inventory."""
+@dataclass(frozen=True)
+class Live:
+    """Who is connected now: users, and connections by profile and protocol."""
+
+    users: int
+    connections: Mapping[tuple[str, str], int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.connections.values())
+
+
+def live(db: Session) -> Live:
+    """Count; where many are connected this takes a while."""
+    users = db.scalar(
+        select(func.count(VpnSession.user_name.distinct())).where(VpnSession.ended_at.is_(None))
+    )
+    return Live(users or 0, _active(db))
+
+
+def _active(db: Session) -> defaultdict[tuple[str, str], int]:
     active: defaultdict[tuple[str, str], int] = defaultdict(int)
     counted = db.execute(
         select(VpnSession.profile_id, VpnSession.protocol, func.count(VpnSession.connection_id.distinct()))
@@ -150,6 +179,12 @@ def profiles(db: Session) -> list[ProfileReport]:
     )
     for profile_id, protocol, count in counted:
         active[profile_id, protocol] = count
+    return active
+
+
+def profiles(db: Session) -> list[ProfileReport]:
+    """Return every profile in the order of the inventory."""
+    active = _active(db)
     offers: defaultdict[str, list[Offer]] = defaultdict(list)
     for offer in db.scalars(select(Offer)):
         offers[offer.profile_id].append(offer)

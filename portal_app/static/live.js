@@ -1,8 +1,8 @@
-// Reads this page again every ten seconds and puts the new live part in the place of the old one, unless
+// Reads this page again every few seconds and puts the new live part in the place of the old one, unless
 // somebody is at work in it. Without scripts a reload does the same.
 "use strict";
 (() => {
-  const every = 10000;
+  const every = 1000 * Number(document.currentScript.dataset.seconds || 10);
   const partOf = (page) => page.querySelector("[data-live]");
   const textOf = (page) => page.querySelector("[data-live-text]");
 

@@ -459,7 +459,7 @@ def test_command_between_reading_and_writing_is_not_overwritten(make_agents, age
     """R60, R63: the controller had judged the node, and had not yet written what it saw."""
     (agent,) = make_agents()
     commands: dict[str, Callable[[], Any]] = {
-        "maintenance": lambda: maintenance.switch(agents, agent.node, on=True, now=utc_now()),
+        "maintenance": lambda: maintenance.switch(agents, agent.node, on=True, actor="cli", now=utc_now()),
         "enroll": lambda: identity.enroll({"node0": "f" * 32}, utc_now()),
         "suspect": lambda: nodes.mark_suspect(0, utc_now()),
     }

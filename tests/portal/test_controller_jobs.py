@@ -479,6 +479,7 @@ def test_jobs_have_their_names_and_intervals(app: Flask, settings: Any, agents: 
         "expire": timedelta(seconds=10),
         "app_gone": HOUR,
         "forbidden": timedelta(minutes=1),
+        "drain": timedelta(seconds=10),
         "nearly_full": timedelta(minutes=1),
         "sample_usage": timedelta(minutes=1),
         "count_days": timedelta(minutes=30),

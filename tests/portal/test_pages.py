@@ -35,7 +35,12 @@ from tests.portal.pages import elements, form_of, make_configuration, problem, s
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}&"
 USER_PAGES = ["/", "/devices", "/configurations", "/account", "/password", "/status"]
 ADMIN_PAGES = [
+    "/admin/",
     "/admin/nodes",
+    "/admin/nodes/0",
+    "/admin/profiles",
+    "/admin/profiles/employees",
+    "/admin/system",
     "/admin/connections",
     "/admin/connections?show=all",
     "/admin/users",
@@ -377,12 +382,13 @@ def test_an_administrator_sees_how_the_nodes_are(app: Flask, make_nodes: Any) ->
         db.execute(update(Offer).where(*full).values(capacity=10, allocated=9, full_since=utc_now()))
     page = signed_in(app, permissions=["admin"]).get("/admin/nodes").text
 
-    states = re.findall(r"<h2>(\w+) <span class=\"tag \w+\">([^<]+)</span>", page)
-    assert states == [("node0", "Up, busy"), ("node1", "Does not answer"), ("node2", "Maintenance")]
+    rows = {row.partition("</a>")[0]: row for row in page.split('<th scope="row"><a href="/admin/nodes/')[1:]}
+    states = [re.findall(r"<span class=\"tag \w+\">([^<]+)</span>", row)[0] for row in rows.values()]
+    assert states == ["Up, busy", "Does not answer", "Maintenance"]
     assert "certificate?" in page
-    assert "80 % of 4 CPU" in page
-    assert page.count("Nearly full:") == 1
-    node1 = page.partition("<h2>node1 ")[2].partition("<h2>")[0]
+    assert "80% of 4 CPU" in page
+    assert page.count("is nearly full") == 1
+    node1 = page.partition(">node1</a>")[2].partition(">node2</a>")[0]
     assert "profile lab: 90 % of 10 WireGuard addresses in use" in node1
 
 

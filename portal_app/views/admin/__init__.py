@@ -55,7 +55,9 @@ from portal_app.views.admin import (  # noqa: E402
     history,  # noqa: F401
     nodes,  # noqa: F401
     overview,  # noqa: F401
+    profiles,  # noqa: F401
     statistics,  # noqa: F401
+    system,  # noqa: F401
     users,  # noqa: F401
     who_had,  # noqa: F401
 )

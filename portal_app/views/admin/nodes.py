@@ -1,125 +1,308 @@
-"""The nodes, as the controller last saw them."""
+"""The nodes as the controller last saw them, and what an administrator tells them."""
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import timedelta
 
-from flask import render_template
-from sqlalchemy import func, select
+from flask import abort, redirect, render_template, request, url_for
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from werkzeug.wrappers import Response as AnyResponse
 
+from portal_app import login, portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
+from portal_app.errors import N_, BadRequest, NodeRefused, NodeUnreachable, PortalError
+from portal_app.language import gettext
 from portal_app.login import requires
-from portal_app.models import Connection, Node, NodeStatus, Offer
+from portal_app.models import Node, NodeStatus
 from portal_app.roles import Right
-from portal_app.services import fullness, statistics
-from portal_app.services.nodes import UP
+from portal_app.services import attention, capacity, fullness, maintenance, paging, reconciliation, statistics
+from portal_app.services.attention import Concern
+from portal_app.services.capacity import Part
+from portal_app.services.maintenance import Occupants
+from portal_app.services.reconciliation import Preview
+from portal_app.services.statistics import NodeReport
+from portal_app.texts import Text, text
+from portal_app.views import forms
 from portal_app.views.admin import bp
+from vpn_core.messages import WIREGUARD
 
 #: Load in percent of the processors from which a node is shown as busy (spec portal.md, section 2).
 BUSY_PERCENT = 75
+#: As a page of one node shows names; more of them nobody reads.
+MOST_NAMES = 100
+OCCUPANTS_SECONDS = 3.0
+LONGEST_NOTICE = 200
+#: Minutes until those who are left on a node are cut.
+DELAYS = (0, 5, 15, 60, 240, 720)
+_STATES = {
+    statistics.UP_STATE: ("good", N_("Up")),
+    statistics.DOWN: ("bad", N_("Does not answer")),
+    statistics.HELD: ("bad", N_("Holds still")),
+    statistics.MAINTENANCE: ("warn", N_("Maintenance")),
+    statistics.NEVER_SEEN: ("warn", N_("Not seen yet")),
+}
 
 
 @dataclass(frozen=True)
 class State:
     kind: str
-    text: str
+    text: Text
 
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node on its page: counts are what the agent said last, ``connections`` is what should be."""
+    """One node: the report, what is wrong, and what it serves. ``free`` are WireGuard addresses."""
 
-    name: str
-    number: int
-    hostname: str
+    report: NodeReport
     state: State
-    held: str
-    error: str | None
-    problems: list[str]
-    nearly_full: list[str]
-    answered_at: datetime | None
-    reconciled_at: datetime | None
-    load: str
-    connections: int
-    peers: object
-    clients: object
-    addresses: str
-    version: str
-    profiles: list[str]
+    concerns: list[Concern]
+    parts: list[Part]
+
+    @property
+    def addresses(self) -> capacity.Use:
+        of_wireguard = [part.use for part in self.parts if part.use.protocol == WIREGUARD]
+        return capacity.Use(
+            WIREGUARD, sum(use.used for use in of_wireguard), sum(use.places for use in of_wireguard)
+        )
+
+    @property
+    def profiles(self) -> list[str]:
+        return list(dict.fromkeys(part.profile_id for part in self.parts))
+
+    @property
+    def uptime(self) -> timedelta | None:
+        seconds = self.report.uptime_seconds
+        return None if seconds is None else timedelta(seconds=seconds)
+
+    @property
+    def certificate_days(self) -> int | None:
+        ends = self.report.certificate_ends
+        return None if ends is None else (ends - utc_now()).days
+
+
+def state_of(report: NodeReport) -> State:
+    if report.state == statistics.UP_STATE and (report.load_percent or 0) >= BUSY_PERCENT:
+        return State("warn", text(N_("Up, busy")))
+    kind, said = _STATES[report.state]
+    return State(kind, text(said))
 
 
 @bp.get("/nodes")
 @requires(Right.SEE)
 def nodes() -> str:
-    now = utc_now()
     with transaction(read_only=True) as db:
-        rows = db.execute(
-            select(Node, NodeStatus)
-            .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
-            .order_by(Node.number)
-        ).all()
-        by_node = select(Connection.node_number, func.count()).group_by(Connection.node_number)
-        counts: dict[int, int] = dict(db.execute(by_node).all())
-        offers: dict[int, list[Offer]] = {}
-        for offer in db.scalars(select(Offer).order_by(Offer.profile_id)):
-            offers.setdefault(offer.node_number, []).append(offer)
-        full = fullness.remarks(db)
-    views = [
-        _node_view(
-            node,
-            status,
-            offers.get(node.number, []),
-            counts.get(node.number, 0),
-            full.get(node.number, []),
-            now,
+        page = paging.read(
+            db,
+            select(Node.number),
+            paging.Order([Node.number]),
+            before=forms.query("before", 999),
+            after=forms.query("after", 999),
         )
-        for node, status in rows
+        views = _views(db, [number for (number,) in page.rows])
+    return render_template("admin/nodes.html", nodes=views, page=page)
+
+
+def _views(db: Session, numbers: list[int]) -> list[NodeView]:
+    now = utc_now()
+    rows = db.execute(
+        select(Node, NodeStatus)
+        .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
+        .where(Node.number.in_(numbers))
+    )
+    seen = {node.number: (node, status) for node, status in rows}
+    full = fullness.remarks(db)
+    parts: dict[int, list[Part]] = {}
+    for part in capacity.parts(db, number=numbers[0] if len(numbers) == 1 else None):
+        parts.setdefault(part.node_number, []).append(part)
+    return [
+        NodeView(
+            report,
+            state_of(report),
+            attention.of_node(*seen[report.number], full.get(report.number, []), now=now),
+            parts.get(report.number, []),
+        )
+        for report in statistics.nodes(db, now=now, numbers=numbers)
     ]
-    return render_template("admin/nodes.html", nodes=views)
 
 
-def _node_view(
-    node: Node,
-    status: NodeStatus | None,
-    offers: list[Offer],
-    connections: int,
-    nearly_full: list[str],
-    now: datetime,
-) -> NodeView:
-    info: dict[str, Any] = (status.info if status is not None else None) or {}
-    load = info.get("rel_load_average") or []
-    return NodeView(
-        name=node.name,
-        number=node.number,
-        hostname=node.hostname,
-        state=_state(status, info, now),
-        held=str(info.get("held") or ""),
-        error=status.error if status is not None else None,
-        problems=statistics.problems(info, now),
-        nearly_full=nearly_full,
-        answered_at=status.answered_at if status is not None else None,
-        reconciled_at=status.reconciled_at if status is not None else None,
-        load=f"{load[0]} % of {info.get('cpu_count')} CPU" if load else "unknown",
-        connections=connections,
-        peers=info.get("w_peer_count", "unknown"),
-        clients=info.get("o_client_count", "unknown"),
-        addresses=f"{sum(o.allocated for o in offers)} of {sum(o.capacity for o in offers)}",
-        version=str(info.get("v") or "unknown"),
-        profiles=[offer.profile_id for offer in offers],
+@bp.get("/nodes/<int:number>")
+@requires(Right.SEE)
+def node(number: int) -> str:
+    return _page(_find(number))
+
+
+def _find(number: int) -> Node:
+    with transaction(read_only=True) as db:
+        found = db.get(Node, number) if number < 2**31 else None
+    if found is None:
+        abort(404)
+    return found
+
+
+def _page(node: Node, *, problem: str = "", preview: Preview | None = None) -> str:
+    with transaction(read_only=True) as db:
+        (view,) = _views(db, [node.number])
+        status = db.get(NodeStatus, node.number)
+        by_app, downloaded = maintenance.in_the_way(db, node.number)
+    may_manage = Right.MANAGE in login.required().rights
+    if preview is None and may_manage and view.report.state == statistics.HELD:
+        preview = _preview(node)
+    drained = view.report.state == statistics.MAINTENANCE
+    return render_template(
+        "admin/node.html",
+        node=view,
+        status=status,
+        by_app=by_app,
+        downloaded=downloaded,
+        delays=[(minutes, _delay(minutes)) for minutes in DELAYS],
+        occupants=_occupants(node, view.report) if drained else None,
+        live=drained and request.method == "GET" and "still" not in request.args,
+        preview=preview,
+        problem=problem,
+        added=_count("added"),
+        removed=_count("removed"),
+        may_manage=may_manage,
     )
 
 
-def _state(status: NodeStatus | None, info: dict[str, Any], now: datetime) -> State:
-    if status is None or status.answered_at is None:
-        return State("warn", "Not seen yet")
-    if status.failing_since is not None or status.answered_at < now - UP:
-        return State("bad", "Does not answer")
-    if info.get("held"):
-        return State("bad", "Holds still")
-    if status.maintenance_mode:
-        return State("warn", "Maintenance")
-    load = info.get("rel_load_average") or []
-    if load and load[0] >= BUSY_PERCENT:
-        return State("warn", "Up, busy")
-    return State("good", "Up")
+def _delay(minutes: int) -> Text:
+    if minutes == 0:
+        return text(N_("now"))
+    return text(N_("in %(time)s"), time=timedelta(minutes=minutes))
+
+
+def _count(name: str) -> int | None:
+    """Return what the act before told this page."""
+    said = forms.query(name, 9)
+    return int(said) if said.isascii() and said.isdecimal() else None
+
+
+def _preview(node: Node) -> Preview | None:
+    try:
+        return reconciliation.preview(portal().agents, node)
+    except (NodeUnreachable, NodeRefused):
+        return None
+
+
+def _occupants(node: Node, report: NodeReport) -> Occupants | None:
+    """Ask a node who is still there; None when it does not say, or they are too many for names."""
+    if report.active > MOST_NAMES:
+        return None
+    try:
+        return maintenance.occupants(portal().agents, node, seconds=OCCUPANTS_SECONDS)
+    except (NodeUnreachable, NodeRefused):
+        return None
+
+
+@bp.post("/nodes/<int:number>/maintenance")
+@requires(Right.MANAGE)
+def maintain(number: int) -> AnyResponse | tuple[str, int]:
+    """Switch maintenance; open tunnels stay."""
+    found, on = _find(number), forms.field("state", 3)
+    if on not in ("on", "off"):
+        raise BadRequest(N_("The form's field %(field)s is missing or too long."), field="state")
+    notice = _notice() if on == "on" else None
+    return _switch(found, on=on == "on", notice=notice)
+
+
+@bp.post("/nodes/<int:number>/drain")
+@requires(Right.MANAGE, recently=True)
+def drain(number: int) -> AnyResponse | tuple[str, int]:
+    """Take nobody new, and have the controller cut those who are left at a time that they are told."""
+    found = _find(number)
+    minutes = forms.field("minutes", 4)
+    if minutes not in map(str, DELAYS):
+        raise BadRequest(N_("The form's field %(field)s is missing or too long."), field="minutes")
+    downloads = request.form.get("downloads") == "yes"
+    return _switch(found, on=True, notice=_notice(), minutes=int(minutes), cuts_downloads=downloads)
+
+
+def _notice() -> str | None:
+    notice = " ".join(forms.field("notice", 4 * LONGEST_NOTICE).split())
+    if len(notice) > LONGEST_NOTICE or not notice.isprintable():
+        raise BadRequest(N_("A notice has at most %(most)s printable characters."), most=LONGEST_NOTICE)
+    return notice or None
+
+
+def _switch(
+    found: Node,
+    *,
+    on: bool,
+    notice: str | None,
+    minutes: int | None = None,
+    cuts_downloads: bool | None = None,
+) -> AnyResponse | tuple[str, int]:
+    now = utc_now()
+    try:
+        maintenance.switch(
+            portal().agents,
+            found,
+            on=on,
+            actor=login.required().user.name,
+            source=request.remote_addr,
+            now=now,
+            notice=notice,
+            cut_at=None if minutes is None else now + timedelta(minutes=minutes),
+            cuts_downloads=cuts_downloads,
+        )
+    except (NodeUnreachable, NodeRefused) as error:
+        return _failed(found, error)
+    return _back(found)
+
+
+@bp.post("/nodes/<int:number>/call-off")
+@requires(Right.MANAGE)
+def call_off(number: int) -> AnyResponse:
+    """Let those stay who were to be cut; maintenance stays on."""
+    found = _find(number)
+    maintenance.call_off(found, actor=login.required().user.name, source=request.remote_addr, now=utc_now())
+    return _back(found)
+
+
+@bp.post("/nodes/<int:number>/reconcile")
+@requires(Right.MANAGE)
+def reconcile(number: int) -> AnyResponse | tuple[str, int]:
+    """Hand over everything now, unless the node holds it back."""
+    return _reconcile(_find(number), confirmed=False)
+
+
+@bp.post("/nodes/<int:number>/reconcile/confirmed")
+@requires(Right.MANAGE, recently=True)
+def reconcile_confirmed(number: int) -> AnyResponse | tuple[str, int]:
+    """Let through what the node holds back, if it removes no more than the page said."""
+    found, said = _find(number), forms.field("removed", 9)
+    preview = _preview(found)
+    if preview is None or not said.isdecimal() or preview.removed > int(said):
+        changed = gettext("This has changed meanwhile. Nothing was done; look at it again.")
+        return _page(found, problem=changed, preview=preview), 409
+    return _reconcile(found, confirmed=True)
+
+
+def _reconcile(found: Node, *, confirmed: bool) -> AnyResponse | tuple[str, int]:
+    try:
+        answer = reconciliation.by_operator(
+            portal().agents,
+            found,
+            confirmed=confirmed,
+            actor=login.required().user.name,
+            source=request.remote_addr,
+            now=utc_now,
+        )
+    except reconciliation.AnotherMachine:
+        said = gettext("Another machine answers as this node. Nothing was changed.")
+        return _page(found, problem=said, preview=_preview(found)), 409
+    except NodeRefused as error:
+        return _page(found, problem=str(error), preview=_preview(found)), 409
+    except NodeUnreachable as error:
+        return _failed(found, error)
+    return _back(found, added=answer.get("added", 0), removed=answer.get("removed", 0))
+
+
+def _failed(found: Node, error: PortalError) -> tuple[str, int]:
+    said = gettext("The node did not do it, nothing was changed: %(reason)s", reason=str(error))
+    return _page(found, problem=said), error.status
+
+
+def _back(found: Node, **done: int) -> AnyResponse:
+    return redirect(url_for("admin.node", number=found.number, **done), 303)  # type: ignore[arg-type]

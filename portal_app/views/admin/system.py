@@ -1,0 +1,110 @@
+"""What keeps the service going: checks, jobs, portals, settings. Changes nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flask import render_template
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from portal_app import login, portal
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.errors import N_
+from portal_app.login import requires
+from portal_app.models import AuditEvent, Node, NodeStatus, Portal
+from portal_app.roles import Right
+from portal_app.services import checks, in_force, jobs, leading, peers, statistics
+from portal_app.services.checks import Finding
+from portal_app.services.peers import Comparison
+from portal_app.texts import Text, text
+from portal_app.views.admin import bp
+
+#: Of the audit log so many of the last rows are looked through for what the controller reported.
+LOOKED_THROUGH, MOST_ALARMS = 2000, 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """A finding with what it is good for."""
+
+    finding: Finding
+    why: Text
+
+
+@bp.get("/system")
+@requires(Right.SEE)
+def system() -> str:
+    now, settings, name = utc_now(), portal().settings, peers.host_name()
+    others = {other.name: other for other in peers.compare(name)}
+    found = [Check(one, text(_WHY_DATABASE)) for one in checks.database()]
+    found += [Check(one, text(_WHY_FILES)) for one in checks.secrets(settings, now=now)]
+    found.append(Check(checks.disk(settings.state_directory), text(_WHY_DISK)))
+    with transaction(read_only=True) as db:
+        rows = db.execute(select(Node, NodeStatus).join(NodeStatus).order_by(Node.number)).all()
+        infos = {node.name: status.info or {} for node, status in rows}
+        states = [statistics.state(status, now) for _node, status in rows]
+        found.append(Check(_answering(states), text(_WHY_NODES)))
+        found.append(Check(checks.clock(db, infos, now=now), text(_WHY_CLOCK)))
+        if (replication := checks.replication(db)) is not None:
+            found.append(Check(_replicated(replication), text(_WHY_REPLICATION)))
+        reports = jobs.reports(db, settings, now=now)
+        leader = leading.leader(db, name, now=now)
+        portals = list(db.scalars(select(Portal).order_by(Portal.name)))
+        alarms = _alarms(db) if Right.SEARCH in login.required().rights else None
+    return render_template(
+        "admin/system.html",
+        checks=sorted(found, key=lambda check: check.finding.passed),
+        reports=reports,
+        leader=leader,
+        own_name=name,
+        portals=[(one, _problem(one, others, name, now)) for one in portals],
+        errors=[(node, status) for node, status in rows if status.error],
+        alarms=alarms,
+        settings=in_force.settings(settings),
+        release=peers.release(),
+    )
+
+
+_WHY_DATABASE = N_(
+    "Without the database nobody can sign in or connect; its tables must be those of this release."
+)
+_WHY_FILES = N_("Keys are for the portal alone, certificates have to be there.")
+_WHY_DISK = N_("The portal writes into this directory; when it is full, nothing can be changed.")
+_WHY_NODES = N_("New connections go to nodes that answer.")
+_WHY_CLOCK = N_("Certificates, sign-ins and the record of who had which address depend on the time.")
+_WHY_REPLICATION = N_("A standby server has everything that was confirmed if the first one is lost.")
+
+
+def _answering(states: list[str]) -> Finding:
+    silent = sum(state in (statistics.DOWN, statistics.HELD, statistics.NEVER_SEEN) for state in states)
+    values: dict[str, Any] = {"up": len(states) - silent, "all": len(states)}
+    if silent or not states:
+        return Finding(
+            False, text(N_("nodes")), text(N_("%(up)s of %(all)s answer and obey; see the nodes"), **values)
+        )
+    return Finding(True, text(N_("nodes")), text(N_("%(up)s of %(all)s answer"), **values))
+
+
+def _replicated(replication: checks.Replication) -> Finding:
+    subject = text(N_("standby of the database"))
+    if replication.waits and not replication.standbys:
+        return Finding(
+            False, subject, text(N_("none is connected, but commits wait for one; look at that server"))
+        )
+    if replication.waits:
+        return Finding(True, subject, text(N_("connected; every commit waits for it")))
+    return Finding(True, subject, text(N_("connected; commits do not wait for it")))
+
+
+def _problem(one: Portal, others: dict[str, Comparison], own_name: str, now: Any) -> Text | None:
+    if one.name in others:
+        return others[one.name].problem(now)
+    return Comparison(one.name, one.seen_at, []).problem(now) if one.name == own_name else None
+
+
+def _alarms(db: Session) -> list[AuditEvent]:
+    """Return what the controllers reported last."""
+    last = select(AuditEvent.id).order_by(AuditEvent.id.desc()).limit(LOOKED_THROUGH).subquery()
+    query = select(AuditEvent).join(last, last.c.id == AuditEvent.id).where(AuditEvent.actor == "controller")
+    return list(db.scalars(query.order_by(AuditEvent.id.desc()).limit(MOST_ALARMS)))
