@@ -216,13 +216,12 @@ def _of_use(use: AddressUse, sessions: dict[str, list[VpnSession]], names: _Name
 
 def _of_origins(db: Session, sessions: Sequence[VpnSession], names: _Names) -> list[Holder]:
     """Return a holder for each connection that came from there."""
-    clients = dict(
-        db.execute(
-            select(AddressUse.connection_id, AddressUse.client_id).where(
-                AddressUse.connection_id.in_({s.connection_id for s in sessions})
-            )
-        ).tuples()
+    found = db.execute(
+        select(AddressUse.connection_id, AddressUse.client_id).where(
+            AddressUse.connection_id.in_({s.connection_id for s in sessions})
+        )
     )
+    clients: dict[str, str | None] = {row.connection_id: row.client_id for row in found}
     of_connection: defaultdict[str, list[VpnSession]] = defaultdict(list)
     for session in sessions:
         of_connection[session.connection_id].append(session)

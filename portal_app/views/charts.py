@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 #: Units of the drawing; style.css sizes it, and its text.
 WIDTH, HEIGHT = 480, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 30
+_RIGHT, _TOP, _BOTTOM = 12, 12, 30
+#: So wide is a letter beside the rows, where it is largest.
+_LETTER = 9
 _ROWS = 4
 #: So many names of times fit beneath.
 _LABELS = 5
@@ -43,9 +45,9 @@ class LineChart:
     lines: list[Line]
     rows: list[Tick]
     columns: list[Tick]
+    left: int
     width: int = WIDTH
     height: int = HEIGHT
-    left: int = _LEFT
     right: int = WIDTH - _RIGHT
     bottom: int = HEIGHT - _BOTTOM
 
@@ -65,15 +67,17 @@ def line_chart(
     """Return a chart from 0 to a round number above everything; ``step`` is what round means: 1, or 1024."""
     top = _round_up(max([v for s in series for v in s.values if v is not None], default=0), step)
     count = len(times)
+    labels = [write(top * row / _ROWS) for row in range(_ROWS + 1)]
+    left = 16 + _LETTER * max(map(len, labels))
 
     def x(number: int) -> float:
-        return round(_LEFT + (WIDTH - _LEFT - _RIGHT) * (number / max(1, count - 1)), 1)
+        return round(left + (WIDTH - left - _RIGHT) * (number / max(1, count - 1)), 1)
 
     def y(value: float) -> float:
         return round(HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * value / top, 1)
 
-    rows = [Tick(y(top * row / _ROWS), write(top * row / _ROWS)) for row in range(_ROWS + 1)]
-    return LineChart([_line(s, x, y) for s in series], rows, _columns(times, x))
+    rows = [Tick(y(top * row / _ROWS), label) for row, label in enumerate(labels)]
+    return LineChart([_line(s, x, y) for s in series], rows, _columns(times, x), left)
 
 
 def bars(values: Sequence[tuple[str, float]], write: Callable[[float], str]) -> list[Bar]:
@@ -85,9 +89,11 @@ def _columns(times: Sequence[str], x: Callable[[int], float]) -> list[Tick]:
     last = len(times) - 1
     if last < 1:
         return [Tick(x(0), label, "start") for label in times]
-    chosen = sorted({round(last * part / (_LABELS - 1)) for part in range(_LABELS)})
+    step = math.ceil(last / (_LABELS - 1))
     anchors = {0: "start", last: "end"}
-    return [Tick(x(number), times[number], anchors.get(number, "middle")) for number in chosen]
+    return [
+        Tick(x(number), times[number], anchors.get(number, "middle")) for number in range(0, last + 1, step)
+    ]
 
 
 def _line(series: Series, x: Callable[[int], float], y: Callable[[float], float]) -> Line:

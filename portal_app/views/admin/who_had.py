@@ -20,11 +20,11 @@ from portal_app.views.admin import bp
 
 #: Seconds and what they are called.
 _TOLERANCES = {
-    "0": N_("exactly then"),
-    "60": N_("1 minute before or after"),
-    "300": N_("5 minutes before or after"),
-    "1800": N_("30 minutes before or after"),
-    "3600": N_("1 hour before or after"),
+    "0": N_("exactly"),
+    "60": N_("± 1 minute"),
+    "300": N_("± 5 minutes"),
+    "1800": N_("± 30 minutes"),
+    "3600": N_("± 1 hour"),
 }
 _AREAS = (
     "Africa", "America", "Antarctica", "Arctic", "Asia", "Atlantic", "Australia", "Europe", "Indian",

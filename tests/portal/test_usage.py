@@ -1,0 +1,324 @@
+"""Statistics: what is sampled and counted, and what the page makes of it."""
+
+import csv
+import io
+import re
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import func, insert, select, update
+
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.models import AddressUse, UsageDay, UsageSample, VpnSession
+from portal_app.models.usage import ALL, ALL_NODES
+from portal_app.services import retention, usage, usage_history
+from portal_app.views import charts
+from tests.portal.agent_server import AgentServer
+from tests.portal.app_user import LINUX, add_user, browser
+from tests.portal.pages import elements
+
+pytestmark = pytest.mark.usefixtures("app")
+DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
+FRIDAY = date(2026, 11, 20)
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def add_sessions(*changes: dict[str, Any]) -> None:
+    rows = [
+        {
+            "node_number": 0,
+            "session_id": f"{number:032x}",
+            "connection_id": f"{number:032x}",
+            "user_name": "alice",
+            "profile_id": "employees",
+            "protocol": "wireguard",
+            "started_at": NOON,
+            "ended_at": None,
+            "received_bytes": None,
+            "sent_bytes": None,
+        }
+        | change
+        for number, change in enumerate(changes)
+    ]
+    with transaction() as db:
+        db.execute(insert(VpnSession), rows)
+
+
+def samples() -> dict[tuple[str, int, str], tuple[int, int]]:
+    with transaction(read_only=True) as db:
+        return {
+            (s.profile_id, s.node_number, s.protocol): (s.connections, s.users)
+            for s in db.scalars(select(UsageSample))
+        }
+
+
+def days() -> dict[tuple[str, int], UsageDay]:
+    with transaction(read_only=True) as db:
+        return {(d.profile_id, d.node_number): d for d in db.scalars(select(UsageDay))}
+
+
+def test_sample_counts_connections_and_different_users_of_each_part_and_of_all() -> None:
+    add_sessions(
+        {},
+        {"node_number": 1},
+        {"user_name": "bob", "protocol": "openvpn"},
+        {"profile_id": "lab"},
+        {"user_name": None, "profile_id": "lab"},
+        {"user_name": "gone", "ended_at": NOON},
+    )
+    assert usage.sample(NOON)
+
+    assert samples() == {
+        ("employees", 0, "wireguard"): (1, 1),
+        ("employees", 0, "openvpn"): (1, 1),
+        ("employees", 1, "wireguard"): (1, 1),
+        ("lab", 0, "wireguard"): (2, 1),
+        ("employees", 0, ALL): (2, 2),
+        ("employees", 1, ALL): (1, 1),
+        ("lab", 0, ALL): (2, 1),
+        ("employees", ALL_NODES, ALL): (3, 2),
+        ("lab", ALL_NODES, ALL): (2, 1),
+        (ALL, 0, ALL): (4, 2),
+        (ALL, 1, ALL): (1, 1),
+        (ALL, ALL_NODES, ALL): (5, 2),
+    }
+
+
+def test_there_is_one_sample_in_five_minutes_also_of_nobody() -> None:
+    assert [usage.sample(NOON + n * MINUTE) for n in range(6)] == [True, False, False, False, False, True]
+
+    assert samples() == {(ALL, ALL_NODES, ALL): (0, 0)}
+    assert usage.time_of(usage.slot_of(NOON + 4 * MINUTE)) == NOON
+
+
+def test_day_is_counted_once_when_it_is_over() -> None:
+    add_sessions({"ended_at": NOON + HOUR})
+    midnight = datetime(2026, 11, 21, tzinfo=UTC)
+
+    assert usage.count_days(midnight - MINUTE) == 7, "the days before"
+    assert usage.count_days(midnight + 59 * MINUTE) == 0, "what nodes tell late is waited for"
+    assert usage.count_days(midnight + HOUR) == 1
+    assert usage.count_days(midnight + HOUR) == 0
+    with transaction(read_only=True) as db:
+        total = db.get_one(UsageDay, (ALL, ALL_NODES, "2026-11-20"))
+    assert (total.users, total.sessions) == (1, 1)
+
+
+def test_day_adds_up_what_was_on_it_and_nothing_else() -> None:
+    begin, end = usage.bounds(FRIDAY)
+    amount = {"received_bytes": 100, "sent_bytes": 10}
+    add_sessions(
+        {"ended_at": NOON + HOUR} | amount,
+        {"ended_at": NOON + HOUR, "node_number": 1} | amount,
+        {"user_name": "bob", "started_at": begin - DAY, "ended_at": begin + HOUR} | amount,
+        {"user_name": "carol", "profile_id": "lab", "ended_at": end + HOUR} | amount,
+        {"user_name": "dave", "started_at": begin - DAY, "ended_at": begin - MINUTE} | amount,
+        {"user_name": "erin", "started_at": end} | amount,
+        {"user_name": None, "started_at": begin - 3 * DAY},
+    )
+    assert usage.count_day(FRIDAY)
+
+    found = {key: (d.users, d.sessions, d.received_bytes, d.sent_bytes) for key, d in days().items()}
+    assert found == {
+        ("employees", 0): (2, 1, 200, 20),
+        ("employees", 1): (1, 1, 100, 10),
+        ("employees", ALL_NODES): (2, 2, 300, 30),
+        ("lab", 0): (1, 1, 0, 0),
+        ("lab", ALL_NODES): (1, 1, 0, 0),
+        (ALL, 0): (3, 2, 200, 20),
+        (ALL, 1): (1, 1, 100, 10),
+        (ALL, ALL_NODES): (3, 3, 300, 30),
+    }
+
+
+def test_peak_of_a_day_is_its_highest_sample_or_unknown() -> None:
+    begin, end = usage.bounds(FRIDAY)
+    add_sessions({"ended_at": NOON + HOUR}, {"profile_id": "lab", "ended_at": NOON + HOUR})
+    usage.count_day(FRIDAY)
+    assert days()[ALL, ALL_NODES].peak_connections is None
+    with transaction() as db:
+        db.execute(UsageDay.__table__.delete())
+        for moment, connections in ((begin - MINUTE, 9), (begin, 2), (NOON, 3), (end, 9)):
+            for profile_id in (ALL, "employees"):
+                values = {
+                    "profile_id": profile_id, "node_number": ALL_NODES, "protocol": ALL,
+                    "slot": usage.slot_of(moment), "connections": connections, "users": connections - 1,
+                }  # fmt: skip
+                db.execute(insert(UsageSample).values(values))
+    usage.count_day(FRIDAY)
+
+    peaks = {key: (d.peak_connections, d.peak_users) for key, d in days().items()}
+    assert peaks[ALL, ALL_NODES] == peaks["employees", ALL_NODES] == (3, 2)
+    assert peaks["lab", ALL_NODES] == (0, 0), "there were samples, and it was in none"
+
+
+def test_connections_of_a_day_are_counted_by_app() -> None:
+    ended = {"ended_at": NOON + HOUR}
+    add_sessions(ended, ended, ended | {"protocol": "openvpn", "connection_id": "c" * 32}, ended)
+    uses = [
+        {"connection_id": f"{0:032x}", "client_id": LINUX, "protocol": "wireguard"},
+        {"connection_id": f"{1:032x}", "client_id": None, "protocol": "wireguard"},
+        {"connection_id": "c" * 32, "client_id": LINUX, "protocol": "openvpn"},
+        {"connection_id": "c" * 32, "client_id": LINUX, "protocol": "openvpn", "started_at": NOON - DAY},
+        {"connection_id": "d" * 32, "client_id": "idle", "protocol": "wireguard"},
+    ]
+    same = {"user_name": "alice", "profile_id": "employees", "node_number": 0, "started_at": NOON}
+    with transaction() as db:
+        db.execute(insert(AddressUse), [same | use for use in uses])
+    usage.count_day(FRIDAY)
+
+    assert days()[ALL, ALL_NODES].clients == days()["employees", 0].clients == {LINUX: 2, "": 1}
+
+
+def test_samples_are_forgotten_after_eight_days_and_days_never() -> None:
+    now = utc_now()
+    for age in (timedelta(), 7 * DAY, 8 * DAY + 5 * MINUTE):
+        usage.sample(now - age)
+    usage.count_day(date(2020, 1, 1))
+    gone = retention.prune(retention=30 * DAY, now=now)
+
+    assert gone == {"usage_samples": 1}
+    with transaction(read_only=True) as db:
+        assert db.scalar(select(func.count()).select_from(UsageSample)) == 2
+        assert db.scalar(select(func.count()).select_from(UsageDay)) == 1
+
+
+def point_at(points: list[usage_history.Point], moment: datetime) -> tuple[int | None, int | None]:
+    (found,) = (p for p in points if p.begin <= moment < p.end)
+    return found.connections, found.users
+
+
+def test_points_know_nobody_from_unknown() -> None:
+    add_sessions({}, {"user_name": "bob"})
+    usage.sample(NOON)
+    with transaction() as db:
+        db.execute(update(VpnSession).where(VpnSession.user_name == "bob").values(ended_at=NOON))
+    usage.sample(NOON + 5 * MINUTE)
+    period = usage_history.PERIODS["day"]
+    with transaction(read_only=True) as db:
+        everything = usage_history.points(db, period, ALL, ALL_NODES, now=NOON + HOUR)
+        nobody = usage_history.points(db, period, "lab", ALL_NODES, now=NOON + HOUR)
+
+    assert len(everything) == 96
+    assert point_at(everything, NOON) == (2, 2), "the highest"
+    assert point_at(nobody, NOON) == (0, 0)
+    assert point_at(everything, NOON + 30 * MINUTE) == point_at(nobody, NOON + 30 * MINUTE) == (None, None)
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize(("name", "count"), [("day", 96), ("week", 84), ("month", 30), ("year", 52)])
+def test_periods_end_now_or_yesterday(name: str, count: int) -> None:
+    period = usage_history.PERIODS[name]
+    with transaction(read_only=True) as db:
+        points = usage_history.points(db, period, ALL, ALL_NODES, now=NOON)
+
+    assert len(points) == count
+    assert {p.end - p.begin for p in points} == {period.point}
+    last = points[-1]
+    assert last.begin <= NOON < last.end if period.is_of_samples else last.end == usage.bounds(FRIDAY)[0]
+
+
+@pytest.fixture
+def viewer(app: Flask) -> FlaskClient:
+    return browser(app, add_user("hedda", ["helpdesk"]))
+
+
+def count_yesterday() -> None:
+    yesterday = utc_now() - DAY
+    ended = {"started_at": yesterday, "ended_at": yesterday, "received_bytes": 2**20, "sent_bytes": 0}
+    add_sessions(ended, ended | {"user_name": "bob"}, {"started_at": yesterday})
+    usage.sample(utc_now())
+    usage.count_day(yesterday.date())
+
+
+def test_statistics_show_now_and_before_as_charts_and_as_numbers(
+    node: AgentServer, viewer: FlaskClient
+) -> None:
+    count_yesterday()
+    for period in ("day", "week", "month", "year"):
+        page = viewer.get("/admin/statistics", query_string={"period": period}).text
+
+        drawings = list(elements(page, "svg"))
+        named = [e for e in drawings if e.get("role") == "img"]
+        assert len(named) == (1 if period == "day" else 2)
+        ids = set(re.findall(r'id="([^"]+)"', page))
+        for drawing in named:
+            assert set(str(drawing["aria-labelledby"]).split()) <= ids
+        assert "1.0 MiB" in page or "2.0 MiB" in page
+        assert page.count("<table>") >= len(named)
+        assert "Employees" in page
+        assert "alice" not in page
+        assert len(page.encode()) < 60_000
+
+
+def test_nothing_counted_is_said(viewer: FlaskClient) -> None:
+    assert "Nothing was counted in this time yet" in viewer.get("/admin/statistics").text
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"period": "<b>"},
+        {"profile": "<script>alert(1)</script>"},
+        {"node": "x"},
+        {"node": "99999"},
+        {"node": "-1"},
+        {"profile": "x" * 999, "node": "٣"},
+    ],
+)
+def test_what_is_not_there_is_an_empty_page_and_file(viewer: FlaskClient, query: dict[str, str]) -> None:
+    count_yesterday()
+    page = viewer.get("/admin/statistics", query_string=query)
+
+    assert page.status_code == 200
+    assert not list(elements(page.text, "script", "b"))
+    assert viewer.get("/admin/statistics.csv", query_string=query).status_code == 200
+
+
+def test_statistics_as_csv_have_the_numbers(viewer: FlaskClient) -> None:
+    count_yesterday()
+    file = viewer.get("/admin/statistics.csv", query_string={"period": "month", "profile": "employees"})
+    rows = list(csv.DictReader(io.StringIO(file.text)))
+
+    assert file.mimetype == "text/csv"
+    assert len(rows) == 30
+    last = rows[-1]
+    assert (last["different_users"], last["sessions"], last["received_bytes"]) == ("2", "3", str(2 * 2**20))
+    assert rows[0]["different_users"] == ""
+
+
+def test_statistics_are_not_for_users(app: Flask) -> None:
+    client = browser(app, add_user("user"))
+    for url in ("/admin/statistics", "/admin/statistics.csv"):
+        assert client.get(url).status_code == 403
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize(
+    ("highest", "step", "top"),
+    [(0, 1, 4), (3, 1, 4), (5, 1, 8), (37, 1, 40), (101, 1, 200), (400, 1, 400), (1500, 1024, 2048)],
+)
+def test_axis_ends_at_a_round_number_above_everything(highest: float, step: float, top: float) -> None:
+    chart = charts.line_chart([charts.Series("x", [highest])], ["now"], str, step=step)
+
+    assert chart.rows[-1].label == str(float(top))
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_line_has_a_gap_where_nothing_is_known() -> None:
+    chart = charts.line_chart([charts.Series("x", [1, 2, None, 3])], list("abcd"), str)
+
+    (line,) = chart.lines
+    assert [len(part.split("L")) for part in line.path.split("M")[1:]] == [2, 2]
+    assert line.area.count("Z") == 2
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_bars_are_as_long_as_their_share_of_the_longest() -> None:
+    assert [b.share for b in charts.bars([("a", 4), ("b", 1), ("c", 0)], str)] == [100, 25, 0]
+    assert [b.share for b in charts.bars([("a", 0)], str)] == [0]

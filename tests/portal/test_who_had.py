@@ -1,0 +1,311 @@
+"""Who had an address when: the question, the answer, and the trace that the question leaves."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import insert, select, update
+from werkzeug.test import TestResponse
+
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.errors import BadRequest
+from portal_app.models import AddressUse, AuditEvent, Connection, VpnSession
+from portal_app.services import who_had
+from tests.portal.agent_server import AgentServer
+from tests.portal.app_user import LINUX, VpnApp, add_user, browser, csrf_token
+from tests.portal.pages import elements, problem
+
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+#: In the evening, so that a zone may be on another day.
+THEN = (utc_now() - timedelta(days=2)).replace(hour=22, minute=30, second=0, microsecond=0)
+
+
+@pytest.fixture
+def auditor(app: Flask) -> FlaskClient:
+    return browser(app, add_user("olivia", ["auditor"]))
+
+
+def ask(client: FlaskClient, address: str, at: datetime = THEN, **changes: str) -> TestResponse:
+    form = {
+        "csrf_token": csrf_token(client.get("/admin/who-had-it").text),
+        "address": address,
+        "date": f"{at:%Y-%m-%d}",
+        "time": f"{at:%H:%M:%S}",
+        "zone": "UTC",
+        "tolerance": "0",
+    }
+    return client.post("/admin/who-had-it", data=form | changes)
+
+
+def had(user: str, begin: datetime, end: datetime | None, number: int = 1, **changes: Any) -> None:
+    values = {
+        "connection_id": f"{number:032x}",
+        "user_name": user,
+        "profile_id": "employees",
+        "node_number": 0,
+        "protocol": "wireguard",
+        "client_id": LINUX,
+        "ipv4": "10.61.0.9",
+        "ipv6": "fd43:61::9",
+        "started_at": begin,
+        "ended_at": end,
+    }
+    with transaction() as db:
+        db.execute(insert(AddressUse).values(values | changes))
+
+
+def connected(user: str, begin: datetime, end: datetime | None, number: int = 1, **changes: Any) -> None:
+    values = {
+        "node_number": 0,
+        "session_id": f"{number:032x}",
+        "connection_id": f"{number:032x}",
+        "user_name": user,
+        "profile_id": "employees",
+        "protocol": "wireguard",
+        "ipv4": "10.61.0.9",
+        "ipv6": "fd43:61::9",
+        "started_at": begin,
+        "ended_at": end,
+    }
+    with transaction() as db:
+        db.execute(insert(VpnSession).values(values | changes))
+
+
+def people(page: TestResponse) -> list[str]:
+    assert page.status_code == 200, problem(page.text)
+    return [name.strip() for name in re.findall(r"<h3>([^<]+)", page.text)]
+
+
+def searches() -> list[AuditEvent]:
+    with transaction(read_only=True) as db:
+        return list(db.scalars(select(AuditEvent).where(AuditEvent.action == "address searched")))
+
+
+@pytest.mark.parametrize(
+    "address", ["10.61.0.9", " 10.61.0.9 ", "fd43:61::9", "FD43:61:0::0:9", "::ffff:10.61.0.9"]
+)
+def test_holder_of_then_is_found_among_those_before_and_after(auditor: FlaskClient, address: str) -> None:
+    """P2."""
+    had("before", THEN - 2 * HOUR, THEN - HOUR, 1)
+    had("alice", THEN - HOUR + MINUTE, THEN + HOUR, 2)
+    had("after", THEN + HOUR + MINUTE, None, 3)
+    had("elsewhere", THEN - HOUR, None, 4, ipv4="10.61.0.90", ipv6="fd43:61::90")
+
+    assert people(ask(auditor, address)) == ["alice"]
+
+
+def test_answer_says_everything_that_is_known(app: Flask, node: AgentServer, auditor: FlaskClient) -> None:
+    phone = VpnApp(app, add_user("alice")).authorize()
+    phone.connect()
+    with transaction(read_only=True) as db:
+        connection = db.scalars(select(Connection)).one()
+    with transaction() as db:
+        db.execute(update(AddressUse).values(started_at=THEN - HOUR))
+        db.execute(update(Connection).values(display_name="Alice's laptop"))
+    address = str(connection.ipv4)
+    connected(
+        "alice", THEN - MINUTE, THEN + MINUTE, connection_id=connection.id,
+        ipv4=connection.ipv4, ipv6=connection.ipv6, origin="203.0.113.77",
+    )  # fmt: skip
+    page = ask(auditor, address).text
+
+    for text in (
+        "eduVPN for Linux", "Alice&#39;s laptop", "node0", "employees", "WireGuard", connection.id,
+        "203.0.113.77", "has it now", address, str(connection.ipv6), "22:29:00 UTC", "22:31:00 UTC", "olivia",
+    ):  # fmt: skip
+        assert text in page, text
+
+
+def test_tolerance_widens_the_time_on_both_sides(auditor: FlaskClient) -> None:
+    had("before", THEN - 2 * HOUR, THEN - 4 * MINUTE, 1)
+    had("after", THEN + 4 * MINUTE, None, 2)
+
+    found = {t: people(ask(auditor, "10.61.0.9", tolerance=t)) for t in ("0", "60", "300", "1800", "3600")}
+
+    both = ["after", "before"]
+    assert found == {"0": [], "60": [], "300": both, "1800": both, "3600": both}
+
+
+def test_part_of_the_second_that_was_asked_for_counts(auditor: FlaskClient) -> None:
+    had("alice", THEN + timedelta(milliseconds=600), None)
+
+    assert people(ask(auditor, "10.61.0.9")) == ["alice"]
+    assert people(ask(auditor, "10.61.0.9", THEN - timedelta(seconds=1))) == []
+
+
+def test_time_is_read_in_the_chosen_zone_and_said_in_both(auditor: FlaskClient) -> None:
+    had("alice", THEN, THEN + MINUTE)
+    tokyo = THEN + 9 * HOUR
+    page = ask(auditor, "10.61.0.9", tokyo, zone="Asia/Tokyo")
+
+    assert people(page) == ["alice"]
+    assert "22:30:00 UTC<" in page.text
+    assert "07:30:00 UTC+09:00" in page.text
+    assert people(ask(auditor, "10.61.0.9", tokyo - HOUR, zone="Asia/Tokyo")) == []
+
+
+def test_local_time_that_came_twice_is_two_moments() -> None:
+    """In the night of 26 October 2025 clocks in Amsterdam went from 3:00 back to 2:00."""
+    found = who_had.moments("2025-10-26", "02:30:00", "Europe/Amsterdam")
+
+    assert found == (datetime(2025, 10, 26, 0, 30, tzinfo=UTC), datetime(2025, 10, 26, 1, 30, tzinfo=UTC))
+    question = who_had.Question("10.61.0.9", found, MINUTE)
+    spans = [(f"{first:%H:%M:%S}", f"{last:%H:%M:%S}") for first, last in question.spans]
+    assert spans == [("00:29:00", "00:31:00"), ("01:29:00", "01:31:00")], "and nothing between them"
+
+
+def test_local_time_that_never_was_is_refused() -> None:
+    with pytest.raises(BadRequest, match="did not exist in Europe/Amsterdam"):
+        who_had.moments("2026-03-29", "02:30", "Europe/Amsterdam")
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"address": "alice"}, "is not an address"),
+        ({"address": ""}, "is not an address"),
+        ({"address": "10.61.0.9:51820"}, "is not an address"),
+        ({"address": "10.61.0.0/24"}, "is not an address"),
+        ({"address": "<script>"}, "is not an address"),
+        ({"date": "22-11-2026"}, "cannot be read"),
+        ({"date": "0001-01-01"}, "cannot be read"),
+        ({"date": "9999-12-31"}, "cannot be read"),
+        ({"time": "25:00"}, "cannot be read"),
+        ({"time": "10:00+02:00"}, "cannot be read"),
+        ({"zone": "Mars/Olympus"}, "time zone is not known"),
+        ({"zone": "../../etc/passwd"}, "time zone is not known"),
+        ({"zone": ""}, "time zone is not known"),
+        ({"tolerance": "86400"}, "Choose a tolerance"),
+        ({"date": "2100-01-01"}, "in the future"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_and_no_search(
+    auditor: FlaskClient, changes: dict[str, str], said: str
+) -> None:
+    had("victor", THEN - HOUR, None)
+    page = ask(auditor, **{"address": "10.61.0.9"} | changes)
+
+    assert page.status_code == 400
+    assert said in problem(page.text)
+    assert "victor" not in page.text
+    assert searches() == []
+
+
+def test_nobody_and_too_long_ago_are_said(auditor: FlaskClient) -> None:
+    assert "Nobody had this address" in ask(auditor, "10.61.0.9").text
+    old = ask(auditor, "10.61.0.9", utc_now() - timedelta(days=31)).text
+    assert "Records are kept for 30 days" in old
+    assert "Records are kept" not in ask(auditor, "10.61.0.9").text
+
+    had("alice", utc_now() - timedelta(days=60), None)
+    assert people(ask(auditor, "10.61.0.9", utc_now() - timedelta(days=31))) == ["alice"]
+
+
+def test_an_openvpn_address_is_not_mixed_with_the_others_of_its_connection(auditor: FlaskClient) -> None:
+    for number, (address, begin) in enumerate((("10.62.0.2", THEN - HOUR), ("10.62.0.3", THEN))):
+        fields = {"protocol": "openvpn", "ipv4": address, "ipv6": None, "connection_id": "c" * 32}
+        had("alice", begin, begin + HOUR, number, **fields)
+        connected("alice", begin, begin + HOUR, number, **fields)
+    page = ask(auditor, "10.62.0.2", THEN - MINUTE, tolerance="300").text
+
+    connections = page.partition("<dt>Connected</dt>")[2].partition("</dl>")[0]
+    assert connections.count("<dd>") == 1
+    assert "21:30:00 UTC" in connections
+
+
+def test_people_are_found_by_where_they_came_from(auditor: FlaskClient) -> None:
+    origin = {"origin": "2001:db8::77"}
+    had("alice", THEN - HOUR, None, 1)
+    connected("alice", THEN - MINUTE, THEN + MINUTE, 1, **origin)
+    connected("bob", THEN - 2 * HOUR, THEN - HOUR, 2, **origin)
+    connected("carol", THEN - HOUR, None, 3, origin="2001:db8::78")
+    page = ask(auditor, "2001:DB8:0::77")
+
+    assert people(page) == ["alice"]
+    assert "eduVPN for Linux" in page.text
+
+
+def test_reserved_but_not_in_use_is_said(auditor: FlaskClient) -> None:
+    had("alice", THEN - HOUR, THEN + HOUR)
+    connected("alice", THEN - HOUR, THEN - 30 * MINUTE)
+
+    assert "it was not connected" in ask(auditor, "10.61.0.9").text
+
+
+def test_each_search_is_an_audit_row_with_its_question_and_how_many_it_found(auditor: FlaskClient) -> None:
+    had("alice", THEN - HOUR, None)
+    ask(auditor, "10.61.0.9", THEN + 9 * HOUR, zone="Asia/Tokyo", tolerance="300")
+    ask(auditor, "10.61.0.10")
+
+    first, second = searches()
+    assert (first.actor, first.object, first.source) == ("olivia", "10.61.0.9", "127.0.0.1")
+    assert first.details == {
+        "at": [f"{THEN:%Y-%m-%dT%H:%M:%SZ}"],
+        "zone": "Asia/Tokyo",
+        "tolerance_seconds": 300,
+        "found": 1,
+    }
+    assert (second.object, second.details["found"]) == ("10.61.0.10", 0)
+
+
+def test_no_audit_row_no_answer(auditor: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    had("alice", THEN - HOUR, None)
+
+    def fail(*_args: Any, **_details: Any) -> None:
+        raise RuntimeError("full")
+
+    monkeypatch.setattr("portal_app.services.audit.record", fail)
+    page = ask(auditor, "10.61.0.9")
+    assert page.status_code == 500
+    assert "alice" not in page.text
+
+
+def test_opening_the_page_searches_nothing_whatever_its_address_says(auditor: FlaskClient) -> None:
+    had("alice", THEN - HOUR, None)
+    page = auditor.get("/admin/who-had-it", query_string={"address": "10.61.0.9", "date": f"{THEN:%Y-%m-%d}"})
+
+    assert "alice" not in page.text
+    assert searches() == []
+
+
+def test_only_who_may_search_may_ask(app: Flask) -> None:
+    had("alice", THEN - HOUR, None)
+    for name, permissions in (("user", []), ("helpdesk", ["helpdesk"])):
+        client = browser(app, add_user(name, permissions))
+        assert client.get("/admin/who-had-it").status_code == 403
+        token = csrf_token(client.get("/").text)
+        page = client.post("/admin/who-had-it", data={"csrf_token": token, "address": "10.61.0.9"})
+        assert page.status_code == 403
+    admin = browser(app, add_user("root", ["admin"]))
+    assert admin.post("/admin/who-had-it", data={"address": "10.61.0.9"}).status_code == 403, "no CSRF token"
+    assert searches() == []
+    assert people(ask(admin, "10.61.0.9")) == ["alice"]
+
+
+def test_hostile_names_are_only_text_in_the_answer(auditor: FlaskClient) -> None:
+    """W6."""
+    hostile = "<script>alert(1)</script>\"'><img src=x>{{7*7}}&"
+    had(hostile, THEN - HOUR, None, client_id=hostile, profile_id=hostile[:60])
+    connected(hostile, THEN - HOUR, None, origin="<b>x</b>")
+    page = ask(auditor, "10.61.0.9")
+
+    assert people(page)
+    assert not list(elements(page.text, "script", "img", "b"))
+    assert "&lt;script&gt;" in page.text
+
+
+def test_more_holders_than_can_be_shown_are_cut_and_it_is_said(
+    auditor: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(who_had, "MOST_HOLDERS", 2)
+    for number in range(3):
+        had(f"user{number}", THEN + number * MINUTE, THEN + (number + 1) * MINUTE, number)
+    page = ask(auditor, "10.61.0.9", tolerance="1800")
+
+    assert people(page) == ["user2", "user1"]
+    assert "smaller tolerance" in page.text
