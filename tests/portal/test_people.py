@@ -264,7 +264,8 @@ def test_a_user_that_is_not_there_is_not_found(app: Flask, user_id: str) -> None
     client = admin(app)
     assert client.get(f"/admin/users/{user_id}").status_code == 404
     for act in ACTS:
-        assert send(client, f"/admin/users/{user_id}/{act}", permissions="").status_code == 404
+        answer = send(client, f"/admin/users/{user_id}/{act}", permissions="")
+        assert answer.status_code in (404, 405)  # what no number can be fits no address
 
 
 # --- acts
@@ -646,7 +647,7 @@ def test_a_session_whose_connection_has_ended_is_listed_and_cannot_be_ended(
 ) -> None:
     alice, _bob = two_routers(app)
     begin_use(alice, "alice")
-    begin_use(alice, HOSTILE, 2, connection_id="e" * 32, user_name=None)
+    begin_use(alice, HOSTILE, 2, connection_id="e" * 32)
     page = admin(app).get("/admin/connections")
     ticks = [e["value"] for e in elements(page.text, "input") if e.get("name") == "connection"]
 
