@@ -107,6 +107,27 @@ async def test_admit_cut_and_set_are_known_at_the_next_question(
         assert (info["generation"], info["connection_count"]) == (3, 1)
 
 
+async def test_usage_of_some_connections_is_of_no_others(
+    openvpn_settings: Settings, management: CertificateAuthority
+) -> None:
+    """A page of the portal asks for its rows only: a node has up to ten thousand."""
+    async with running(openvpn_settings, management) as node:
+        for number in (1, 2, 3):
+            assert await node.admit(connection(number, number)) == 204
+
+        async def asked(ids: str) -> tuple[int, list[str]]:
+            status, answer = await node.call("GET", f"/n/usage?connections={ids}")
+            return status, [usage["connection_id"] for usage in answer.get("usage", [])]
+
+        first, third, unknown = f"{1:032x}", f"{3:032x}", "f" * 32
+        assert await asked(f"{third},{unknown},{first},{third}") == (200, [third, first])
+        assert await asked(unknown) == (200, [])
+        many = ",".join(f"{number:032x}" for number in range(200))
+        assert (await asked(many))[1] == [first, f"{2:032x}", third]
+        for bad in ("", "x", f"{first},", f"{first}%00", f"{first}&connections={third}", f"{many},{unknown}"):
+            assert (await asked(bad))[0] == 400, bad[:80]
+
+
 async def test_info_is_answered_while_a_whole_set_is_compared(
     openvpn_settings: Settings, management: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
