@@ -245,7 +245,7 @@ def test_the_export_has_what_is_stored_about_one_user_and_no_secret(app: Flask, 
     assert len(found["connections"]) == 2
     assert [row["connection_id"] for row in found["vpn_sessions"]] == [connection.id]
     assert connection.ipv4 in [row["ipv4"] for row in found["addresses"]]
-    assert ("bob", None) in [(row["actor"], row["source"]) for row in found["audit_events"]]
+    assert ("bob", None) in [(row["actor"], row["source"]) for row in found["acts"]]
     assert found["complete"] is True
     text = answer.text
     assert "carol" not in text.lower()

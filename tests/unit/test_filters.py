@@ -139,7 +139,7 @@ def test_scram_verifier_is_the_same_each_time(templated):
         ("teal", False, "no colour written #rrggbb"),
     ],
 )
-def test_accent_that_is_hard_to_read_is_refused_in_the_inventory(colour, dark, why):
+def test_accent_that_is_hard_to_read_is_refused_in_the_inventory(plugin, colour, dark, why):
     found = plugin.vpn_accent_problem(colour, dark)
 
     assert (why in found) if why else found == ""
@@ -155,7 +155,7 @@ def test_accent_that_is_hard_to_read_is_refused_in_the_inventory(colour, dark, w
         ("none.svg", None, "there is no such file"),
     ],
 )
-def test_logo_that_cannot_be_one_is_refused_in_the_inventory(tmp_path, name, size, why):
+def test_logo_that_cannot_be_one_is_refused_in_the_inventory(plugin, tmp_path, name, size, why):
     if size is not None:
         (tmp_path / name).write_bytes(b"x" * size)
     found = plugin.vpn_logo_problem(str(tmp_path / name))
@@ -163,7 +163,7 @@ def test_logo_that_cannot_be_one_is_refused_in_the_inventory(tmp_path, name, siz
     assert (why in found) if why else found == ""
 
 
-def test_a_file_that_is_no_text_is_read_as_it_is(tmp_path):
+def test_a_file_that_is_no_text_is_read_as_it_is(plugin, tmp_path):
     (tmp_path / "logo.png").write_bytes(b"\x89PNG\xff")
 
     assert plugin.vpn_file_base64(str(tmp_path / "logo.png")) == "iVBOR/8="
