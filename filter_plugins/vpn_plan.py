@@ -124,7 +124,7 @@ def vpn_accent_problem(colour: object, dark: bool = False) -> str:
 
 
 def vpn_logo_problem(path: object) -> str:
-    """Return why this file cannot be the portal's logo, "" if it can; the portal looks into it at its start."""
+    """Return why this file cannot be the portal's logo, "" if it can."""
     file = Path(str(path))
     if file.suffix not in (".svg", ".png"):
         return f"{file}: its name ends neither in .svg nor in .png"

@@ -78,7 +78,7 @@ def export(
             )
             for row in addresses
         ],
-        "audit_events": [_event(row, user) for row in events],
+        "acts": [_event(row, user) for row in events],
     }  # fmt: skip
     audit.record(db, "own data exported", actor=user.name, object=user.name, source=source, now=now)
     return found

@@ -340,7 +340,7 @@ def test_what_was_used_earlier_is_listed_with_its_amount(app: Flask, node: Agent
     begin_use(live_connections()[0], "alice", ended_at=utc_now(), received_bytes=1536, sent_bytes=3 * 2**20)
     page = client.get("/devices").text
 
-    assert "Connected to" not in page
+    assert ">Connected<" not in page
     assert "1.5 KiB" in page
     assert "3.0 MiB" in page
 

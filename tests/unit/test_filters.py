@@ -126,3 +126,44 @@ def test_scram_verifier_is_the_same_each_time(templated):
     assert re.fullmatch(
         r"SCRAM-SHA-256\$4096:[A-Za-z0-9+/=]{24}\$[A-Za-z0-9+/=]{44}:[A-Za-z0-9+/=]{44}", found[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("colour", "dark", "why"),
+    [
+        ("", False, ""),
+        ("#14607d", False, ""),
+        ("#6cc0de", True, ""),
+        ("#14607d", True, "choose a lighter colour"),
+        ("#6cc0de", False, "choose a darker colour"),
+        ("teal", False, "no colour written #rrggbb"),
+    ],
+)
+def test_accent_that_is_hard_to_read_is_refused_in_the_inventory(plugin, colour, dark, why):
+    found = plugin.vpn_accent_problem(colour, dark)
+
+    assert (why in found) if why else found == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "why"),
+    [
+        ("logo.svg", 10, ""),
+        ("logo.png", 200_000, ""),
+        ("logo.png", 200_001, "larger than 200 kB"),
+        ("logo.gif", 10, "neither in .svg nor in .png"),
+        ("none.svg", None, "there is no such file"),
+    ],
+)
+def test_logo_that_cannot_be_one_is_refused_in_the_inventory(plugin, tmp_path, name, size, why):
+    if size is not None:
+        (tmp_path / name).write_bytes(b"x" * size)
+    found = plugin.vpn_logo_problem(str(tmp_path / name))
+
+    assert (why in found) if why else found == ""
+
+
+def test_a_file_that_is_no_text_is_read_as_it_is(plugin, tmp_path):
+    (tmp_path / "logo.png").write_bytes(b"\x89PNG\xff")
+
+    assert plugin.vpn_file_base64(str(tmp_path / "logo.png")) == "iVBOR/8="
