@@ -16,7 +16,8 @@ from werkzeug.test import TestResponse
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.controller import housekeeping
-from portal_app.db import transaction
+from portal_app.controller.leader import DatabaseLock
+from portal_app.db import engine, transaction
 from portal_app.models import (
     AuditEvent,
     BrowserSession,
@@ -513,6 +514,16 @@ def test_a_job_that_failed_is_remembered_until_it_ends_well(app: Flask) -> None:
     assert errors() == ["broken"]
     housekeeping.note_end(job, None, now)
     assert errors() == [None]
+
+
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_the_leader_is_whoever_holds_the_lock(app: Flask, admin: FlaskClient) -> None:
+    assert "No controller leads." in admin.get("/admin/system").text
+    lock = DatabaseLock(engine())
+    assert lock.hold()
+
+    assert f"The controller on {peers.host_name()} leads" in admin.get("/admin/system").text
+    lock.release()
 
 
 def test_texts_are_english_for_commands() -> None:
