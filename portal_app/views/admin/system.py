@@ -38,7 +38,7 @@ def system() -> str:
     now, settings, name = utc_now(), portal().settings, peers.host_name()
     others = {other.name: other for other in peers.compare(name)}
     found = [Check(one, text(_WHY_DATABASE)) for one in checks.database()]
-    found += [Check(one, text(_WHY_FILES)) for one in checks.secrets(settings, now=now)]
+    found += [Check(one, text(_WHY_FILES)) for one in _files(list(checks.secrets(settings, now=now)))]
     found.append(Check(checks.disk(settings.state_directory), text(_WHY_DISK)))
     with transaction(read_only=True) as db:
         rows = db.execute(select(Node, NodeStatus).join(NodeStatus).order_by(Node.number)).all()
@@ -74,6 +74,15 @@ _WHY_DISK = N_("The portal writes into this directory; when it is full, nothing 
 _WHY_NODES = N_("New connections go to nodes that answer.")
 _WHY_CLOCK = N_("Certificates, sign-ins and the record of who had which address depend on the time.")
 _WHY_REPLICATION = N_("A standby server has everything that was confirmed if the first one is lost.")
+
+
+def _files(found: list[Finding]) -> list[Finding]:
+    """Put those that are as they should be into one."""
+    failed = [one for one in found if not one.passed]
+    if len(failed) == len(found):
+        return failed
+    said = N_("the others are as they should be") if failed else N_("all are as they should be")
+    return [*failed, Finding(True, text(N_("keys and certificates")), text(said))]
 
 
 def _answering(states: list[str]) -> Finding:
