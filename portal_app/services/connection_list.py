@@ -212,7 +212,8 @@ def _order(now_only: bool, by_user: bool) -> tuple[list[Any], list[ColumnElement
     """Return the columns of an order, each with an index, and what it cannot list."""
     if not now_only:
         if by_user:
-            return [folded(User.name), Connection.id], []
+            # As the index of users goes, then that of one user's connections.
+            return [folded(User.name), User.id, Connection.created_at, Connection.id], []
         return [Connection.created_at, Connection.id], []
     key = [VpnSession.node_number, VpnSession.session_id]
     if by_user:

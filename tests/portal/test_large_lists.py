@@ -23,16 +23,15 @@ BIG = {model.__tablename__ for model in (User, Connection, VpnSession, AuditEven
 #: Beside each page as it comes: searches, filters and orders that people use.
 QUERIES = {
     "admin.connections": [
-        "search=user00077",
-        "search=10.61.0.9",
-        "state=all",
-        "sort=user",
-        "protocol=wireguard",
+        "search=user00077", "search=10.61.0.9", "sort=user", "show=all", "show=all&sort=user",
+        "show=all&search=user00077", "protocol=wireguard", "show=all&profile=employees",
     ],
-    "admin.users": ["search=user00077", "sort=added", "state=disabled", "state=active"],
-    "admin.history": ["user=user00077", "from=2026-01-01", "profile=employees"],
-    "admin.audit": ["actor=user00077", "action=signed+in"],
-}
+    "admin.users": [
+        "search=user00077", "sort=added", "sort=added&order=desc", "state=disabled", "state=active",
+    ],
+    "admin.history": ["user=user00077", "from=2026-01-01", "profile=employees", "node=0", "protocol=openvpn"],
+    "admin.audit": ["actor=user00077", "action=signed+in", "object=user00077"],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -99,6 +98,8 @@ def reads_everything(file: str, statement: str, parameters: Any) -> list[str]:
     big = re.compile(rf"\b({'|'.join(BIG)})\b")
     if not big.search(statement):
         return []
+    if "LIMIT" in statement and "ORDER BY" not in statement:
+        return []  # counts up to a bound, and stops there
     whole = [step for step in plan if re.match(rf"SCAN ({'|'.join(BIG)})(?! USING)", step)]
     counted = [
         step
@@ -118,8 +119,8 @@ def test_pages_read_what_they_show(app: Flask, node: AgentServer, settings: Sett
             for query in ["", *QUERIES.get(rule.endpoint, [])]:
                 with statements() as seen:
                     answer = client.get(rule.rule, query_string=query)
-                assert answer.status_code in (200, 303), (rule.rule, query, answer.status_code)
+                assert answer.status_code in (200, 303, 400), (rule.rule, query, answer.status_code)
                 assert len(answer.data) < 300_000, (rule.rule, query)
                 if found := [(s, f) for s, p in seen if (f := reads_everything(file, s, p))]:
                     faults[rule.rule, query] = found
-    assert faults == {}
+    assert faults == {}, "\n".join(f"{page}: {found}" for page, found in faults.items())

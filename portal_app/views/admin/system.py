@@ -114,6 +114,5 @@ def _problem(one: Portal, others: dict[str, Comparison], own_name: str, now: Any
 
 def _alarms(db: Session) -> list[AuditEvent]:
     """Return what the controllers reported last."""
-    last = select(AuditEvent.id).order_by(AuditEvent.id.desc()).limit(LOOKED_THROUGH).subquery()
-    query = select(AuditEvent).join(last, last.c.id == AuditEvent.id).where(AuditEvent.actor == "controller")
-    return list(db.scalars(query.order_by(AuditEvent.id.desc()).limit(MOST_ALARMS)))
+    query = select(AuditEvent).where(AuditEvent.actor == "controller").order_by(AuditEvent.at.desc())
+    return list(db.scalars(query.limit(MOST_ALARMS)))
