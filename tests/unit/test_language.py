@@ -18,7 +18,7 @@ NAMES = {
     *("Windows", "macOS", "Linux", "Android", "iOS"),
     *("UTC", "IPv4", "IPv6", "DNS", "TCP", "UDP"),
     *("CSV", "JSON", "QR", "SHA-256", "CPU", "MTU", "TLS", "ID", "VPN"),
-    *("width=device-width,", "initial-scale=1", "light", "dark"),
+    *("width=device-width", "initial-scale=1", "light", "dark"),
 }  # fmt: skip
 
 
@@ -81,11 +81,11 @@ class _Text(HTMLParser):
         self._silent = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._silent += tag in ("script", "style")
+        self._silent += tag in ("script", "style", "code")
         self.words += [word for name, value in attrs if name in READ_ALOUD for word in (value or "").split()]
 
     def handle_endtag(self, tag: str) -> None:
-        self._silent -= tag in ("script", "style")
+        self._silent -= tag in ("script", "style", "code")
 
     def handle_data(self, data: str) -> None:
         if not self._silent:
