@@ -172,6 +172,10 @@ wheel: .venv/deploy.stamp ## our wheel and the locked ones into .wheels/, as dep
 docs: setup ## write the generated parts of docs/
 	@$(BIN)/python -m vpn_control.variables
 
+.PHONY: screenshots
+screenshots: setup test-packages ## pictures of the main pages into docs/images
+	@$(BIN)/python -m pytest --quiet tests/browser/screenshots.py
+
 .PHONY: translations
 translations: setup ## bring the catalogues of the portal's texts to the state of the sources
 	@$(BIN)/python -m vpn_control.translations

@@ -1,5 +1,7 @@
 """A portal with something on every page, and the list of its pages."""
 
+import math
+from collections.abc import Sequence
 from datetime import timedelta
 
 from flask import Flask
@@ -8,8 +10,9 @@ from sqlalchemy import select
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import Connection, VpnSession
-from portal_app.services import audit
+from portal_app.models import Connection, UsageDay, UsageSample, User, VpnSession
+from portal_app.models.usage import ALL, ALL_NODES
+from portal_app.services import audit, usage
 from tests.portal.app_user import VpnApp, add_user
 from tests.portal.pages import PASSWORD, add_account
 
@@ -33,13 +36,17 @@ NO_PAGES = (
 )
 
 
-def fill(app: Flask) -> None:
-    """Make people who are connected, and one administrator called root."""
+PEOPLE = ("alice", "bob", "Łucja Nowak-Kowalska", "chen.wei", "m.okafor", "s.haugen", "lab-7")
+CLIENTS = {"org.eduvpn.app.windows": 5, "org.eduvpn.app.macos": 3, "org.eduvpn.app.ios": 2, "": 1}
+
+
+def fill(app: Flask, people: Sequence[str] = PEOPLE[:3]) -> None:
+    """Make people who are connected, the third of them no more, and one administrator called root."""
     add_account("root", permissions=["admin"])
     now = utc_now()
-    for number, name in enumerate(("alice", "bob", "Łucja Nowak-Kowalska")):
+    for number, name in enumerate(people):
         user = add_user(name)
-        answer = VpnApp(app, user).authorize().connect()
+        answer = VpnApp(app, user).authorize().connect(prefer_tcp="no")
         assert answer.status_code == 200, answer.text
         with transaction() as db:
             connection = db.scalars(select(Connection).where(Connection.user_id == user.id)).one()
@@ -53,16 +60,53 @@ def fill(app: Flask) -> None:
                     protocol="wireguard",
                     ipv4=connection.ipv4,
                     ipv6=connection.ipv6,
-                    origin="203.0.113.77",
-                    started_at=now - timedelta(hours=number + 1),
+                    origin=f"203.0.113.{70 + number}",
+                    started_at=now - timedelta(minutes=37 * number + 5),
                     ended_at=now if number == 2 else None,
-                    received_bytes=123_456_789,
-                    sent_bytes=9_876,
+                    received_bytes=123_456_789 * (number + 1),
+                    sent_bytes=9_876_543,
                 )
             )
             audit.record(
                 db, "app revoked", actor=name, object="org.eduvpn.app.linux", source="203.0.113.7", now=now
             )
+
+
+def fill_for_pictures(app: Flask) -> dict[str, int]:
+    """As ``fill``, with more people and a week of statistics; return the numbers of some users."""
+    fill(app, PEOPLE)
+    now = utc_now()
+    last = usage.slot_of(now)
+    with transaction() as db:
+        for slot in range(last - 7 * 288, last + 1):
+            moment = usage.time_of(slot)
+            hour = moment.hour + moment.minute / 60
+            busy = 0.25 if moment.weekday() >= 5 else 1.0
+            count = int(8 + 90 * busy * math.exp(-((hour - 13.5) ** 2) / 18) + 4 * math.sin(slot))
+            for profile, share in ((ALL, 1.0), ("employees", 0.7), ("lab", 0.3)):
+                for node in (ALL_NODES, 0):
+                    for protocol in (ALL, "wireguard"):
+                        connections = int(count * share)
+                        db.add(
+                            UsageSample(
+                                profile_id=profile, node_number=node, protocol=protocol, slot=slot,
+                                connections=connections, users=int(connections * 0.85),
+                            )
+                        )  # fmt: skip
+        for back in range(1, 60):
+            day = (now - timedelta(days=back)).date()
+            count = 120 if day.weekday() < 5 else 30
+            for profile in (ALL, "employees"):
+                db.add(
+                    UsageDay(
+                        profile_id=profile, node_number=ALL_NODES, day=day.isoformat(),
+                        users=count - back % 7,
+                        sessions=2 * count, peak_connections=count - 20, peak_users=count - 30,
+                        received_bytes=count * 10**9, sent_bytes=count * 10**8,
+                        clients={client: count * n // 11 for client, n in CLIENTS.items()},
+                    )
+                )  # fmt: skip
+        return {user.name: user.id for user in db.scalars(select(User))}
 
 
 def sign_in(page: Page, name: str) -> None:
