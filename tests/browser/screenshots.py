@@ -3,12 +3,14 @@
 ``make screenshots`` runs this and writes ``docs/images``; it tests nothing.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from flask import Flask
 from playwright.sync_api import Browser
 
+from portal_app.settings import Settings
 from tests.browser.world import fill_for_pictures, sign_in
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import ORIGIN
@@ -28,9 +30,17 @@ SCREENS = [("desk", 1280, 800, "light"), ("desk-dark", 1280, 800, "dark"), ("pho
 
 @pytest.mark.parametrize(("screen", "width", "height", "scheme"), SCREENS)
 def test_pictures(
-    app: Flask, chromium: Browser, node: AgentServer, screen: str, width: int, height: int, scheme: str
+    app: Flask,
+    chromium: Browser,
+    make_nodes: Callable[..., list[AgentServer]],
+    settings: Settings,
+    screen: str,
+    width: int,
+    height: int,
+    scheme: str,
 ) -> None:
-    values = fill_for_pictures(app)
+    make_nodes(3)
+    values = fill_for_pictures(app, settings)
     IMAGES.mkdir(exist_ok=True)
     context = chromium.new_context(
         ignore_https_errors=True,

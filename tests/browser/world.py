@@ -10,10 +10,12 @@ from sqlalchemy import select
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import Connection, UsageDay, UsageSample, User, VpnSession
+from portal_app.models import Connection, Node, PeriodicJob, UsageDay, UsageSample, User, VpnSession
 from portal_app.models.usage import ALL, ALL_NODES
-from portal_app.services import audit, usage
+from portal_app.services import audit, jobs, usage
+from portal_app.settings import Settings
 from tests.portal.app_user import VpnApp, add_user
+from tests.portal.conftest import seen_up
 from tests.portal.pages import PASSWORD, add_account
 
 #: Rules that need a value, with one that ``fill`` made; what is not here is not opened.
@@ -72,7 +74,7 @@ def fill(app: Flask, people: Sequence[str] = PEOPLE[:3]) -> None:
             )
 
 
-def fill_for_pictures(app: Flask) -> dict[str, int]:
+def fill_for_pictures(app: Flask, settings: Settings) -> dict[str, int]:
     """As ``fill``, with more people and a week of statistics; return the numbers of some users."""
     fill(app, PEOPLE)
     now = utc_now()
@@ -106,7 +108,17 @@ def fill_for_pictures(app: Flask) -> dict[str, int]:
                         clients={client: count * n // 11 for client, n in CLIENTS.items()},
                     )
                 )  # fmt: skip
-        return {user.name: user.id for user in db.scalars(select(User))}
+        db.add_all(PeriodicJob(name=name, started_at=now) for name in jobs.intervals(settings))
+        users = {user.name: user.id for user in db.scalars(select(User))}
+        numbers = list(db.scalars(select(Node.number)))
+    for number in numbers:
+        load = 18 + 23 * number
+        info = {
+            "rel_load_average": [load] * 3, "cpu_count": 4, "v": "0.1.0", "node_uptime": 900_000 + number,
+            "w_peer_count": 3 - number, "o_client_count": 0,
+        }  # fmt: skip
+        seen_up(number, now, info=info, reconciled_at=now)
+    return users
 
 
 def sign_in(page: Page, name: str) -> None:
