@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> Flask:
     from portal_app.oauth import bearer, clients
     from portal_app.oauth import views as oauth_views
     from portal_app.services.pki import Signer
-    from portal_app.views import account, admin, api_v3, health
+    from portal_app.views import account, admin, admin_api, api_v3, health
     from portal_app.views import language as language_view
 
     app = _App(__name__)
@@ -85,6 +85,14 @@ def create_app(settings: Settings) -> Flask:
     bearer.init_app(app)
     login.init_app(app)
     headers.init_app(app)
-    for blueprint in (oauth_views.bp, api_v3.bp, health.bp, account.bp, admin.bp, language_view.bp):
+    for blueprint in (
+        oauth_views.bp,
+        api_v3.bp,
+        admin_api.bp,
+        health.bp,
+        account.bp,
+        admin.bp,
+        language_view.bp,
+    ):
         app.register_blueprint(blueprint)
     return app

@@ -9,11 +9,13 @@ from portal_app.models.node import Node, NodeStatus, Offer
 from portal_app.models.portal import Portal
 from portal_app.models.profile import Deployment, Profile
 from portal_app.models.session import AddressUse, VpnSession
+from portal_app.models.token import ApiToken, IdempotentCall
 from portal_app.models.user import BrowserSession, LocalAccount, OneTimeLink, Throttle, User
 
 __all__ = [
     "AccessToken",
     "AddressUse",
+    "ApiToken",
     "AuditEvent",
     "Authorization",
     "AuthorizationCode",
@@ -22,6 +24,7 @@ __all__ = [
     "Connection",
     "Deployment",
     "FreeAddress",
+    "IdempotentCall",
     "LocalAccount",
     "Node",
     "NodeStatus",

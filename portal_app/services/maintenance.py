@@ -3,9 +3,10 @@
 Tunnels that are open stay until their users leave or the operator cuts them (reliability.md R63).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
@@ -44,6 +45,8 @@ def switch(
     node: Node,
     *,
     on: bool,
+    actor: str = "cli",
+    source: str | None = None,
     now: datetime,
     notice: str | None = None,
     cut_at: datetime | None = None,
@@ -54,11 +57,14 @@ def switch(
     NodeUnreachable when the node does not answer: its own word counts, so nothing was changed.
     """
     agents.set_maintenance(node, on)
-    _write_down(node, on=on, now=now, notice=notice if on else None, cut_at=cut_at if on else None)
+    told = {"notice": notice if on else None, "cut_at": cut_at if on else None}
+    _write_down(node, on, told, actor, source, now)
 
 
 @retried
-def _write_down(node: Node, *, on: bool, now: datetime, notice: str | None, cut_at: datetime | None) -> None:
+def _write_down(
+    node: Node, on: bool, told: Mapping[str, Any], actor: str, source: str | None, now: datetime
+) -> None:
     with transaction() as db:
         # Not only at the controller's next round: no connect may choose it after this returns (R63), and one
         # that has chosen it looks again under this lock.
@@ -66,17 +72,18 @@ def _write_down(node: Node, *, on: bool, now: datetime, notice: str | None, cut_
         db.execute(
             update(NodeStatus)
             .where(NodeStatus.node_number == node.number)
-            .values(maintenance_mode=on, notice=notice, cut_at=cut_at)
+            .values(maintenance_mode=on, **told)
         )
         audit.record(
             db,
             "node.maintenance",
-            actor="cli",
+            actor=actor,
             object=node.name,
+            source=source,
             now=now,
             state="on" if on else "off",
-            notice=notice,
-            cut_at=cut_at and cut_at.isoformat(),
+            notice=told["notice"],
+            cut_at=told["cut_at"] and told["cut_at"].isoformat(),
         )
 
 
@@ -97,7 +104,7 @@ def occupants(agents: "Agents", node: Node) -> Occupants:
     return Occupants(tuple(sorted(names)), len(active))
 
 
-def cut(agents: "Agents", node: Node, *, downloads: bool, now: datetime) -> int:
+def cut(agents: "Agents", node: Node, *, downloads: bool, actor: str = "cli", now: datetime) -> int:
     """End a node's connections and return how many there were.
 
     Apps ask for a new one when they connect again. Configurations that people downloaded stay unless
@@ -105,21 +112,21 @@ def cut(agents: "Agents", node: Node, *, downloads: bool, now: datetime) -> int:
     """
     done = 0
     # Some of those found may have ended by themselves: only when none is found it is over.
-    while (ended := _cut_some(node, downloads, now)) is not None:
+    while (ended := _cut_some(node, downloads, actor, now)) is not None:
         connections.tell(ended, agents=agents)
         done += len(ended)
     return done
 
 
 @retried
-def _cut_some(node: Node, downloads: bool, now: datetime) -> list[connections.Ended] | None:
+def _cut_some(node: Node, downloads: bool, actor: str, now: datetime) -> list[connections.Ended] | None:
     with transaction() as db:
         ids = db.scalars(select(Connection.id).where(*_to_cut(node, downloads)).limit(_BATCH)).all()
         if not ids:
             return None
         ended = connections.end(db, Connection.id.in_(ids), reason="drained", now=now)
         if ended:
-            audit.record(db, "node.drain", actor="cli", object=node.name, now=now, cut=len(ended))
+            audit.record(db, "node.drain", actor=actor, object=node.name, now=now, cut=len(ended))
         return ended
 
 
