@@ -71,3 +71,12 @@ class Script:
 def of_user(name: str, rest: str = "") -> str:
     """Return the path of a user, whose name may hold anything."""
     return f"/users/{quote(name, safe='')}{rest}"
+
+
+def configured(script: Script, name: str = "alice", **body: Any) -> dict[str, Any]:
+    """Return a new configuration of a user, as it was answered."""
+    wanted = {"profile_id": "employees", "protocol": "wireguard"} | body
+    answer = script.post(of_user(name, "/configurations"), wanted)
+    assert answer.status_code == 201, answer.text
+    found: dict[str, Any] = answer.json
+    return found
