@@ -1102,6 +1102,7 @@ def test_method_that_is_none_is_refused_with_those_that_are(script: Script) -> N
 def test_path_that_nginx_reads_as_another_one_means_nothing(script: Script, path: str) -> None:
     """It lets in by the path without dots, and hands over the one with them."""
     assert script.get(path).status_code == 404
+    assert script.http.get(API + path).status_code == 404
 
 
 @only_one_database

@@ -60,6 +60,7 @@ def answer_insufficient_scope(error: InsufficientScope) -> Response:
 
 def _view(operation: Operation) -> Callable[..., Response]:
     def view(**path: str) -> Response:
+        _refuse_dots()
         caller = _caller(operation)
         call = Call(
             caller=caller,
@@ -85,14 +86,16 @@ def _caller(operation: Operation) -> Caller:
     return caller
 
 
-def _path(values: dict[str, str]) -> dict[str, Any]:
-    """Return the parameters of the path; what cannot be the name of anything is not found.
-
-    nginx takes dots out of a path before it looks whom it lets in, and hands over the path with them: no such
-    path means anything here.
+def _refuse_dots() -> None:
+    """nginx takes dots out of a path before it looks whom it lets in, and hands over the path with them: no
+    such path means anything here.
     """
     if any(part in (".", "..") for part in request.path.split("/")):
         raise NotFound("no path has a segment of dots")
+
+
+def _path(values: dict[str, str]) -> dict[str, Any]:
+    """Return the parameters of the path; what cannot be the name of anything is not found."""
     try:
         return {name: schema.from_query(document.PATH[name], value, name) for name, value in values.items()}
     except BadRequest as error:
