@@ -68,7 +68,7 @@ def device(app, file, make_nodes):
     device.tokens = VpnApp(app, add_user("bob")).authorize().tokens
     assert device.connect().status_code == 200
     key = {"headers": {"Idempotency-Key": "k"}}
-    assert Script(app).post("/users", {"name": "carol"}, **key).status_code == 201
+    assert Script(app).patch("/users/alice", {"disabled": False}, **key).status_code == 200
     return device
 
 
