@@ -49,7 +49,7 @@ LONGEST_NEXT = 8192
 LONGEST_COOKIE = 100
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 #: Blueprints and endpoints that never look at a cookie: nothing can be done there in somebody's name.
-_WITHOUT_COOKIES = {"api_v3", "health", "oauth.token", "oauth.revoke"}
+_WITHOUT_COOKIES = {"api_v3", "admin_api", "health", "oauth.token", "oauth.revoke"}
 
 
 class AccountDisabled(Forbidden):

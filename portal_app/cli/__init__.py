@@ -19,6 +19,7 @@ from portal_app.settings import DEFAULT_FILE, Settings
 #: command with ``as_root`` set keeps root, every other gives it up before it opens anything.
 GROUPS = (
     "user",
+    "token",
     "plan",
     "node",
     "status",

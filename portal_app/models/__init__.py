@@ -9,12 +9,14 @@ from portal_app.models.node import Node, NodeStatus, Offer
 from portal_app.models.portal import Portal
 from portal_app.models.profile import Deployment, Profile
 from portal_app.models.session import AddressUse, VpnSession
+from portal_app.models.token import ApiToken, IdempotentCall
 from portal_app.models.usage import UsageDay, UsageSample
 from portal_app.models.user import BrowserSession, LocalAccount, OneTimeLink, Throttle, User
 
 __all__ = [
     "AccessToken",
     "AddressUse",
+    "ApiToken",
     "AuditEvent",
     "Authorization",
     "AuthorizationCode",
@@ -23,6 +25,7 @@ __all__ = [
     "Connection",
     "Deployment",
     "FreeAddress",
+    "IdempotentCall",
     "LocalAccount",
     "Node",
     "NodeStatus",

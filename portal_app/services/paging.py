@@ -16,7 +16,8 @@ from sqlalchemy import tuple_
 from sqlalchemy.orm import Session
 
 PAGE_SIZE = 50
-_LONGEST_CURSOR = 800
+#: A name of 255 characters, each of four bytes, and some more.
+LONGEST_CURSOR = 1600
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,21 @@ def read(
     return Page(rows, places[0] if comes_before else None, places[-1] if comes_after else None)
 
 
+def is_cursor(cursor: str, order: Order) -> bool:
+    """Tell whether a cursor is one of lists in this order."""
+    return _values(cursor, list(order.columns)) is not None
+
+
 def _cursor(values: Sequence[Any]) -> str:
     plain = [
         {"t": value.astimezone(UTC).isoformat()} if isinstance(value, datetime) else value for value in values
     ]
-    return base64.urlsafe_b64encode(json.dumps(plain, separators=(",", ":")).encode()).decode().rstrip("=")
+    said = json.dumps(plain, separators=(",", ":"), ensure_ascii=False)
+    return base64.urlsafe_b64encode(said.encode()).decode().rstrip("=")
 
 
 def _values(cursor: str, columns: Sequence[Any]) -> list[Any] | None:
-    if not cursor or len(cursor) > _LONGEST_CURSOR:
+    if not cursor or len(cursor) > LONGEST_CURSOR:
         return None
     try:
         plain = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))

@@ -10,15 +10,17 @@ from portal_app.db import retried, transaction
 from portal_app.models import (
     AccessToken,
     AddressUse,
+    ApiToken,
     AuditEvent,
     Base,
     BrowserSession,
+    IdempotentCall,
     OneTimeLink,
     Throttle,
     UsageSample,
     VpnSession,
 )
-from portal_app.services import usage
+from portal_app.services import idempotency, usage
 
 #: Rows per transaction, so that no user waits for housekeeping (R27).
 _BATCH = 1000
@@ -39,6 +41,12 @@ def prune(*, retention: timedelta, now: datetime) -> dict[str, int]:
         (AccessToken, [AccessToken.token_hash], AccessToken.expires_at <= now),
         (BrowserSession, [BrowserSession.token_hash], BrowserSession.expires_at <= now),
         (OneTimeLink, [OneTimeLink.token_hash], OneTimeLink.expires_at <= now),
+        (
+            IdempotentCall,
+            [IdempotentCall.token_id, IdempotentCall.key],
+            IdempotentCall.created_at <= now - idempotency.KEPT,
+        ),
+        (ApiToken, [ApiToken.id], ApiToken.expires_at <= now - AUDIT),
         (Throttle, [Throttle.bucket], Throttle.updated_at <= now - _THROTTLES),
         (VpnSession, [VpnSession.node_number, VpnSession.session_id], VpnSession.ended_at <= before),
         (AddressUse, [AddressUse.id], AddressUse.ended_at <= before),

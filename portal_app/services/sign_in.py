@@ -13,7 +13,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from ipaddress import IPv6Address, ip_address, ip_network
 
 from portal_app import events
 from portal_app.db import retried, transaction
@@ -177,23 +176,12 @@ def _buckets(name: str, source: str | None, known: KnownBrowser | None) -> list[
     if known is not None:
         return [PER_KNOWN_BROWSER.bucket(known.browser_id)]
     account = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32]
-    network = _network(source)
+    network = throttles.network(source)
     return [
         PER_ACCOUNT_AND_SOURCE.bucket(f"{account} {network}"),
         PER_SOURCE.bucket(network),
         PER_ACCOUNT.bucket(account),
     ]
-
-
-def _network(source: str | None) -> str:
-    """Return the address, or the /64 of an IPv6 address: one customer has all of its addresses."""
-    try:
-        address = ip_address(source or "")
-    except ValueError:
-        return "unknown"
-    if isinstance(address, IPv6Address):
-        return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
-    return str(address)
 
 
 def _refuse(name: str | None, source: str | None, wait: float) -> None:

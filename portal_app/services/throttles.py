@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -71,6 +72,17 @@ def give_back(db: Session, buckets: Sequence[Bucket], *, now: datetime) -> None:
     for bucket in sorted(buckets, key=lambda bucket: bucket.name):
         row = rows.get(bucket.name)
         _store(db, bucket, min(bucket.limit.burst, bucket.tokens(row, now) + 1), row, now)
+
+
+def network(source: str | None) -> str:
+    """Return the address, or the /64 of an IPv6 address: one customer has all of its addresses."""
+    try:
+        address = ip_address(source or "")
+    except ValueError:
+        return "unknown"
+    if isinstance(address, IPv6Address):
+        return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
+    return str(address)
 
 
 def _rows(db: Session, buckets: Sequence[Bucket], *, lock: bool) -> dict[str, Throttle]:

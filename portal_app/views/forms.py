@@ -8,6 +8,7 @@ from urllib.parse import quote, urlencode
 from flask import current_app, request, url_for
 
 from portal_app.errors import N_, BadRequest
+from portal_app.services import paging
 
 LONGEST_NAME, LONGEST_PASSWORD, LONGEST_DISPLAY_NAME = 255, 1024, 64
 
@@ -41,6 +42,11 @@ def display_name() -> str:
 def query(name: str, longest: int = LONGEST_NAME) -> str:
     """Return a value of the address, cut to a length; what is not there is empty."""
     return request.args.get(name, "").strip()[:longest].replace("\0", "")
+
+
+def cursor(name: str) -> str:
+    """Return the place in a list that the address names (``services/paging.py``)."""
+    return query(name, paging.LONGEST_CURSOR + 1)
 
 
 def chosen(name: str, choices: Collection[str], default: str = "") -> str:

@@ -95,6 +95,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"vpn_trusted_proxies": ["lb.example.org"]},
         "vpn_trusted_proxies: lb.example.org: no address and no network",
     ),
+    "script host that is a name": (
+        {"web_frontend_admin_api_sources": ["scripts.example.org"]},
+        "web_frontend_admin_api_sources: scripts.example.org: no address and no network",
+    ),
     "everybody is a load balancer": (
         {"vpn_trusted_proxies": ["0.0.0.0/0"]},
         "vpn_trusted_proxies: a network of /0 is everybody",

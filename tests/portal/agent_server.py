@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.portal.certificates import Deployment, Pair
 from vpn_core.errors import MessageError
-from vpn_core.messages import Admit, Connection, Cut, NodeInfo, Usage
+from vpn_core.messages import Admit, Connection, Cut, NodeInfo, Usage, WantedSet
 from vpn_core.plan import AGENT_PORT
 
 WIREGUARD_KEY = "3kQ0tq0mNqT3o7WcYf1YkYc0bK6q0oVQm8H6r7mX0Es="
@@ -83,6 +83,12 @@ class AgentServer:
         self.maintenance = body["on"]
         return 204, None
 
+    def put_set(self, body: Any) -> tuple[int, Any]:
+        wanted = {c.connection_id: c for c in WantedSet.parse(body).connections}
+        with self.lock:
+            had, self.connections = self.connections.keys(), wanted
+        return 200, {"added": len(wanted.keys() - had), "removed": len(had - wanted.keys())}
+
     def usage(self, only: list[str] | None = None) -> dict[str, Any]:
         """What is connected: the ids in ``active``, while they are admitted; ``used`` says more of some."""
         with self.lock:
@@ -137,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         agent = self.server.agent
         if self.path == "/n/maintenance":
             self._serve("PUT", lambda: agent.set_maintenance(self._body()))
+        elif self.path == "/n/connections":
+            self._serve("PUT", lambda: agent.put_set(self._body()))
         else:
             self._serve("PUT", lambda: agent.admit(self._id, self._body()))
 

@@ -19,6 +19,7 @@ from portal_app.models import AddressUse, Authorization, User, VpnSession
 from portal_app.settings import Settings
 from tests.portal.app_user import HOST, HttpsClient, VpnApp, add_user
 from tests.portal.commands import PROGRAM, run_vpn_portal, write_settings
+from tests.portal.scripts import Script
 from tests.portal.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"])
@@ -66,6 +67,8 @@ def device(app, file, make_nodes):
     assert device.refresh().status_code == 200
     device.tokens = VpnApp(app, add_user("bob")).authorize().tokens
     assert device.connect().status_code == 200
+    key = {"headers": {"Idempotency-Key": "k"}}
+    assert Script(app).patch("/users/alice", {"disabled": False}, **key).status_code == 200
     return device
 
 

@@ -165,7 +165,7 @@ def test_one_customer_with_many_ipv6_addresses_is_one_source(client: FlaskClient
     ],
 )
 def test_a_source_is_an_address_or_a_customers_network(source: str | None, network: str) -> None:
-    assert sign_in._network(source) == network
+    assert throttles.network(source) == network
 
 
 def test_many_names_from_one_address_are_bounded(client: FlaskClient) -> None:

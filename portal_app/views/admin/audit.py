@@ -28,7 +28,7 @@ def audit() -> tuple[str, int]:
     with transaction(read_only=True) as db:
         try:
             page = service.page(
-                db, _filter(asked), before=forms.query("before", 999), after=forms.query("after", 999)
+                db, _filter(asked), before=forms.cursor("before"), after=forms.cursor("after")
             )
         except BadRequest as error:
             problem = said(error)

@@ -41,8 +41,8 @@ def connections() -> str:
             wanted,
             by_user=sort == "user",
             descending=descending,
-            before=forms.query("before", 999),
-            after=forms.query("after", 999),
+            before=forms.cursor("before"),
+            after=forms.cursor("after"),
         )
         profiles = db.execute(select(Profile.profile_id, Profile.display_name).order_by(Profile.position))
         choices = {

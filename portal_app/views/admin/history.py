@@ -36,7 +36,7 @@ def history() -> tuple[str, int]:
         try:
             wanted = _filter(asked)
             page = service.page(
-                db, wanted, before=forms.query("before", 999), after=forms.query("after", 999)
+                db, wanted, before=forms.cursor("before"), after=forms.cursor("after")
             )
         except BadRequest as error:
             problem = said(error)

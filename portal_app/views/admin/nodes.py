@@ -96,8 +96,8 @@ def nodes() -> str:
             db,
             select(Node.number),
             paging.Order([Node.number]),
-            before=forms.query("before", 999),
-            after=forms.query("after", 999),
+            before=forms.cursor("before"),
+            after=forms.cursor("after"),
         )
         views = _views(db, [number for (number,) in page.rows])
     return render_template("admin/nodes.html", nodes=views, page=page)

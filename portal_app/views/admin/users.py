@@ -39,8 +39,8 @@ def users_list() -> str:
             state=state,
             by_time=sort == "added",
             descending=descending,
-            before=forms.query("before", 999),
-            after=forms.query("after", 999),
+            before=forms.cursor("before"),
+            after=forms.cursor("after"),
         )
     return render_template(
         "admin/users.html",
