@@ -192,7 +192,9 @@ def _sheet(node: NodeReport, used: NodeOccupancy, held: Held) -> str:
         ("up for", _span(node.uptime_seconds)),
         (
             "load",
-            "unknown" if node.load_percent is None else f"{node.load_percent} % of {node.cpu_count} CPU",
+            "unknown"
+            if node.load_percent is None
+            else f"{node.load_percent} %: work for {node.wanted_cpus:.1f} CPU, it has {node.cpu_count}",
         ),
         ("certificate", _certificate(node)),
         ("connections", f"{node.connections}, {node.active} active"),
