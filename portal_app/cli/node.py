@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -19,7 +19,7 @@ from portal_app.db import transaction
 from portal_app.errors import NodeUnreachable, PortalError
 from portal_app.models import Node
 from portal_app.services import identity, maintenance, occupancy, reconciliation, statistics
-from portal_app.services.maintenance import Occupants
+from portal_app.services.maintenance import Held, Occupants
 from portal_app.services.occupancy import NodeOccupancy
 from portal_app.services.statistics import NodeReport
 from portal_app.settings import Settings
@@ -71,8 +71,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description=(
             "Sets maintenance, then waits until fewer than N users are connected or the time is up. With"
             " --cut those who are left are cut then; the portal tells them when that will be, and their apps"
-            " get another node at their next connect. Exit status 4: time is up, people are still connected,"
-            " nothing was cut. Ctrl-C ends the waiting; maintenance stays on."
+            " get another node at their next connect. Downloaded configurations, and tunnels that are open"
+            " with them, stay unless --downloads ends them as well. Exit status 4: people are still"
+            " connected. Ctrl-C ends the waiting; maintenance stays on."
         ),
     )
     drain.add_argument("name")
@@ -170,12 +171,14 @@ def run_show(arguments: argparse.Namespace, _settings: Settings) -> int:
     with transaction(read_only=True) as db:
         report = next(r for r in statistics.nodes(db, now=utc_now()) if r.number == node.number)
         used = next(o for o in occupancy.nodes(db) if o.number == node.number)
+        held = maintenance.held_downloads(db, node.number)
     data = asdict(report) | {key: asdict(used)[key] for key in ("shares", "processes")}
-    _print(arguments, data, lambda: _sheet(report, used))
+    data["downloads"] = asdict(held)
+    _print(arguments, data, lambda: _sheet(report, used, held))
     return 0
 
 
-def _sheet(node: NodeReport, used: NodeOccupancy) -> str:
+def _sheet(node: NodeReport, used: NodeOccupancy, held: Held) -> str:
     def moment(at: Any) -> str:
         return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "never"
 
@@ -189,10 +192,13 @@ def _sheet(node: NodeReport, used: NodeOccupancy) -> str:
         ("up for", _span(node.uptime_seconds)),
         (
             "load",
-            "unknown" if node.load_percent is None else f"{node.load_percent} % of {node.cpu_count} CPU",
+            "unknown"
+            if node.load_percent is None
+            else f"{node.load_percent} %: work for {node.wanted_cpus:.1f} CPU, it has {node.cpu_count}",
         ),
         ("certificate", _certificate(node)),
         ("connections", f"{node.connections}, {node.active} active"),
+        ("downloads", f"{held.connections}" + (f", of {', '.join(held.users)}" if held.users else "")),
         *(("remark", text) for text in node.remarks),
     ]
     width = max(len(name) for name, _ in facts)
@@ -240,30 +246,70 @@ def run_drain(arguments: argparse.Namespace, settings: Settings) -> int:
         raise PortalError("--downloads: only with --cut")
     node, agents, now = _node(arguments.name), Agents(settings), utc_now()
     cut_at = now + arguments.within if arguments.cut else None
-    maintenance.switch(agents, node, on=True, actor="cli", now=now, notice=arguments.notice, cut_at=cut_at)
+    maintenance.switch(
+        agents,
+        node,
+        on=True,
+        actor="cli",
+        now=now,
+        notice=arguments.notice,
+        cut_at=cut_at,
+        ends_downloads=arguments.downloads,
+    )
     _say(f"{node.name}: takes no new connections")
     left = _wait_until_few(agents, node, arguments.below, arguments.within.total_seconds())
     cut = 0
     if arguments.cut:
         cut = maintenance.cut(agents, node, downloads=arguments.downloads, actor="cli", now=utc_now())
-    data = {"node": node.name, "users": [] if arguments.cut else list(left.users), "cut": cut}
-    if arguments.cut:
-        _print(arguments, data, lambda: f"{node.name}: drained, {cut} connections ended")
-        return 0
+        # Downloads stay unless --downloads says otherwise, and so do their tunnels.
+        left = _ask(agents, node)
     few = len(left.users) < arguments.below
-    again = "" if few else "; to end their connections, repeat with --cut"
-    _print(arguments, data, lambda: f"{node.name}: in maintenance, {_said(left)}{again}")
+    data = {
+        "node": node.name,
+        "users": list(left.users),
+        "cut": cut,
+        "downloads": {"connections": left.downloads, "users": list(left.holders)},
+    }
+    _print(arguments, data, lambda: _came_of_it(node.name, left, cut if arguments.cut else None, few))
     return 0 if few else STILL_OCCUPIED
+
+
+def _came_of_it(name: str, left: Occupants, cut: int | None, few: bool) -> str:
+    """Return what a drain did and who is left, and where these are too many the ways out."""
+    if cut is None:
+        said, way = f"in maintenance, {_said(left)}", "--cut"
+    else:
+        said, way = f"in maintenance, {_counted(cut, 'connection')} ended", "--cut --downloads"
+        if left.users:
+            said += f"; {_still_connected(left)}"
+    if few:
+        return f"{name}: {said}"
+    return (
+        f"{name}: {said}; to end their connections, repeat with {way}; to wait, with --within 2h;"
+        f" or let it serve again: vpn-portal node maintenance {name} off"
+    )
+
+
+def _still_connected(left: Occupants) -> str:
+    if set(left.users) <= set(left.holders):
+        return (
+            f"{_counted(left.downloads, 'downloaded configuration')} still connected ({_names(left.users)})"
+        )
+    return _said(left)
+
+
+def _ask(agents: Agents, node: Node) -> Occupants:
+    try:
+        return maintenance.occupants(agents, node)
+    except NodeUnreachable as error:
+        raise PortalError(f"{error}; it is in maintenance, who is connected is unknown") from error
 
 
 def _wait_until_few(agents: Agents, node: Node, below: int, seconds: float) -> Occupants:
     """Ask the node until fewer than ``below`` users are connected or the time is up."""
     ends_at, said = time.monotonic() + seconds, None
     while True:
-        try:
-            found = maintenance.occupants(agents, node)
-        except NodeUnreachable as error:
-            raise PortalError(f"{error}; it is in maintenance, who is connected is unknown") from error
+        found = _ask(agents, node)
         if found != said and len(found.users) >= below:
             _say(f"{node.name}: {_said(found)}")
         said, left = found, ends_at - time.monotonic()
@@ -276,9 +322,23 @@ def _said(found: Occupants) -> str:
     """Return who is connected, in words."""
     if not found.users:
         return "nobody is connected"
-    more = f" and {len(found.users) - _MOST_NAMES} more" if len(found.users) > _MOST_NAMES else ""
     count = f"{len(found.users)} user{'s are' if len(found.users) > 1 else ' is'} connected"
-    return f"{count}: {', '.join(found.users[:_MOST_NAMES])}{more}"
+    return f"{count}: {_names(found.users)}"
+
+
+def _names(users: Sequence[str]) -> str:
+    """Return the first of them, and how many more there are."""
+    more = f" and {len(users) - _MOST_NAMES} more" if len(users) > _MOST_NAMES else ""
+    return f"{', '.join(users[:_MOST_NAMES])}{more}"
+
+
+def _counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> _counted(1, "connection"), _counted(0, "connection")
+    ('1 connection', '0 connections')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.errors import PortalError
 from portal_app.models import Deployment
-from portal_app.services import connections, plan, plan_file
+from portal_app.services import connections, leaving, plan, plan_file
 from portal_app.settings import Settings
 
 DEFAULT_FILE = Path("/etc/causeway/portal/plan.json")
@@ -46,9 +46,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run_apply(arguments: argparse.Namespace, settings: Settings) -> int:
     wanted = plan_file.load(arguments.file)
-    outcome = plan.apply(wanted, now=utc_now(), dry_run=arguments.dry_run, renumber=arguments.renumber)
-    if outcome.ended and not arguments.dry_run:
-        connections.tell(list(outcome.ended), agents=Agents(settings))
+    if arguments.dry_run:
+        outcome = plan.apply(wanted, now=utc_now(), dry_run=True, renumber=arguments.renumber)
+    else:
+        outcome = _apply(wanted, settings, renumber=arguments.renumber)
     if arguments.json:
         print(
             json.dumps(
@@ -69,6 +70,21 @@ def run_apply(arguments: argparse.Namespace, settings: Settings) -> int:
     for change in outcome.changes:
         print(f"  {change}")
     return 0
+
+
+def _apply(wanted: plan_file.PlanFile, settings: Settings, *, renumber: bool) -> plan.Outcome:
+    """Apply a plan, and take leave of nodes that go with it; returns all that both have ended."""
+    agents = Agents(settings)
+    foreseen = None
+    if going := plan.going(wanted):
+        # A plan that is refused ends nobody.
+        foreseen = plan.apply(wanted, now=utc_now(), dry_run=True, renumber=renumber)
+        for node in going:
+            leaving.take_leave(agents, node, log_origins=settings.log_origins, now=utc_now)
+    outcome = plan.apply(wanted, now=utc_now(), renumber=renumber)
+    if outcome.ended:
+        connections.tell(list(outcome.ended), agents=agents)
+    return foreseen or outcome
 
 
 def run_show(arguments: argparse.Namespace, _settings: Settings) -> int:

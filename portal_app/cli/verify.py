@@ -32,8 +32,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description=(
             "Makes a temporary account, signs in, approves, and for each profile and protocol connects from a"
             " network namespace, pings the gateway at full MTU, resolves a name where DNS is set, and"
-            " disconnects; where there are several nodes, each of them once over each protocol. A node in"
-            " maintenance is left out. Leaves nothing. Exit status 0 only if every line passed."
+            " disconnects, on nodes that the portal chooses. Where there are several nodes, each of them is"
+            " proved for each of its profiles, once, and over each protocol. A node in maintenance is left"
+            " out. Leaves nothing. Exit status 0 only if every line passed."
         ),
     )
     parser.add_argument(

@@ -13,7 +13,16 @@ from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import Authorization, AuthorizationCode, Connection, Node, NodeStatus, PeriodicJob
 from portal_app.oauth import clients
-from portal_app.services import allowed, authorizations, connections, fullness, maintenance, retention, usage
+from portal_app.services import (
+    allowed,
+    authorizations,
+    connections,
+    fullness,
+    leaving,
+    maintenance,
+    retention,
+    usage,
+)
 from portal_app.services.jobs import intervals
 from portal_app.settings import Settings
 from vpn_core.messages import WIREGUARD, Usage
@@ -194,6 +203,8 @@ def prune(keep: timedelta, now: datetime) -> None:
     """Forget what is over, and consents whose code no app ever redeemed."""
     while _end_abandoned(now):
         pass  # No tokens were given out, so there is no connection and no node to tell.
+    if closed := leaving.close_forgotten(now):
+        log("forgotten_sessions_closed", rows=closed)
     gone = retention.prune(retention=keep, now=now)
     if gone:
         log("pruned", **gone)

@@ -26,7 +26,8 @@ class NodeStatus(Base):
     ``suspect_until`` is set by a connect that got no answer; ``journal_id`` and ``journal_sequence`` move in
     the same transaction as the effect of the events, so each counts exactly once. ``issued_public_key`` is
     the key that configurations name, also while the node has none. ``notice`` and ``cut_at`` are what users
-    of a node in maintenance are told. ``cuts_downloads`` is set while the controller is to cut them at
+    of a node in maintenance are told, and ``ends_downloads`` whether that cut ends downloaded configurations,
+    too. ``cuts_downloads`` is set while the controller is to cut them at
     ``cut_at``: with downloaded configurations or without; a command that drains does so itself.
     """
 
@@ -49,6 +50,7 @@ class NodeStatus(Base):
     notice: Mapped[str | None] = mapped_column(Text)
     cut_at: Mapped[datetime | None]
     cuts_downloads: Mapped[bool | None]
+    ends_downloads: Mapped[bool | None]
     issued_public_key: Mapped[str | None] = mapped_column(String(44))
 
 

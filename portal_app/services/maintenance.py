@@ -3,6 +3,7 @@
 Tunnels that are open stay until their users leave or the operator cuts them (reliability.md R63).
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,7 @@ from portal_app.models import Connection, Node, NodeStatus, User
 from portal_app.services import audit, connections, nodes
 
 if TYPE_CHECKING:
-    from portal_app.agents import Agents
+    from portal_app.agents import Agents, NodeAddress
 
 #: Connections that one transaction ends.
 _BATCH = 200
@@ -26,19 +27,38 @@ _CHUNK = 500
 
 @dataclass(frozen=True)
 class Occupants:
-    """Who has an open tunnel to a node now: users in alphabetical order, and how many tunnels."""
+    """Who has an open tunnel to a node now: users in alphabetical order, and how many tunnels.
+
+    ``downloads`` are the tunnels of downloaded configurations, ``holders`` their users.
+    """
 
     users: tuple[str, ...]
     tunnels: int
+    downloads: int = 0
+    holders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Held:
+    """Downloaded configurations for a node, connected or not, and their users in alphabetical order."""
+
+    connections: int
+    users: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What users of a node in maintenance are told; without ``cut_at`` their tunnels stay."""
+    """What a user of a node in maintenance is told; without ``cut_at`` tunnels stay.
+
+    ``apps`` and ``downloads`` are what this user has there; a cut ends the latter if ``ends_downloads``.
+    """
 
     node: str
     cut_at: datetime | None
     text: str | None
+    apps: bool
+    downloads: bool
+    ends_downloads: bool
 
 
 def switch(
@@ -52,15 +72,25 @@ def switch(
     notice: str | None = None,
     cut_at: datetime | None = None,
     cuts_downloads: bool | None = None,
+    ends_downloads: bool = False,
 ) -> None:
     """Set a node's maintenance mode; when this returns, no connect chooses a node in maintenance.
 
     ``notice`` and ``cut_at`` are shown to users with connections there until maintenance is off. With
-    ``cuts_downloads`` the controller cuts them then (``cut_due``), else the caller does. Raises
-    NodeUnreachable when the node does not answer: its own word counts, so nothing was changed.
+    ``cuts_downloads`` the controller cuts them then (``cut_due``), else the caller does, and says with
+    ``ends_downloads`` whether that is the end of downloaded configurations, too. Raises NodeUnreachable when
+    the node does not answer: its own word counts, so nothing was changed.
     """
     agents.set_maintenance(node, on)
-    told = {"notice": notice, "cut_at": cut_at, "cuts_downloads": cuts_downloads if cut_at else None}
+    told: dict[str, Any] = {
+        "notice": notice,
+        "cut_at": cut_at,
+        "cuts_downloads": None,
+        "ends_downloads": None,
+    }
+    if cut_at:
+        ends = ends_downloads if cuts_downloads is None else cuts_downloads
+        told |= {"cuts_downloads": cuts_downloads, "ends_downloads": ends}
     _write_down(node, on, told if on else dict.fromkeys(told), actor, source, now)
 
 
@@ -97,7 +127,7 @@ def call_off(node: Node, *, actor: str, source: str | None, now: datetime) -> bo
         status = db.get(NodeStatus, node.number, with_for_update=True)
         if status is None or status.cut_at is None:
             return False
-        status.cut_at = status.cuts_downloads = None
+        status.cut_at = status.cuts_downloads = status.ends_downloads = None
         audit.record(db, "node.drain_called_off", actor=actor, object=node.name, source=source, now=now)
         return True
 
@@ -128,28 +158,52 @@ def _is_done(node: Node, cut_at: datetime) -> None:
         db.execute(
             update(NodeStatus)
             .where(NodeStatus.node_number == node.number, NodeStatus.cut_at == cut_at)
-            .values(cut_at=None, cuts_downloads=None)
+            .values(cut_at=None, cuts_downloads=None, ends_downloads=None)
         )
 
 
 def occupants(agents: "Agents", node: Node, *, seconds: float = LONG_CALL_SECONDS) -> Occupants:
     """Ask a node who is connected to it. Raises NodeUnreachable."""
     active = [usage.connection_id for usage in agents.usage(node, seconds=seconds) if usage.active]
-    names: set[str] = set()
+    found: list[tuple[str, int | None]] = []
     with transaction(read_only=True) as db:
         for start in range(0, len(active), _CHUNK):
             ids = active[start : start + _CHUNK]
-            names |= set(
-                db.scalars(
-                    select(User.name)
-                    .join(Connection, Connection.user_id == User.id)
-                    .where(Connection.id.in_(ids), Connection.node_number == node.number)
-                )
+            rows = db.execute(
+                select(User.name, Connection.authorization_id)
+                .join(Connection, Connection.user_id == User.id)
+                .where(Connection.id.in_(ids), Connection.node_number == node.number)
             )
-    return Occupants(tuple(sorted(names)), len(active))
+            found += [(row.name, row.authorization_id) for row in rows]
+    of_downloads = [name for name, authorization in found if authorization is None]
+    return Occupants(
+        tuple(sorted({name for name, _ in found})),
+        len(active),
+        len(of_downloads),
+        tuple(sorted(set(of_downloads))),
+    )
 
 
-def cut(agents: "Agents", node: Node, *, downloads: bool, actor: str, now: datetime) -> int:
+def held_downloads(db: Session, number: int) -> Held:
+    """Return what people downloaded for a node: a removal ends it, a drain only when told to."""
+    names = db.scalars(
+        select(User.name)
+        .join(Connection, Connection.user_id == User.id)
+        .where(Connection.node_number == number, Connection.authorization_id.is_(None))
+        .order_by(User.name)
+    ).all()
+    return Held(len(names), tuple(dict.fromkeys(names)))
+
+
+def cut(
+    agents: "Agents",
+    node: "NodeAddress",
+    *,
+    downloads: bool,
+    actor: str,
+    now: datetime,
+    reason: str = "drained",
+) -> int:
     """End a node's connections and return how many there were.
 
     Apps ask for a new one when they connect again. Configurations that people downloaded stay unless
@@ -157,19 +211,21 @@ def cut(agents: "Agents", node: Node, *, downloads: bool, actor: str, now: datet
     """
     done = 0
     # Some of those found may have ended by themselves: only when none is found it is over.
-    while (ended := _cut_some(node, downloads, actor, now)) is not None:
+    while (ended := _cut_some(node, downloads, actor, reason, now)) is not None:
         connections.tell(ended, agents=agents)
         done += len(ended)
     return done
 
 
 @retried
-def _cut_some(node: Node, downloads: bool, actor: str, now: datetime) -> list[connections.Ended] | None:
+def _cut_some(
+    node: "NodeAddress", downloads: bool, actor: str, reason: str, now: datetime
+) -> list[connections.Ended] | None:
     with transaction() as db:
         ids = db.scalars(select(Connection.id).where(*_to_cut(node, downloads)).limit(_BATCH)).all()
         if not ids:
             return None
-        ended = connections.end(db, Connection.id.in_(ids), reason="drained", now=now)
+        ended = connections.end(db, Connection.id.in_(ids), reason=reason, now=now)
         if ended:
             audit.record(db, "node.drain", actor=actor, object=node.name, now=now, cut=len(ended))
         return ended
@@ -183,21 +239,41 @@ def in_the_way(db: Session, number: int) -> tuple[int, int]:
     return found.get(True, 0), found.get(False, 0)
 
 
-def _to_cut(node: Node, downloads: bool) -> tuple[ColumnElement[bool], ...]:
+def _to_cut(node: "NodeAddress", downloads: bool) -> tuple[ColumnElement[bool], ...]:
     here = Connection.node_number == node.number
     return (here,) if downloads else (here, Connection.authorization_id.is_not(None))
 
 
 def notices(db: Session, user: User) -> list[Notice]:
     """Return what a user with connections on nodes in maintenance should know."""
+    by_app = Connection.authorization_id.is_not(None)
+    held: defaultdict[int, set[bool]] = defaultdict(set)
+    for number, made_by_app in db.execute(
+        select(Connection.node_number, by_app).where(Connection.user_id == user.id).distinct()
+    ):
+        held[number].add(bool(made_by_app))
     rows = db.execute(
-        select(Node.name, NodeStatus.cut_at, NodeStatus.notice)
+        select(
+            Node.number, Node.name, NodeStatus.cut_at, NodeStatus.notice, NodeStatus.ends_downloads,
+            NodeStatus.cuts_downloads,
+        )
         .join(NodeStatus, NodeStatus.node_number == Node.number)
         .where(
             NodeStatus.maintenance_mode.is_(True),
             or_(NodeStatus.cut_at.is_not(None), NodeStatus.notice.is_not(None)),
-            Node.number.in_(select(Connection.node_number).where(Connection.user_id == user.id)),
+            Node.number.in_(held),
         )
         .order_by(Node.name)
-    )
-    return [Notice(row.name, row.cut_at, row.notice) for row in rows]
+    )  # fmt: skip
+    return [
+        Notice(
+            row.name,
+            row.cut_at,
+            row.notice,
+            apps=True in held[row.number],
+            downloads=False in held[row.number],
+            # A portal of the release before writes the latter only.
+            ends_downloads=bool(row.ends_downloads or row.cuts_downloads),
+        )
+        for row in rows
+    ]

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
 from portal_app.models import Connection, Deployment, FreeAddress, Node, NodeStatus, Offer, Profile, User
-from portal_app.services import allowed, audit, connections, nodes
+from portal_app.services import allowed, audit, connections, leaving, nodes
 from portal_app.services.plan_file import NodeEntry, PlanFile, Renumbers
 from vpn_core.messages import OPENVPN, WIREGUARD
 from vpn_core.ranges import client_addresses
@@ -67,6 +67,14 @@ def apply(plan: PlanFile, *, now: datetime, dry_run: bool = False, renumber: boo
     except _DryRunError:
         pass
     return outcome
+
+
+def going(plan: PlanFile) -> list[nodes.NodeRef]:
+    """Return the nodes that are known and that ``plan`` no longer has, by number."""
+    numbers = [node.number for node in plan.nodes]
+    with transaction(read_only=True) as db:
+        found = db.scalars(select(Node).where(Node.number.not_in(numbers)).order_by(Node.number))
+        return [nodes.NodeRef(node.number, node.name, node.agent_address) for node in found]
 
 
 class _Change:
@@ -152,6 +160,7 @@ class _Change:
     def _nodes(self, moved: set[int]) -> None:
         if moved:
             self._end(Connection.node_number.in_(moved), "renumbered", "its node has another number")
+            leaving.close_sessions(self.db, moved, reason="renumbered", now=self.now)
         known = {node.number: node for node in self.db.scalars(select(Node))}
         for entry in self.plan.nodes:
             node = known.get(entry.number)
@@ -187,6 +196,8 @@ class _Change:
         )
         self.db.flush()
         self.db.add(NodeStatus(node_number=entry.number))
+        # Whoever had this number before is not connected to the new one.
+        leaving.close_sessions(self.db, [entry.number], reason=leaving.REMOVED, now=self.now)
         self.changes.append(f"node {entry.name}: added as number {entry.number}")
 
     def _forget_status(self, number: int) -> None:
@@ -271,7 +282,7 @@ class _Change:
             if node.number not in self.names
         }
         for number in gone:
-            self._end(Connection.node_number == number, "node_removed", "its node is gone")
+            self._end(Connection.node_number == number, leaving.REMOVED, "its node is gone")
         for offer in list(self.db.scalars(select(Offer))):
             if (offer.node_number, offer.profile_id) in offered:
                 continue
@@ -287,6 +298,9 @@ class _Change:
         for number, name in gone.items():
             self.db.execute(delete(Node).where(Node.number == number))
             self.changes.append(f"node {name}: removed (number {number})")
+        if gone:
+            # When the node is gone its journal is read no more, by no controller either.
+            leaving.close_sessions(self.db, gone, reason=leaving.REMOVED, now=self.now)
 
     def _end(self, criterion: ColumnElement[bool], reason: str, because: str) -> None:
         held = self.db.execute(

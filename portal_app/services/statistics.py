@@ -43,6 +43,11 @@ class NodeReport:
     certificate_ends: datetime | None
     remarks: tuple[str, ...]
 
+    @property
+    def wanted_cpus(self) -> float:
+        """How many CPU what runs there would keep busy; more than there are is waiting."""
+        return (self.load_percent or 0) * (self.cpu_count or 0) / 100
+
 
 @dataclass(frozen=True)
 class ProfileReport:

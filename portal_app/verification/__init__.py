@@ -7,13 +7,14 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from portal_app.verification import tunnel
 from portal_app.verification.browser import App, Browser, VerificationError
+from vpn_core.messages import OPENVPN, WIREGUARD
 
 WIREGUARD_TYPE = "application/x-wireguard-profile"
 OPENVPN_TYPE = "application/x-openvpn-profile"
@@ -80,24 +81,52 @@ def verify(
 def verify_node(
     done: Verification, node: dict[str, Any], make: Callable[[str, str], str], dns_name: str, *, whole: bool
 ) -> None:
-    """Prove that one node passes traffic: over each protocol once, or with ``whole`` each it serves.
+    """Prove that one node passes traffic for each profile, and over each protocol; with ``whole``, for each
+    profile over each protocol.
 
     ``node`` is its entry in the plan; ``make`` returns a configuration for a profile and protocol there.
     """
-    ways = [(share["profile_id"], "wireguard", ["udp"]) for share in node["wireguard"]]
+    with tunnel.namespace():
+        for way in ways(node, whole=whole):
+            where = f"{node['name']}: {way.profile_id} {way.protocol}"
+            # A configuration of OpenVPN knows every way into the node.
+            config = done.check(f"{where} configuration", partial(make, way.profile_id, way.protocol))
+            for carrier in way.carriers if config else ():
+                prove = partial(_pass_traffic, config, carrier, way.protocol, dns_name)
+                done.check(f"{where}+{carrier}", prove)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One configuration to try, and what it is carried by: udp, tcp."""
+
+    profile_id: str
+    protocol: str
+    carriers: tuple[str, ...]
+
+
+def ways(node: dict[str, Any], *, whole: bool) -> list[Way]:
+    """Return what proves a node: all that it serves, or as few ways as have each profile, and each protocol
+    with each carrier, in them once.
+    """
+    wireguard = {s["profile_id"]: Way(s["profile_id"], WIREGUARD, ("udp",)) for s in node["wireguard"]}
     processes: dict[str, list[str]] = {}
     for process in node["openvpn"]:
         processes.setdefault(process["profile_id"], []).append(process["protocol"])
-    openvpn = [(profile_id, "openvpn", carriers) for profile_id, carriers in processes.items()]
-    if not whole:
-        ways, openvpn = ways[:1], openvpn[:1]
-    with tunnel.namespace():
-        for profile_id, protocol, carriers in ways + openvpn:
-            where = f"{node['name']}: {profile_id} {protocol}"
-            # A configuration of OpenVPN knows every way into the node.
-            config = done.check(f"{where} configuration", partial(make, profile_id, protocol))
-            for carrier in dict.fromkeys(carriers) if config else ():
-                done.check(f"{where}+{carrier}", partial(_pass_traffic, config, carrier, protocol, dns_name))
+    openvpn = {name: Way(name, OPENVPN, tuple(dict.fromkeys(found))) for name, found in processes.items()}
+    if whole:
+        return [*wireguard.values(), *openvpn.values()]
+    chosen: list[Way] = []
+    if wireguard:
+        # The other protocol can take a profile that has both.
+        chosen.append(wireguard[min(wireguard, key=lambda name: name in openvpn)])
+    if openvpn:
+        # As many carriers as there are, and a profile that has no turn yet.
+        tried = {way.profile_id for way in chosen}
+        chosen.append(openvpn[min(openvpn, key=lambda name: (-len(openvpn[name].carriers), name in tried))])
+    tried = {way.profile_id for way in chosen}
+    rest = [way for name, way in (openvpn | wireguard).items() if name not in tried]
+    return chosen + [replace(way, carriers=way.carriers[:1]) for way in rest]
 
 
 def _pass_traffic(config: str, carrier: str, protocol: str, dns_name: str) -> None:

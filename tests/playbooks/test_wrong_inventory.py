@@ -304,3 +304,15 @@ def test_secrets_are_written_once_and_for_their_owner_only(tmp_path):
     assert "changed=0" in second.stdout
     assert vault_file.read_bytes() == before
     assert "PRIVATE KEY" not in first.stdout + first.stderr + second.stdout + second.stderr
+
+
+@pytest.mark.parametrize("playbook", ["drain_node.yml", "remove_node.yml"])
+def test_downloads_are_not_ended_without_the_rest(tmp_path: Path, playbook: str) -> None:
+    hosts = {"portals": {"hosts": {"vpn1": None}}, "nodes": {"hosts": {"vpn1": None, "fra1": None}}}
+    write(tmp_path, VARIABLES, hosts)
+
+    done = play(tmp_path, playbook, "-e", "node=fra1", "-e", "drain_downloads=true")
+
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert "drain_downloads: only with drain_cut; write -e drain_cut=true -e drain_downloads=true" in said

@@ -43,6 +43,15 @@ def test_list_shows_a_node_as_it_was_last_seen(run):
     assert line.split()[:7] == ["node0", "0", "up", "0", "7", "37%", "1.2"]
 
 
+def test_load_is_told_beside_what_the_node_has(run):
+    apply_plan({0: "192.0.2.10"})
+    seen_up(0, info=info(rel_load_average=[178, 20, 10]))
+
+    (line,) = [x for x in run("node", "show", "node0").out.splitlines() if x.startswith("  load ")]
+
+    assert line.split(maxsplit=1)[1] == "178 %: work for 3.6 CPU, it has 2"
+
+
 @pytest.mark.parametrize(
     ("seen", "state"),
     [

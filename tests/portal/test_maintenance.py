@@ -92,7 +92,8 @@ def test_drain_without_cut_says_who_is_left(node, make_app_user, run):
 
     assert done.status == 4
     assert done.out == (
-        "node0: in maintenance, 1 user is connected: alice; to end their connections, repeat with --cut\n"
+        "node0: in maintenance, 1 user is connected: alice; to end their connections, repeat with --cut;"
+        " to wait, with --within 2h; or let it serve again: vpn-portal node maintenance node0 off\n"
     )
     assert connections() == 1
 
@@ -136,7 +137,7 @@ def test_drain_with_cut_ends_what_apps_have_and_keeps_downloads(node, make_app_u
     done = run("node", "drain", "node0", "--cut")
 
     assert done.status == 0
-    assert done.out == "node0: drained, 1 connections ended\n"
+    assert done.out == "node0: in maintenance, 1 connection ended\n"
     assert (connections(), len(node.peers)) == (1, 1)
     with transaction(read_only=True) as session:
         assert "drained" in session.scalars(select(AddressUse.end_reason)).all()
@@ -145,6 +146,88 @@ def test_drain_with_cut_ends_what_apps_have_and_keeps_downloads(node, make_app_u
 
     assert run("node", "drain", "node0", "--cut", "--downloads").status == 0
     assert connections() == 0
+
+
+def test_drain_with_cut_is_no_success_while_downloads_are_connected(node, make_app_user, app, run):
+    """They pass traffic still: whoever takes the host away next must not read that nobody is there."""
+    for name in ("alice", "bob"):
+        user = make_app_user(name)
+        connected(user, node)
+        assert make_configuration(browser(app, user.user), "employees+wireguard+udp").status_code == 200
+    node.active = node.peers
+
+    done = run("node", "drain", "node0", "--cut")
+
+    assert done.status == 4
+    assert done.out == (
+        "node0: in maintenance, 2 connections ended;"
+        " 2 downloaded configurations still connected (alice, bob);"
+        " to end their connections, repeat with --cut --downloads; to wait, with --within 2h;"
+        " or let it serve again: vpn-portal node maintenance node0 off\n"
+    )
+    again = run("node", "drain", "node0", "--cut", "--json")
+    assert again.status == 4
+    assert json.loads(again.out) == {
+        "node": "node0", "users": ["alice", "bob"], "cut": 0,
+        "downloads": {"connections": 2, "users": ["alice", "bob"]},
+    }  # fmt: skip
+    few = run("node", "drain", "node0", "--cut", "--below", "3")
+    assert (few.status, "2 downloaded configurations still connected (alice, bob)\n" in few.out) == (0, True)
+
+    ended = run("node", "drain", "node0", "--cut", "--downloads")
+
+    assert (ended.status, ended.out) == (0, "node0: in maintenance, 2 connections ended\n")
+    assert (connections(), len(node.peers)) == (0, 0)
+
+
+def test_show_names_those_who_downloaded_something_for_a_node(node, make_app_user, app, run):
+    alice, bob = make_app_user("alice"), make_app_user("bob")
+    connected(alice, node)
+    assert make_configuration(browser(app, bob.user), "employees+wireguard+udp").status_code == 200
+
+    data = json.loads(run("node", "show", "node0", "--json").out)
+
+    assert data["downloads"] == {"connections": 1, "users": ["bob"]}
+    assert any(
+        line.split() == ["downloads", "1,", "of", "bob"]
+        for line in run("node", "show", "node0").out.splitlines()
+    )
+
+
+APPS_END, DOWNLOADS_END = "Your connections to this server end at", "downloaded for this server end at"
+DOWNLOADS_STAY = "downloaded for this server stay good"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--cut"], DOWNLOADS_STAY), (["--cut", "--downloads"], DOWNLOADS_END), ([], None)],
+    ids=["keeps", "ends", "cuts nothing"],
+)
+def test_who_has_only_downloads_is_told_what_becomes_of_them(
+    node, make_app_user, app, run, monkeypatch, words, said
+):
+    alice, bob, carol = (make_app_user(name) for name in ("alice", "bob", "carol"))
+    connected(alice, node)
+    for user in (bob, carol):
+        assert make_configuration(browser(app, user.user), "employees+wireguard+udp").status_code == 200
+    connected(carol, node)
+    read: dict[str, str] = {}
+
+    def look(_seconds: float) -> None:
+        read.update({u.user.name: browser(app, u.user).get("/").text for u in (alice, bob, carol)})
+        node.active = set()
+
+    monkeypatch.setattr("portal_app.cli.node.time.sleep", look)
+
+    assert run("node", "drain", "node0", "--within", "1h", *words).status == 0
+
+    def told(name: str) -> set[str]:
+        return {text for text in (APPS_END, DOWNLOADS_END, DOWNLOADS_STAY) if text in read[name]}
+
+    everything = {APPS_END, said} if said else set()
+    assert told("alice") == everything - {said}
+    assert told("bob") == everything - {APPS_END}
+    assert told("carol") == everything
 
 
 def test_users_of_a_drained_node_are_told_when_and_why(node, make_app_user, app, run):

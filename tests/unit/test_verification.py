@@ -3,11 +3,16 @@
 import argparse
 import json
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from portal_app import verification
 from portal_app.cli import verify as cli_verify
+from portal_app.verification import ways
+from portal_app.verification.browser import VerificationError
 from portal_app.verification.tunnel import OWN_MODULE
 
 
@@ -40,3 +45,76 @@ def test_a_failed_proof_names_the_nodes_that_take_nothing(monkeypatch: pytest.Mo
         "node ams2 takes no connections, it is in maintenance: vpn-portal node maintenance ams2 off",
         "node ams3 is down: no answer since 12:00",
     ]
+
+
+def served(name: str, wireguard: list[str], openvpn: dict[str, list[str]]) -> dict[str, Any]:
+    """Return a node's entry in a plan."""
+    return {
+        "name": name,
+        "wireguard": [{"profile_id": profile} for profile in wireguard],
+        "openvpn": [
+            {"profile_id": profile, "protocol": carrier}
+            for profile, found in openvpn.items()
+            for carrier in found
+        ],
+    }
+
+
+BOTH = ["udp", "tcp"]
+
+
+@pytest.mark.parametrize(
+    ("wireguard", "openvpn", "expected"),
+    [
+        (["a"], {"a": BOTH}, {"a wireguard+udp", "a openvpn+udp", "a openvpn+tcp"}),
+        (["a", "b"], {"a": BOTH, "b": BOTH}, {"a wireguard+udp", "b openvpn+udp", "b openvpn+tcp"}),
+        (["a", "b"], {"a": BOTH}, {"b wireguard+udp", "a openvpn+udp", "a openvpn+tcp"}),
+        (["b"], {"a": BOTH, "b": BOTH}, {"b wireguard+udp", "a openvpn+udp", "a openvpn+tcp"}),
+        (
+            ["a", "b", "c"],
+            {"a": BOTH, "b": BOTH, "c": BOTH, "d": ["tcp"]},
+            {"a wireguard+udp", "b openvpn+udp", "b openvpn+tcp", "c wireguard+udp", "d openvpn+tcp"},
+        ),
+        ([], {"a": ["udp"], "b": BOTH}, {"b openvpn+udp", "b openvpn+tcp", "a openvpn+udp"}),
+        (["a", "b"], {}, {"a wireguard+udp", "b wireguard+udp"}),
+        ([], {}, set()),
+    ],
+)
+def test_node_is_proved_for_each_profile_and_over_each_protocol(wireguard, openvpn, expected):
+    """And in no more ways than that takes: a proof of many nodes is waited for."""
+    found = ways(served("ams1", wireguard, openvpn), whole=False)
+
+    tried = [f"{way.profile_id} {way.protocol}+{carrier}" for way in found for carrier in way.carriers]
+    assert sorted(tried) == sorted(expected)
+
+
+def test_node_that_is_named_is_proved_for_each_profile_over_each_protocol():
+    found = ways(served("ams1", ["a", "b"], {"a": [*BOTH, "udp"], "c": ["tcp"]}), whole=True)
+
+    assert [(way.profile_id, way.protocol, way.carriers) for way in found] == [
+        ("a", "wireguard", ("udp",)),
+        ("b", "wireguard", ("udp",)),
+        ("a", "openvpn", ("udp", "tcp")),
+        ("c", "openvpn", ("tcp",)),
+    ]
+
+
+def test_proof_of_a_node_goes_on_after_a_way_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification.tunnel, "namespace", nullcontext)
+    passed: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        verification, "_pass_traffic", lambda config, carrier, *_words: passed.append((config, carrier))
+    )
+
+    def make(profile_id: str, protocol: str) -> str:
+        if profile_id == "a":
+            raise VerificationError("no room")
+        return f"{profile_id} {protocol}"
+
+    done = verification.Verification(lambda _check: None)
+    verification.verify_node(
+        done, served("ams1", ["a", "b"], {"b": BOTH}), make, "vpn.example.org", whole=False
+    )
+
+    assert passed == [("b openvpn", "udp"), ("b openvpn", "tcp")]
+    assert [check.name for check in done.checks if not check.passed] == ["ams1: a wireguard configuration"]
