@@ -253,7 +253,9 @@ def _look_up() -> Login | None:
     if found is None:
         return None
     session, user = found
-    if now - session.last_seen_at >= browser_sessions.TOUCH_AFTER:
+    # What a page asks by itself keeps nobody signed in (W2); the header can only shorten a session.
+    by_itself = "X-Live" in request.headers
+    if not by_itself and now - session.last_seen_at >= browser_sessions.TOUCH_AFTER:
         try:
             with transaction() as db:
                 browser_sessions.touch(db, session, now=now)

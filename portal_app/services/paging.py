@@ -97,14 +97,21 @@ def _values(cursor: str, columns: Sequence[Any]) -> list[Any] | None:
         plain = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if not isinstance(plain, list) or len(plain) != len(columns):
             return None
-        values = [datetime.fromisoformat(v["t"]) if isinstance(v, dict) else v for v in plain]
-    except (binascii.Error, ValueError, KeyError, TypeError, RecursionError):
+        values = [_moment(v["t"]) if isinstance(v, dict) else v for v in plain]
+        "".join(v for v in values if isinstance(v, str)).encode()
+    except (binascii.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     for value, column in zip(values, columns, strict=True):
         if not isinstance(value, column.type.python_type) or isinstance(value, bool) or "\0" in str(value):
             return None
-        if isinstance(value, datetime) and value.tzinfo is None:
-            return None
         if isinstance(value, int) and abs(value) >= 2**63:
             return None
     return values
+
+
+def _moment(text: str) -> datetime:
+    """Return a moment that the database can hold. Raises ValueError, OverflowError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(text)
+    return moment.astimezone(UTC)

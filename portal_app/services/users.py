@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -123,14 +123,23 @@ def _already_there(name: str, *, exists_ok: bool) -> bool:
 
 
 @retried
-def one_time_link(name: str, *, actor: str, source: str | None = None, now: datetime) -> str:
+def one_time_link(
+    name: str,
+    *,
+    check: Callable[[User], None] = lambda _user: None,
+    actor: str,
+    source: str | None = None,
+    now: datetime,
+) -> str:
     """Return the token of a new one-time link, which lets its holder set the password within 60 minutes.
 
-    Older links of this user end. The token is kept only as a hash and goes into no log.
+    Older links of this user end. The token is kept only as a hash and goes into no log. ``check`` sees the
+    user as the link is made, and raises if whoever asks may not have it.
     """
     token = secrets.token_urlsafe(32)
     with transaction() as db:
         user, _account = _locked_account(db, name)
+        check(user)
         db.execute(delete_from(OneTimeLink).where(OneTimeLink.user_id == user.id))
         db.add(OneTimeLink(token_hash=_hash(token), user_id=user.id, expires_at=now + LINK_LIFE))
         audit.record(db, "one-time link made", actor=actor, object=name, source=source, now=now)
@@ -334,6 +343,8 @@ def _set_permissions(
             return []
         before, user.permissions = user.permissions, permissions
         browser_sessions.end_all(db, user.id)
+        # Whoever has a link made under the rights before would get those of now with it.
+        db.execute(delete_from(OneTimeLink).where(OneTimeLink.user_id == user.id))
         if not profiles.meets(access_permissions, permissions):
             ended = _end_everything(db, user, reason="access_lost", now=now)
         else:

@@ -16,7 +16,9 @@
   async function refresh() {
     const part = partOf(document);
     if (document.hidden || part === null || isInUse(part)) return;
-    const answer = await fetch(window.location.href, { redirect: "error", cache: "no-store" });
+    const answer = await fetch(window.location.href, {
+      redirect: "error", cache: "no-store", headers: { "X-Live": "1" }, // keeps no session alive
+    });
     if (!answer.ok) return;
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const fresh = partOf(page);

@@ -115,7 +115,7 @@ def test_every_full_share_of_every_node_is_said_and_kept_apart(
         said = fullness.remarks(session)
     remark = "profile {}: 90 % of 100 WireGuard addresses in use"
     both = [remark.format("employees"), remark.format("lab")]
-    assert said == {0: both, 1: both}
+    assert {node: list(map(str, texts)) for node, texts in said.items()} == {0: both, 1: both}
 
 
 def test_two_portals_say_it_once(node: AgentServer, caplog: pytest.LogCaptureFixture) -> None:

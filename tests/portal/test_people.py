@@ -298,6 +298,55 @@ def test_a_helpdesk_makes_no_link_for_who_has_a_role(app: Flask) -> None:
     assert [act.object for act in acts("one-time link made")] == ["alice"]
 
 
+def test_language_cannot_be_chosen_where_what_is_shown_would_be_lost(app: Flask) -> None:
+    add_account("carol")
+    client = admin(app)
+
+    assert 'name="language"' in client.get(page_of("carol")).text
+    assert 'name="language"' not in send(client, page_of("carol") + "/link").text
+
+
+def test_a_link_does_not_outlive_the_permissions_that_it_was_made_under(app: Flask) -> None:
+    """Whoever made it for a user must not become what the user becomes."""
+    add_account("carol")
+    helpdesk = admin(app, "helga", ("helpdesk",))
+    found = re.search(r"/set-password/[\w-]+", send(helpdesk, page_of("carol") + "/link").text)
+    assert found
+    visitor = app.test_client()
+    assert visitor.get(found[0]).status_code == 200
+
+    users.set_permissions("carol", ["admin"], access_permissions=None, actor="test", now=utc_now())
+
+    assert visitor.get(found[0]).status_code == 404
+
+
+def test_a_link_is_made_for_whom_the_page_was_about(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right before it is made, the user gets a role, or is deleted and somebody else gets the name."""
+    add_account("carol")
+    helpdesk, page = admin(app, "helga", ("helpdesk",)), page_of("carol")
+    made = users.one_time_link
+
+    def after_a_promotion(name: str, **details: Any) -> str:
+        users.set_permissions(name, ["admin"], access_permissions=None, actor="test", now=utc_now())
+        return made(name, **details)
+
+    monkeypatch.setattr(users, "one_time_link", after_a_promotion)
+    assert send(helpdesk, page + "/link").status_code == 403
+
+    users.set_permissions("carol", [], access_permissions=None, actor="test", now=utc_now())
+
+    def after_another_took_the_name(name: str, **details: Any) -> str:
+        users.delete(name, actor="test", now=utc_now())
+        add_user("somebody else")
+        add_account(name)
+        return made(name, **details)
+
+    monkeypatch.setattr(users, "one_time_link", after_another_took_the_name)
+    assert send(helpdesk, page + "/link").status_code == 404
+    with transaction(read_only=True) as db:
+        assert db.scalars(select(OneTimeLink)).all() == []
+
+
 def test_disabling_says_what_it_cuts_does_it_and_offers_the_way_back(app: Flask, node: AgentServer) -> None:
     phone = VpnApp(app, add_user("alice")).authorize()
     phone.connect()

@@ -200,6 +200,17 @@ def test_reading_pages_writes_the_session_at_most_once_a_minute(client: FlaskCli
     assert last_seen() > aged
 
 
+def test_page_that_refreshes_itself_keeps_nobody_signed_in(client: FlaskClient) -> None:
+    """W2: static/live.js asks with this header."""
+    add_account()
+    sign_in(client)
+    for _ in range(31):
+        age_sessions(timedelta(seconds=60))
+        client.get("/", headers={"X-Live": "1"})
+
+    assert client.get("/").status_code == 303
+
+
 def test_visitors_and_robots_leave_no_rows(app: Flask) -> None:
     for _ in range(5):
         visitor = app.test_client()

@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from portal_app import login, portal, roles
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.errors import PortalError
+from portal_app.errors import N_, NotFound, PortalError
 from portal_app.language import said
 from portal_app.login import requires
 from portal_app.models import User
@@ -115,9 +115,13 @@ def user(user_id: int) -> str:
 @requires(Right.RESET, recently=True)
 def make_link(user_id: int) -> str:
     """Show a new one-time link in this very answer; older ones of the user end."""
-    found = _get(user_id)
-    people.check_may_reset(found, login.required().rights, portal().settings)
-    return _link_page(found.name, user_id=user_id)
+
+    def check(user: User) -> None:
+        if user.id != user_id:
+            raise NotFound(N_("This user is gone; somebody else has the name now."))
+        people.check_may_reset(user, login.required().rights, portal().settings)
+
+    return _link_page(_get(user_id).name, user_id=user_id, check=check)
 
 
 @bp.post(f"{_USER}/end")
@@ -220,8 +224,14 @@ def _permissions() -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _link_page(name: str, *, user_id: int | None = None, added: bool = False) -> str:
-    token = users.one_time_link(name, **_act())
+def _link_page(
+    name: str,
+    *,
+    user_id: int | None = None,
+    added: bool = False,
+    check: Callable[[User], None] = lambda _user: None,
+) -> str:
+    token = users.one_time_link(name, check=check, **_act())
     if user_id is None:
         with transaction(read_only=True) as db:
             made = users.find(db, name)
