@@ -121,7 +121,9 @@ def make_link(user_id: int) -> str:
             raise NotFound(N_("This user is gone; somebody else has the name now."))
         people.check_may_reset(user, login.required().rights, portal().settings)
 
-    return _link_page(_get(user_id).name, user_id=user_id, check=check)
+    found = _get(user_id)
+    check(found)
+    return _link_page(found.name, user_id=user_id, check=check)
 
 
 @bp.post(f"{_USER}/end")
