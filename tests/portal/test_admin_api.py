@@ -14,6 +14,7 @@ from sqlalchemy import insert, select, update
 from portal_app import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
+from portal_app.errors import Unavailable
 from portal_app.models import (
     ApiToken,
     AuditEvent,
@@ -30,6 +31,7 @@ from portal_app.views.admin_api import OPERATIONS
 from portal_app.views.admin_api.document import parameters
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import ORIGIN, VpnApp, add_user, browser
+from tests.portal.conftest import seen_up
 from tests.portal.pages import ATTACKER, ELSEWHERE, PASSWORD, add_account, send
 from tests.portal.scripts import API, Script, configured, make_token, of_user
 
@@ -1010,6 +1012,43 @@ def test_what_failed_is_tried_again(script: Script, node: AgentServer) -> None:
     assert script.patch("/users/alice", {"disabled": True}, **with_key("l")).status_code == 404
     add_account("alice")
     assert script.patch("/users/alice", {"disabled": True}, **with_key("l")).status_code == 200
+
+
+@pytest.mark.parametrize("error", [Unavailable("the database did not confirm a change"), RuntimeError("x")])
+def test_call_that_may_have_been_done_is_not_done_twice(
+    script: Script, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """I6: the answer to its commit was lost, or no other database has what was committed."""
+    add = users.add
+
+    def add_and_fail(*values: Any, **details: Any) -> bool:
+        add(*values, **details)
+        raise error
+
+    script.http.application.config["PROPAGATE_EXCEPTIONS"] = False
+    with monkeypatch.context() as patch:
+        patch.setattr("portal_app.services.users.add", add_and_fail)
+        assert script.post("/users", {"name": "alice"}, **with_key("k")).status_code in (500, 503)
+    assert script.delete("/users/alice").status_code == 200
+    again = script.post("/users", {"name": "alice"}, **with_key("k"))
+
+    assert (again.status_code, "look whether it was" in again.json["error"]) == (409, True)
+    assert script.get("/users/alice").status_code == 404
+    assert script.post("/users", {"name": "alice"}, **with_key("l")).status_code == 201
+
+
+def test_configuration_that_no_node_took_is_tried_again(script: Script, node: AgentServer) -> None:
+    """Nothing of the first call is left: its connection was taken back."""
+    add_account("alice")
+    body = {"profile_id": "employees", "protocol": "wireguard"}
+    node.mode = "refuse"
+    assert script.post("/users/alice/configurations", body, **with_key("k")).status_code == 503
+    assert script.get("/connections").json["items"] == []
+    node.mode = "ok"
+    seen_up(0)
+
+    assert script.post("/users/alice/configurations", body, **with_key("k")).status_code == 201
+    assert len(script.get("/connections").json["items"]) == 1
 
 
 @pytest.mark.parametrize("what", ["configurations", "link"])

@@ -14,7 +14,16 @@ from flask import Blueprint, Response, request
 
 from portal_app import portal
 from portal_app.clock import utc_now
-from portal_app.errors import BadRequest, InsufficientScope, NotFound, PortalError, Unavailable
+from portal_app.errors import (
+    BadRequest,
+    InsufficientScope,
+    NoCapacity,
+    NodeRefused,
+    NodeUnreachable,
+    NotFound,
+    PortalError,
+    Unavailable,
+)
 from portal_app.services import idempotency, tokens
 from portal_app.services.tokens import BadToken, Caller
 from portal_app.views.admin_api import connections, document, nodes, records, schema, users
@@ -30,6 +39,8 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 #: A user's name may hold slashes, nothing else may.
 _CONVERTERS = {"name": "path:name"}
+#: Of nodes: raised before anything is written down, or after it was taken back.
+_NOTHING_LEFT = (NoCapacity, NodeRefused, NodeUnreachable)
 
 
 class WrongType(PortalError):
@@ -151,14 +162,25 @@ def _done_once(operation: Operation, call: Call, key: idempotency.Key) -> Respon
         return response
     try:
         answer = operation.run(call)
-    except Exception:
-        # A database that is away keeps it: then the next call with this key is told to look.
-        with suppress(Unavailable):
-            idempotency.forget(key)
+    except Exception as error:
+        if _changed_nothing(error):
+            # A database that is away keeps it: then the next call with this key is told to look.
+            with suppress(Unavailable):
+                idempotency.forget(key)
         raise
     body = None if operation.secret else _text(answer)
     idempotency.finish(key, operation.status, body)
     return _answer(answer, operation.status)
+
+
+def _changed_nothing(error: Exception) -> bool:
+    """Tell whether a call that failed with ``error`` was not done for certain, so that it may come again.
+
+    An outage of the database does not say so: what was lost may be the answer to a commit (I6).
+    """
+    if isinstance(error, Unavailable):
+        return isinstance(error, _NOTHING_LEFT)
+    return isinstance(error, PortalError)
 
 
 def _answer(body: Any, status: int = 200) -> Response:
