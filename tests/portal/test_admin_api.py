@@ -26,6 +26,7 @@ from portal_app.models import (
     VpnSession,
 )
 from portal_app.services import idempotency, retention, tokens, users
+from portal_app.services.throttles import Limit
 from portal_app.services.tokens import Scope
 from portal_app.views.admin_api import OPERATIONS
 from portal_app.views.admin_api.document import parameters
@@ -919,6 +920,37 @@ def test_wrong_tokens_are_throttled_by_source_and_keep_nobody_out(app: Flask) ->
     assert Script(app, "nonsense", source=ELSEWHERE).get("/users").status_code == 401
     # Behind the same address.
     assert Script(app, good, source=ATTACKER).get("/users").status_code == 200
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "portal_app.events" and record.levelno == logging.WARNING
+    ]
+
+
+def test_wrong_tokens_are_logged_with_their_source_until_they_are_throttled(
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: with their source and without the token; a flood of them does not fill the log."""
+    monkeypatch.setattr(tokens, "PER_SOURCE", Limit("admin API source", burst=3, refill_seconds=3600))
+    for number in range(7):
+        Script(app, "cwa_" + "A" * 43 if number % 2 else "no token", source=ATTACKER).get("/users")
+
+    refused = [f"event=api_token_refused source={ATTACKER}"] * 3
+    assert warnings(caplog) == [*refused, f"event=api_tokens_throttled source={ATTACKER}"]
+    assert "AAAA" not in caplog.text
+
+
+def test_call_beyond_the_scopes_of_its_token_is_logged(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    """A3."""
+    reader = Script(app, make_token("reader", [Scope.USERS_READ]), source=ELSEWHERE)
+    assert reader.get("/users").status_code == 200
+    assert warnings(caplog) == []
+
+    assert reader.post("/users", {"name": "alice"}).status_code == 403
+    assert warnings(caplog) == [f"event=api_scope_missing token=reader scope=users:write source={ELSEWHERE}"]
 
 
 def test_use_is_noted_at_most_once_a_minute(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ a token in the header only: no cookie is looked at.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from portal_app import portal
+from portal_app import events, portal
 from portal_app.clock import utc_now
 from portal_app.errors import (
     BadRequest,
@@ -93,6 +94,10 @@ def _caller(operation: Operation) -> Caller:
         raise BadToken("a token is needed: Authorization: Bearer cwa_…")
     caller = tokens.find(token.strip(), source=request.remote_addr, settings=portal().settings, now=utc_now())
     if operation.scope not in caller.scopes:
+        events.log(
+            "api_scope_missing", level=logging.WARNING, token=caller.name, scope=operation.scope,
+            source=request.remote_addr,
+        )  # fmt: skip
         raise InsufficientScope(f"the token lacks the scope {operation.scope}")
     return caller
 
