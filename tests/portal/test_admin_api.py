@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 
 from portal_app import portal
 from portal_app.clock import utc_now
@@ -274,10 +274,8 @@ def test_authorizations_are_listed_and_ended(
         "connections_ended": 0,
     }
     assert len(node.peers) == 1
-    assert script.get("/audit", action="app revoked").json["items"][0]["details"] == {
-        "apps": [laptop.client_id],
-        "connections": 1,
-    }
+    ended = script.get("/audit", action="app ended").json["items"]
+    assert [(a["object"], a["details"]) for a in ended] == [("alice", {"client": laptop.client_id})] * 2
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
@@ -440,7 +438,8 @@ def test_connection_is_ended_at_its_node(script: Script, node: AgentServer) -> N
     assert script.get(f"/connections/{made}").status_code == 404
     last = acts()[-1]
     assert (last.action, last.object, last.actor, last.source, last.details) == (
-        "connection ended", made, "api:script", "127.0.0.1", {"user": "alice"}
+        "connection ended", "alice", "api:script", "127.0.0.1",
+        {"connection": made, "profile": "employees", "node": "node0"},
     )  # fmt: skip
 
 
@@ -577,6 +576,83 @@ def test_profiles_and_status_are_shown(script: Script, node: AgentServer) -> Non
 
 
 # History and audit log
+
+
+def test_every_act_says_on_whom_and_where_it_came_from(
+    app: Flask, make_app_user: Callable[..., VpnApp], node: AgentServer
+) -> None:
+    """A4: each call that changes something, as on the pages."""
+    script = Script(app, source=ELSEWHERE)
+    for changed in ({"permissions": ["staff"]}, {"permissions": [], "disabled": True}, {"disabled": False}):
+        script.post("/users", {"name": "alice", "exists_ok": True})
+        assert script.patch("/users/alice", changed).status_code == 200
+    assert script.post("/users/alice/link").status_code == 201
+    made = configured(script)["connection_id"]
+    assert script.delete(f"/connections/{made}").status_code == 200
+    configured(script)
+    device = make_app_user("bob")
+    device.connect()
+    assert script.put("/nodes/node0/maintenance", {"on": True}).status_code == 200
+    assert script.post("/nodes/node0/drain", {"downloads": True}).json["connections_ended"] == 2
+    assert script.post("/nodes/node0/reconcile").status_code == 200
+    assert script.delete("/users/bob/authorizations").status_code == 200
+    assert script.delete("/users/alice").status_code == 200
+
+    found = [act for act in acts() if act.actor == "api:script"]
+    assert [(act.action, act.object) for act in found if act.source != ELSEWHERE] == []
+    assert {act.action: act.object for act in found} == {
+        "user added": "alice",
+        "permissions set": "alice",
+        "user disabled": "alice",
+        "user enabled": "alice",
+        "one-time link made": "alice",
+        "configuration made": "alice",
+        "connection ended": "alice",
+        "node.maintenance": "node0",
+        "node.drain": "node0",
+        "node.reconcile": "node0",
+        "app ended": "bob",
+        "user deleted": "alice",
+    }
+    (first, _second) = (act for act in found if act.action == "configuration made")
+    assert first.details == {"connection": made, "profile": "employees", "node": "node0"}
+
+
+def test_configuration_without_its_audit_row_is_not_made(script: Script, node: AgentServer) -> None:
+    """A4: they are one transaction."""
+    add_account("alice")
+    already = len(acts())
+    with transaction() as db:
+        db.execute(text("ALTER TABLE audit_events RENAME TO away"))
+    try:
+        script.http.application.config["PROPAGATE_EXCEPTIONS"] = False
+        answer = script.post("/users/alice/configurations", {"profile_id": "lab", "protocol": "wireguard"})
+    finally:
+        with transaction() as db:
+            db.execute(text("ALTER TABLE away RENAME TO audit_events"))
+
+    assert answer.status_code in (500, 503)
+    assert script.get("/connections").json["items"] == []
+    assert node.peers == set()
+    assert len(acts()) == already
+
+
+def test_configuration_that_no_node_took_is_recorded_as_made_and_withdrawn(
+    script: Script, make_nodes: Callable[..., list[AgentServer]]
+) -> None:
+    """The audit log says what was, and changes no row."""
+    for node in make_nodes(2):
+        node.mode = "refuse"
+    add_account("alice")
+    answer = script.post("/users/alice/configurations", {"profile_id": "lab", "protocol": "wireguard"})
+
+    assert answer.status_code == 503
+    found = acts()[-4:]
+    assert [act.action for act in found] == [
+        "configuration made", "configuration withdrawn", "configuration made", "configuration withdrawn"
+    ]  # fmt: skip
+    assert [act.details["connection"] for act in found[::2]] == [a.details["connection"] for a in found[1::2]]
+    assert {(act.object, act.actor, act.source) for act in found} == {("alice", "api:script", "127.0.0.1")}
 
 
 def sessions(count: int, **values: Any) -> None:
