@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from portal_app.models import AuditEvent
 from portal_app.services import exports, paging
+from portal_app.statements import Asked, Statement
 
 #: One file holds so many acts.
 MOST_EXPORTED = 100_000
@@ -23,6 +24,15 @@ ORDER = paging.Order([AuditEvent.at, AuditEvent.id], descending=True)
 
 #: As wide as the columns; what is longer says so by its end.
 _LONGEST = {"actor": 255, "action": 60, "object": 255, "source": 60}
+_INSERT = Statement(insert(AuditEvent).inline())
+
+
+@dataclass(frozen=True)
+class By:
+    """Who does something, and from which address, as ``record`` takes it."""
+
+    actor: str
+    source: str | None
 
 
 def record(
@@ -39,16 +49,25 @@ def record(
 
     ``actor`` is a user's name, ``cli`` or ``controller``; ``source`` the address the act came from.
     """
-    db.add(
-        AuditEvent(
-            at=now,
-            actor=_cut("actor", actor),
-            action=_cut("action", action),
-            object=None if object is None else _cut("object", object),
-            source=None if source is None else _cut("source", source),
-            details=details,
-        )
-    )
+    db.add(AuditEvent(**_values(action, By(actor, source), object, now, details)))
+
+
+def recording(action: str, *, by: By, object: str, now: datetime, **details: Any) -> Asked:
+    """Return what adds one act along with other statements (``run_together``)."""
+    return _INSERT, _values(action, by, object, now, details)
+
+
+def _values(
+    action: str, by: By, object: str | None, now: datetime, details: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "at": now,
+        "actor": _cut("actor", by.actor),
+        "action": _cut("action", action),
+        "object": None if object is None else _cut("object", object),
+        "source": None if by.source is None else _cut("source", by.source),
+        "details": details,
+    }
 
 
 def about(db: Session, name: str, *, most: int) -> list[AuditEvent]:

@@ -32,7 +32,7 @@ from portal_app.errors import (
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, Profile, User
 from portal_app.render import client_config
-from portal_app.services import choice, ending, leases, nodes, profiles, transports
+from portal_app.services import audit, choice, ending, leases, nodes, profiles, transports
 from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
 from portal_app.statements import Asked, Rows, Statement, run_together
 from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority
@@ -98,6 +98,7 @@ class _Order:
     private_key: str | None = None
     from_portal: bool = False
     limited: bool = True
+    by: audit.By | None = None
 
 
 @dataclass(frozen=True)
@@ -222,13 +223,14 @@ def create_for_portal(
     prefer_tcp: bool = False,
     node: str | None = None,
     limited: bool = True,
+    by: audit.By | None = None,
     now: datetime,
 ) -> Issued:
     """Make a configuration with a key of the server's making, to be downloaded once.
 
     ``node`` names the only one that will do; an operator (``limited`` false) is not bound by how many a user
-    may have. Raises Forbidden when the user has as many as allowed, NotFound, NoCommonProtocol and NoCapacity
-    as ``connect``.
+    may have. With ``by`` it is an audit row, and so is its end if no node takes it. Raises Forbidden when the
+    user has as many as allowed, NotFound, NoCommonProtocol and NoCapacity as ``connect``.
     """
     settings = portal().settings
     ends_at = budget_end()
@@ -253,6 +255,7 @@ def create_for_portal(
         private_key=private_key,
         from_portal=True,
         limited=limited,
+        by=by,
     )
     return _first_that_answers(wish, [transports.Attempt(protocol, prefer_tcp)], serving, ends_at)
 
@@ -318,10 +321,10 @@ def _first_that_answers(
         if made is not None:
             # Nobody gets to know of this connection. A database that is away keeps it until the next connect.
             with suppress(Unavailable):
-                _withdraw(made.row.connection_id, wish.now)
+                _withdraw(wish, made)
         raise
     if made is not None:
-        _withdraw(made.row.connection_id, wish.now)
+        _withdraw(wish, made)
     log(
         "no_capacity",
         level=logging.WARNING,
@@ -366,7 +369,7 @@ def _make(
             started_at = max(now, lease.free_since or now)
         elif not _has_room(db, candidate, wish.profile.profile_id):
             raise _NoPlaceError("full")
-        row = {
+        row: dict[str, Any] = {
             "id": uuid.uuid4().hex,
             "user_id": holder.user_id,
             "authorization_id": holder.authorization_id,
@@ -393,6 +396,8 @@ def _make(
                 "started_at": started_at,
             }
             written.append((_RECORD_USE, use))
+        written += _recording_withdrawn(wish, [item for item in ended if item.connection_id == withdrawn])
+        written += _recording(wish, "configuration made", row["id"], candidate.node.name)
         authority = advanced[number].authority
         port = nodes.wireguard_port(db, authority.deployment_id, offer.plan_applied_at)
         run_together(db, written, last=True)
@@ -505,13 +510,39 @@ def _exists(connection_id: str) -> bool:
 
 
 @retried
-def _withdraw(connection_id: str, now: datetime) -> None:
+def _withdraw(wish: _Order, made: _Made) -> None:
     """Take back a connection that no node admitted. The node may have heard of it: it is told, unless it is
     silent.
     """
     with transaction() as db:
-        ended = end(db, Connection.id == connection_id, reason="withdrawn", now=now)
+        ended = end(db, Connection.id == made.row.connection_id, reason="withdrawn", now=wish.now)
+        run_together(db, _recording_withdrawn(wish, ended))
     tell(ended, wait=False)
+
+
+def _recording_withdrawn(wish: _Order, ended: Sequence[Ended]) -> list[Asked]:
+    return [
+        asked
+        for item in ended
+        for asked in _recording(wish, "configuration withdrawn", item.connection_id, item.node.name)
+    ]
+
+
+def _recording(wish: _Order, action: str, connection_id: str, node: str) -> list[Asked]:
+    """Return what records an operator's act, in the transaction that does it; nothing for users' own."""
+    if wish.by is None:
+        return []
+    return [
+        audit.recording(
+            action,
+            by=wish.by,
+            object=wish.holder.user_name,
+            now=wish.now,
+            connection=connection_id,
+            profile=wish.profile.profile_id,
+            node=node,
+        )
+    ]
 
 
 def _issue(wish: _Order, attempt: transports.Attempt, made: _Made) -> Issued:

@@ -130,7 +130,9 @@ def revoke(db: Session, user: User, authorization_id: int, source: str | None, n
     if client_id is None:
         raise NotFound(GONE)
     ended = authorizations.end(db, which, reason="revoked_by_user", now=now)
-    audit.record(db, "app revoked", actor=user.name, object=client_id, source=source, now=now)
+    audit.record(
+        db, "app revoked", actor=user.name, object=user.name, source=source, now=now, client=client_id
+    )
     return ended
 
 
@@ -140,7 +142,10 @@ def end(db: Session, user: User, connection_id: str, source: str | None, now: da
     ended = connections.end(db, which, reason="ended_by_user", now=now)
     if not ended:
         raise NotFound(GONE)
-    audit.record(db, "connection ended", actor=user.name, object=connection_id, source=source, now=now)
+    audit.record(
+        db, "connection ended", actor=user.name, object=user.name, source=source, now=now,
+        connection=connection_id, profile=ended[0].profile_id, node=ended[0].node.name,
+    )  # fmt: skip
     return ended
 
 

@@ -1,4 +1,4 @@
-"""What an operator ends that is somebody else's: a connection, or the consent for an app. Each is audited."""
+"""An operator ends somebody else's consent for apps, one or all. Each app is an audit row."""
 
 from datetime import datetime
 
@@ -6,29 +6,11 @@ from sqlalchemy import select
 
 from portal_app.db import retried, transaction
 from portal_app.errors import NotFound
-from portal_app.models import Authorization, Connection, User
+from portal_app.models import Authorization, User
 from portal_app.services import audit, authorizations, connections
 from portal_app.services.connections import Ended
 
 _REASON = "ended_by_admin"
-
-
-def end_connection(connection_id: str, *, actor: str, source: str | None, now: datetime) -> None:
-    """End one connection and tell its node. Raises NotFound."""
-    connections.tell(_end_connection(connection_id, actor, source, now))
-
-
-@retried
-def _end_connection(connection_id: str, actor: str, source: str | None, now: datetime) -> list[Ended]:
-    with transaction() as db:
-        ended = connections.end(db, Connection.id == connection_id, reason=_REASON, now=now)
-        if not ended:
-            raise NotFound("no such connection; it may have ended already")
-        audit.record(
-            db, "connection ended", actor=actor, object=connection_id, source=source, now=now,
-            user=ended[0].user_name,
-        )  # fmt: skip
-        return ended
 
 
 def end_authorizations(
@@ -61,8 +43,6 @@ def _end_authorizations(
         if not apps:
             return 0, []
         ended = authorizations.end(db, which, reason=_REASON, now=now)
-        audit.record(
-            db, "app revoked", actor=actor, object=name, source=source, now=now,
-            apps=sorted(set(apps)), connections=len(ended),
-        )  # fmt: skip
+        for client_id in sorted(apps):
+            audit.record(db, "app ended", actor=actor, object=name, source=source, now=now, client=client_id)
         return len(apps), ended

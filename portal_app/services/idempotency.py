@@ -1,7 +1,8 @@
 """Calls that may come twice because an answer was lost: done once, answered the same for a day.
 
-A key belongs to the token that sent it. What failed is forgotten, so that repeating it tries again. An answer
-with a secret is not kept: that it was given is.
+A key belongs to the token that sent it. What failed for certain is forgotten, so that repeating it tries
+again; of what may have been done the key is kept without an answer. An answer with a secret is not kept: that
+it was given is.
 """
 
 import hashlib
@@ -89,7 +90,7 @@ def finish(key: Key, status: int, body: str | None) -> None:
 
 @retried
 def forget(key: Key) -> None:
-    """Let a call that failed come again."""
+    """Let a call that failed and changed nothing come again."""
     with transaction() as db:
         db.execute(delete(IdempotentCall).where(*_is(key)))
 

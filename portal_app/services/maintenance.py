@@ -201,6 +201,7 @@ def cut(
     *,
     downloads: bool,
     actor: str,
+    source: str | None = None,
     now: datetime,
     reason: str = "drained",
 ) -> int:
@@ -211,7 +212,7 @@ def cut(
     """
     done = 0
     # Some of those found may have ended by themselves: only when none is found it is over.
-    while (ended := _cut_some(node, downloads, actor, reason, now)) is not None:
+    while (ended := _cut_some(node, downloads, actor, source, reason, now)) is not None:
         connections.tell(ended, agents=agents)
         done += len(ended)
     return done
@@ -219,7 +220,7 @@ def cut(
 
 @retried
 def _cut_some(
-    node: "NodeAddress", downloads: bool, actor: str, reason: str, now: datetime
+    node: "NodeAddress", downloads: bool, actor: str, source: str | None, reason: str, now: datetime
 ) -> list[connections.Ended] | None:
     with transaction() as db:
         ids = db.scalars(select(Connection.id).where(*_to_cut(node, downloads)).limit(_BATCH)).all()
@@ -227,7 +228,9 @@ def _cut_some(
             return None
         ended = connections.end(db, Connection.id.in_(ids), reason=reason, now=now)
         if ended:
-            audit.record(db, "node.drain", actor=actor, object=node.name, now=now, cut=len(ended))
+            audit.record(
+                db, "node.drain", actor=actor, object=node.name, source=source, now=now, cut=len(ended)
+            )
         return ended
 
 

@@ -175,7 +175,8 @@ def revoke(name_or_id: str, *, actor: str, source: str | None = None, now: datet
 def find(token: str, *, source: str | None, settings: Settings, now: datetime) -> Caller:
     """Return who calls. Looked up by the hash, so that how long it takes says nothing about a token.
 
-    Raises BadToken, and TooManyRequests for a source that has sent many of them.
+    Raises BadToken, and TooManyRequests for a source that has sent many of them. Each wrong one that is
+    counted is a log line (A3).
     """
     found = _find(token, settings, now) if _TOKEN.fullmatch(token) else None
     if found is None:
@@ -220,13 +221,20 @@ def _touch(token_id: int, now: datetime) -> None:
 
 @retried
 def _count_bad(source: str | None, now: datetime) -> None:
-    """Raise TooManyRequests once a source has sent too many; a flood of them costs a read each."""
+    """Raise TooManyRequests once a source has sent too many; a flood of them costs a read each, and fills no
+    log: that the bucket became empty is said once.
+    """
     buckets = [PER_SOURCE.bucket(throttles.network(source))]
     with transaction(read_only=True) as db:
         wait = throttles.wait_seconds(db, buckets, now=now)
     if wait == 0:
         with transaction() as db:
             wait = throttles.take(db, buckets, now=now)
+            is_last = wait == 0 and throttles.wait_seconds(db, buckets, now=now) > 0
+        if wait == 0:
+            events.log("api_token_refused", level=logging.WARNING, source=source)
+        if is_last:
+            events.log("api_tokens_throttled", level=logging.WARNING, source=source)
     if wait > 0:
         error = TooManyRequests("too many calls with a wrong token; wait a moment")
         error.retry_after = int(wait) + 1

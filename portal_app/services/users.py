@@ -217,6 +217,7 @@ def make_configuration(
     prefer_tcp: bool = False,
     node: str | None = None,
     actor: str,
+    source: str | None = None,
     now: datetime,
 ) -> Issued:
     """Make a configuration for somebody, as an operator's act: it is an audit row, and no limit of theirs
@@ -230,19 +231,10 @@ def make_configuration(
         raise NotFound(N_("no user %(name)r"), name=name)
     if user.is_disabled:
         raise Forbidden(f"{name} is disabled; enable the account first")
-    issued = connections.create_for_portal(
-        user, profile_id, protocol, device, prefer_tcp=prefer_tcp, node=node, limited=False, now=now
-    )
-    _record_configuration(name, issued, actor, now)
-    return issued
-
-
-@retried
-def _record_configuration(name: str, issued: Issued, actor: str, now: datetime) -> None:
-    with transaction() as db:
-        audit.record(
-            db, "configuration made", actor=actor, object=name, now=now, connection=issued.connection_id
-        )
+    return connections.create_for_portal(
+        user, profile_id, protocol, device, prefer_tcp=prefer_tcp, node=node, limited=False,
+        by=audit.By(actor, source), now=now,
+    )  # fmt: skip
 
 
 def disable(

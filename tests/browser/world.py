@@ -70,7 +70,13 @@ def fill(app: Flask, people: Sequence[str] = PEOPLE[:3]) -> None:
                 )
             )
             audit.record(
-                db, "app revoked", actor=name, object="org.eduvpn.app.linux", source="203.0.113.7", now=now
+                db,
+                "app revoked",
+                actor=name,
+                object=name,
+                source="203.0.113.7",
+                now=now,
+                client="org.eduvpn.app.linux",
             )
 
 

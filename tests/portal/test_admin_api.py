@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 
 from portal_app import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
+from portal_app.errors import Unavailable
 from portal_app.models import (
     ApiToken,
     AuditEvent,
@@ -25,11 +26,13 @@ from portal_app.models import (
     VpnSession,
 )
 from portal_app.services import idempotency, retention, tokens, users
+from portal_app.services.throttles import Limit
 from portal_app.services.tokens import Scope
 from portal_app.views.admin_api import OPERATIONS
 from portal_app.views.admin_api.document import parameters
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import ORIGIN, VpnApp, add_user, browser
+from tests.portal.conftest import seen_up
 from tests.portal.pages import ATTACKER, ELSEWHERE, PASSWORD, add_account, send
 from tests.portal.scripts import API, Script, configured, make_token, of_user
 
@@ -271,10 +274,8 @@ def test_authorizations_are_listed_and_ended(
         "connections_ended": 0,
     }
     assert len(node.peers) == 1
-    assert script.get("/audit", action="app revoked").json["items"][0]["details"] == {
-        "apps": [laptop.client_id],
-        "connections": 1,
-    }
+    ended = script.get("/audit", action="app ended").json["items"]
+    assert [(a["object"], a["details"]) for a in ended] == [("alice", {"client": laptop.client_id})] * 2
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
@@ -437,7 +438,8 @@ def test_connection_is_ended_at_its_node(script: Script, node: AgentServer) -> N
     assert script.get(f"/connections/{made}").status_code == 404
     last = acts()[-1]
     assert (last.action, last.object, last.actor, last.source, last.details) == (
-        "connection ended", made, "api:script", "127.0.0.1", {"user": "alice"}
+        "connection ended", "alice", "api:script", "127.0.0.1",
+        {"connection": made, "profile": "employees", "node": "node0"},
     )  # fmt: skip
 
 
@@ -574,6 +576,83 @@ def test_profiles_and_status_are_shown(script: Script, node: AgentServer) -> Non
 
 
 # History and audit log
+
+
+def test_every_act_says_on_whom_and_where_it_came_from(
+    app: Flask, make_app_user: Callable[..., VpnApp], node: AgentServer
+) -> None:
+    """A4: each call that changes something, as on the pages."""
+    script = Script(app, source=ELSEWHERE)
+    for changed in ({"permissions": ["staff"]}, {"permissions": [], "disabled": True}, {"disabled": False}):
+        script.post("/users", {"name": "alice", "exists_ok": True})
+        assert script.patch("/users/alice", changed).status_code == 200
+    assert script.post("/users/alice/link").status_code == 201
+    made = configured(script)["connection_id"]
+    assert script.delete(f"/connections/{made}").status_code == 200
+    configured(script)
+    device = make_app_user("bob")
+    device.connect()
+    assert script.put("/nodes/node0/maintenance", {"on": True}).status_code == 200
+    assert script.post("/nodes/node0/drain", {"downloads": True}).json["connections_ended"] == 2
+    assert script.post("/nodes/node0/reconcile").status_code == 200
+    assert script.delete("/users/bob/authorizations").status_code == 200
+    assert script.delete("/users/alice").status_code == 200
+
+    found = [act for act in acts() if act.actor == "api:script"]
+    assert [(act.action, act.object) for act in found if act.source != ELSEWHERE] == []
+    assert {act.action: act.object for act in found} == {
+        "user added": "alice",
+        "permissions set": "alice",
+        "user disabled": "alice",
+        "user enabled": "alice",
+        "one-time link made": "alice",
+        "configuration made": "alice",
+        "connection ended": "alice",
+        "node.maintenance": "node0",
+        "node.drain": "node0",
+        "node.reconcile": "node0",
+        "app ended": "bob",
+        "user deleted": "alice",
+    }
+    (first, _second) = (act for act in found if act.action == "configuration made")
+    assert first.details == {"connection": made, "profile": "employees", "node": "node0"}
+
+
+def test_configuration_without_its_audit_row_is_not_made(script: Script, node: AgentServer) -> None:
+    """A4: they are one transaction."""
+    add_account("alice")
+    already = len(acts())
+    with transaction() as db:
+        db.execute(text("ALTER TABLE audit_events RENAME TO away"))
+    try:
+        script.http.application.config["PROPAGATE_EXCEPTIONS"] = False
+        answer = script.post("/users/alice/configurations", {"profile_id": "lab", "protocol": "wireguard"})
+    finally:
+        with transaction() as db:
+            db.execute(text("ALTER TABLE away RENAME TO audit_events"))
+
+    assert answer.status_code in (500, 503)
+    assert script.get("/connections").json["items"] == []
+    assert node.peers == set()
+    assert len(acts()) == already
+
+
+def test_configuration_that_no_node_took_is_recorded_as_made_and_withdrawn(
+    script: Script, make_nodes: Callable[..., list[AgentServer]]
+) -> None:
+    """The audit log says what was, and changes no row."""
+    for node in make_nodes(2):
+        node.mode = "refuse"
+    add_account("alice")
+    answer = script.post("/users/alice/configurations", {"profile_id": "lab", "protocol": "wireguard"})
+
+    assert answer.status_code == 503
+    found = acts()[-4:]
+    assert [act.action for act in found] == [
+        "configuration made", "configuration withdrawn", "configuration made", "configuration withdrawn"
+    ]  # fmt: skip
+    assert [act.details["connection"] for act in found[::2]] == [a.details["connection"] for a in found[1::2]]
+    assert {(act.object, act.actor, act.source) for act in found} == {("alice", "api:script", "127.0.0.1")}
 
 
 def sessions(count: int, **values: Any) -> None:
@@ -919,6 +998,37 @@ def test_wrong_tokens_are_throttled_by_source_and_keep_nobody_out(app: Flask) ->
     assert Script(app, good, source=ATTACKER).get("/users").status_code == 200
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "portal_app.events" and record.levelno == logging.WARNING
+    ]
+
+
+def test_wrong_tokens_are_logged_with_their_source_until_they_are_throttled(
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: with their source and without the token; a flood of them does not fill the log."""
+    monkeypatch.setattr(tokens, "PER_SOURCE", Limit("admin API source", burst=3, refill_seconds=3600))
+    for number in range(7):
+        Script(app, "cwa_" + "A" * 43 if number % 2 else "no token", source=ATTACKER).get("/users")
+
+    refused = [f"event=api_token_refused source={ATTACKER}"] * 3
+    assert warnings(caplog) == [*refused, f"event=api_tokens_throttled source={ATTACKER}"]
+    assert "AAAA" not in caplog.text
+
+
+def test_call_beyond_the_scopes_of_its_token_is_logged(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    """A3."""
+    reader = Script(app, make_token("reader", [Scope.USERS_READ]), source=ELSEWHERE)
+    assert reader.get("/users").status_code == 200
+    assert warnings(caplog) == []
+
+    assert reader.post("/users", {"name": "alice"}).status_code == 403
+    assert warnings(caplog) == [f"event=api_scope_missing token=reader scope=users:write source={ELSEWHERE}"]
+
+
 def test_use_is_noted_at_most_once_a_minute(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(app)
 
@@ -1010,6 +1120,43 @@ def test_what_failed_is_tried_again(script: Script, node: AgentServer) -> None:
     assert script.patch("/users/alice", {"disabled": True}, **with_key("l")).status_code == 404
     add_account("alice")
     assert script.patch("/users/alice", {"disabled": True}, **with_key("l")).status_code == 200
+
+
+@pytest.mark.parametrize("error", [Unavailable("the database did not confirm a change"), RuntimeError("x")])
+def test_call_that_may_have_been_done_is_not_done_twice(
+    script: Script, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """I6: the answer to its commit was lost, or no other database has what was committed."""
+    add = users.add
+
+    def add_and_fail(*values: Any, **details: Any) -> bool:
+        add(*values, **details)
+        raise error
+
+    script.http.application.config["PROPAGATE_EXCEPTIONS"] = False
+    with monkeypatch.context() as patch:
+        patch.setattr("portal_app.services.users.add", add_and_fail)
+        assert script.post("/users", {"name": "alice"}, **with_key("k")).status_code in (500, 503)
+    assert script.delete("/users/alice").status_code == 200
+    again = script.post("/users", {"name": "alice"}, **with_key("k"))
+
+    assert (again.status_code, "look whether it was" in again.json["error"]) == (409, True)
+    assert script.get("/users/alice").status_code == 404
+    assert script.post("/users", {"name": "alice"}, **with_key("l")).status_code == 201
+
+
+def test_configuration_that_no_node_took_is_tried_again(script: Script, node: AgentServer) -> None:
+    """Nothing of the first call is left: its connection was taken back."""
+    add_account("alice")
+    body = {"profile_id": "employees", "protocol": "wireguard"}
+    node.mode = "refuse"
+    assert script.post("/users/alice/configurations", body, **with_key("k")).status_code == 503
+    assert script.get("/connections").json["items"] == []
+    node.mode = "ok"
+    seen_up(0)
+
+    assert script.post("/users/alice/configurations", body, **with_key("k")).status_code == 201
+    assert len(script.get("/connections").json["items"]) == 1
 
 
 @pytest.mark.parametrize("what", ["configurations", "link"])

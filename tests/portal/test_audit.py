@@ -44,10 +44,12 @@ def test_acts_of_a_user_name_whom_what_and_where_from(app: Flask, node: AgentSer
     found = rows()[already:]
     assert [(row.action, row.object) for row in found] == [
         ("app approved", phone.client_id),
-        ("connection ended", connection_id),
-        ("app revoked", phone.client_id),
+        ("connection ended", "alice"),
+        ("app revoked", "alice"),
         ("password set", "alice"),
     ]
+    assert found[1].details == {"connection": connection_id, "profile": "employees", "node": "node0"}
+    assert found[2].details == {"client": phone.client_id}
     assert {(row.actor, row.source) for row in found} == {("alice", "127.0.0.1")}
     assert all(before <= row.at <= utc_now() for row in found)
     assert new not in str([row.details for row in found])

@@ -310,7 +310,8 @@ def test_revoking_an_app_ends_its_connection_and_its_tokens(app: Flask, node: Ag
     assert "Nothing yet." in phone.browser.get("/devices").text
     with transaction(read_only=True) as db:
         event = db.scalars(select(AuditEvent).where(AuditEvent.action == "app revoked")).one()
-    assert (event.actor, event.object) == ("alice", "org.eduvpn.app.linux")
+    assert (event.actor, event.object) == ("alice", "alice")
+    assert event.details == {"client": "org.eduvpn.app.linux"}
 
 
 def test_nobody_sees_or_ends_what_is_anothers(app: Flask, node: AgentServer) -> None:

@@ -5,6 +5,7 @@ a token in the header only: no cookie is looked at.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +13,18 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from portal_app import portal
+from portal_app import events, portal
 from portal_app.clock import utc_now
-from portal_app.errors import BadRequest, InsufficientScope, NotFound, PortalError, Unavailable
+from portal_app.errors import (
+    BadRequest,
+    InsufficientScope,
+    NoCapacity,
+    NodeRefused,
+    NodeUnreachable,
+    NotFound,
+    PortalError,
+    Unavailable,
+)
 from portal_app.services import idempotency, tokens
 from portal_app.services.tokens import BadToken, Caller
 from portal_app.views.admin_api import connections, document, nodes, records, schema, users
@@ -30,6 +40,8 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 #: A user's name may hold slashes, nothing else may.
 _CONVERTERS = {"name": "path:name"}
+#: Of nodes: raised before anything is written down, or after it was taken back.
+_NOTHING_LEFT = (NoCapacity, NodeRefused, NodeUnreachable)
 
 
 class WrongType(PortalError):
@@ -82,6 +94,10 @@ def _caller(operation: Operation) -> Caller:
         raise BadToken("a token is needed: Authorization: Bearer cwa_…")
     caller = tokens.find(token.strip(), source=request.remote_addr, settings=portal().settings, now=utc_now())
     if operation.scope not in caller.scopes:
+        events.log(
+            "api_scope_missing", level=logging.WARNING, token=caller.name, scope=operation.scope,
+            source=request.remote_addr,
+        )  # fmt: skip
         raise InsufficientScope(f"the token lacks the scope {operation.scope}")
     return caller
 
@@ -151,14 +167,25 @@ def _done_once(operation: Operation, call: Call, key: idempotency.Key) -> Respon
         return response
     try:
         answer = operation.run(call)
-    except Exception:
-        # A database that is away keeps it: then the next call with this key is told to look.
-        with suppress(Unavailable):
-            idempotency.forget(key)
+    except Exception as error:
+        if _changed_nothing(error):
+            # A database that is away keeps it: then the next call with this key is told to look.
+            with suppress(Unavailable):
+                idempotency.forget(key)
         raise
     body = None if operation.secret else _text(answer)
     idempotency.finish(key, operation.status, body)
     return _answer(answer, operation.status)
+
+
+def _changed_nothing(error: Exception) -> bool:
+    """Tell whether a call that failed with ``error`` was not done for certain, so that it may come again.
+
+    An outage of the database does not say so: what was lost may be the answer to a commit (I6).
+    """
+    if isinstance(error, Unavailable):
+        return isinstance(error, _NOTHING_LEFT)
+    return isinstance(error, PortalError)
 
 
 def _answer(body: Any, status: int = 200) -> Response:

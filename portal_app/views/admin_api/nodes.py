@@ -49,7 +49,7 @@ def _drain(call: Call) -> dict[str, Any]:
     _check_notice(notice)
     agents = portal().agents
     maintenance.switch(agents, node, on=True, notice=notice, **call.who)
-    cut = maintenance.cut(agents, node, downloads=call.body.get("downloads", False), **call.whose)
+    cut = maintenance.cut(agents, node, downloads=call.body.get("downloads", False), **call.who)
     return {"node": _shown(call, node), "connections_ended": cut}
 
 

@@ -36,13 +36,8 @@ class Call:
 
     @property
     def who(self) -> dict[str, Any]:
-        """Return what an act is recorded with, where services take a source."""
+        """Return what an act is recorded with."""
         return {"actor": self.caller.actor, "source": self.source, "now": self.now}
-
-    @property
-    def whose(self) -> dict[str, Any]:
-        """Return what an act is recorded with, where services take none."""
-        return {"actor": self.caller.actor, "now": self.now}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def _add(call: Call) -> dict[str, Any]:
         name,
         permissions=call.body.get("permissions", []),
         exists_ok=call.body.get("exists_ok", False),
-        **call.whose,
+        **call.who,
     )
     return _shown(name)
 
@@ -46,24 +46,24 @@ def _change(call: Call) -> dict[str, Any]:
     if "permissions" in call.body:
         settings = portal().settings
         cut += users.set_permissions(
-            name, call.body["permissions"], access_permissions=settings.access_permissions, **call.whose
+            name, call.body["permissions"], access_permissions=settings.access_permissions, **call.who
         )
     disabled = call.body.get("disabled", before.user.is_disabled)
     if disabled and not before.user.is_disabled:
-        cut += users.disable(name, **call.whose)
+        cut += users.disable(name, **call.who)
     elif not disabled and before.user.is_disabled:
-        users.enable(name, **call.whose)
+        users.enable(name, **call.who)
     return {"user": _shown(name), "connections_ended": cut}
 
 
 def _delete(call: Call) -> dict[str, Any]:
     name = _name(call)
     _refuse_own(call, name)
-    return {"connections_ended": users.delete(name, **call.whose)}
+    return {"connections_ended": users.delete(name, **call.who)}
 
 
 def _link(call: Call) -> dict[str, Any]:
-    token = users.one_time_link(_name(call), **call.whose)
+    token = users.one_time_link(_name(call), **call.who)
     return {
         "url": f"{portal().settings.portal_url}/set-password/{token}",
         "expires_at": shapes.time(call.now + users.LINK_LIFE),
@@ -103,7 +103,7 @@ def _configure(call: Call) -> dict[str, Any]:
             device,
             prefer_tcp=body.get("prefer_tcp", False),
             node=body.get("node"),
-            **call.whose,
+            **call.who,
         )
     except (Forbidden, InvalidToken) as error:
         # It is the user who may not, and not the token.
