@@ -105,7 +105,12 @@ def read(
 
 def of_user(db: Session, user: User, *, most: int) -> list[Row]:
     """Return what a user has connected now, the latest first."""
-    query = select(VpnSession).where(VpnSession.ended_at.is_(None), VpnSession.user_name == user.name)
+    # What is older than the account is about somebody else who had the name.
+    query = select(VpnSession).where(
+        VpnSession.ended_at.is_(None),
+        VpnSession.user_name == user.name,
+        VpnSession.started_at >= user.created_at,
+    )
     found = db.execute(
         _joined(query, now_only=True)
         .order_by(VpnSession.started_at.desc(), VpnSession.session_id)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from portal_app.models import (
@@ -33,9 +33,9 @@ def export(
     authorizations = _rows(db, Authorization, Authorization.user_id == user.id, Authorization.id)
     connections = _rows(db, Connection, Connection.user_id == user.id, Connection.created_at)
     browsers = _rows(db, BrowserSession, BrowserSession.user_id == user.id, BrowserSession.last_seen_at)
-    sessions = _rows(db, VpnSession, VpnSession.user_name == user.name, VpnSession.started_at)
+    sessions = _rows(db, VpnSession, _own_sessions(user), VpnSession.started_at)
     addresses = _addresses(db, user)
-    events = audit.about(db, user.name, most=MOST)
+    events = audit.about(db, user, most=MOST)
     found = {
         "exported_at": _time(now),
         "complete": max(map(len, (connections, browsers, sessions, addresses, events))) < MOST,
@@ -92,11 +92,15 @@ def _addresses(db: Session, user: User) -> list[AddressUse]:
     """Return which addresses the user had, by the connections that are known of them."""
     own = or_(
         AddressUse.connection_id.in_(select(Connection.id).where(Connection.user_id == user.id)),
-        AddressUse.connection_id.in_(
-            select(VpnSession.connection_id).where(VpnSession.user_name == user.name)
-        ),
+        AddressUse.connection_id.in_(select(VpnSession.connection_id).where(_own_sessions(user))),
     )
-    return _rows(db, AddressUse, own & (AddressUse.user_name == user.name), AddressUse.id)
+    named = (AddressUse.user_name == user.name) & (AddressUse.started_at >= user.created_at)
+    return _rows(db, AddressUse, own & named, AddressUse.id)
+
+
+def _own_sessions(user: User) -> ColumnElement[bool]:
+    """What is older than the account is about somebody else who had the name."""
+    return (VpnSession.user_name == user.name) & (VpnSession.started_at >= user.created_at)
 
 
 def _event(row: Any, user: User) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from portal_app import db as database_module
 from portal_app import login
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import AuditEvent, BrowserSession, Connection, Profile, User
+from portal_app.models import AddressUse, AuditEvent, BrowserSession, Connection, Profile, User, VpnSession
 from portal_app.services import audit
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import HOST, VpnApp, add_user
@@ -253,6 +253,50 @@ def test_the_export_has_what_is_stored_about_one_user_and_no_secret(app: Flask, 
     for one in live_connections():
         assert one.public_key is None or one.public_key not in text
     assert [row.actor for row in audit_rows("own data exported")] == ["alice"]
+
+
+def leave_traces_of(name: str, address: str) -> None:
+    """Write what stays in the log of somebody with this name who was deleted long ago."""
+    long_ago = utc_now() - timedelta(days=100)
+    kept = {"connection_id": "c" * 32, "profile_id": "employees", "protocol": "wireguard", "node_number": 0}
+    times = {"started_at": long_ago, "ended_at": long_ago + timedelta(hours=1)}
+    with transaction() as db:
+        db.add(VpnSession(session_id="5" * 32, user_name=name, ipv4=address, origin=address, **kept, **times))
+        db.add(AddressUse(user_name=name, ipv4=address, **kept, **times))
+        for action, actor in (("signed in", name), ("user deleted", "root")):
+            audit.record(db, action, actor=actor, object=name, source=address, now=long_ago)
+
+
+def test_who_has_a_name_again_sees_nothing_of_who_had_it_before(app: Flask, node: AgentServer) -> None:
+    """W7, P4."""
+    client = signed_in(app, "jdoe")
+    leave_traces_of("jdoe", "198.51.100.99")
+    with transaction() as db:
+        audit.record(db, "user enabled", actor="root", object="jdoe", now=utc_now())
+    add_account("root", permissions=["admin"])
+    admin = app.test_client()
+    sign_in(admin, "root")
+    with transaction(read_only=True) as db:
+        user_id = db.scalars(select(User.id).where(User.name == "jdoe")).one()
+
+    text = send(client, "/account/export").text
+    assert "user enabled" in text
+    for seen in (text, client.get("/devices").text, admin.get(f"/admin/users/{user_id}").text):
+        assert "198.51.100.99" not in seen
+        assert "user deleted" not in seen
+    assert json.loads(text)["vpn_sessions"] == []
+
+
+@pytest.mark.parametrize("name", ["visitor", "controller", "cli", "api:inventory"])
+def test_a_user_of_an_older_release_with_a_name_of_nobody_gets_nobodys_acts(app: Flask, name: str) -> None:
+    add_account("bob")
+    client = signed_in(app, name)
+    with transaction() as db:
+        audit.record(db, "sign-in failed", actor=name, object="bob", source="198.51.100.7", now=utc_now())
+
+    text = send(client, "/account/export").text
+    assert "198.51.100.7" not in text
+    assert "bob" not in text
 
 
 def test_looking_at_the_account_exports_nothing(app: Flask) -> None:
