@@ -13,11 +13,9 @@ from ansible.utils.display import Display
 from vpn_control import database
 from vpn_core.colour import accent_problem
 from vpn_core.errors import PlanError
+from vpn_core.look import LARGEST_LOGO, is_contact, logo_problem, planned
 from vpn_core.openvpn import tls_crypt_key
 from vpn_core.plan import Plan, make_plan
-
-#: Bytes, as the portal takes them.
-LARGEST_LOGO = 200_000
 
 
 def vpn_plan(
@@ -130,8 +128,30 @@ def vpn_logo_problem(path: object) -> str:
         return f"{file}: its name ends neither in .svg nor in .png"
     if not file.is_file():
         return f"{file}: there is no such file"
-    if file.stat().st_size > LARGEST_LOGO:
-        return f"{file}: larger than {LARGEST_LOGO // 1000} kB"
+    try:
+        with file.open("rb") as opened:
+            problem = logo_problem(opened.read(LARGEST_LOGO + 1))
+    except OSError as error:
+        problem = error.strerror or "cannot be read"
+    return f"{file}: {problem}" if problem else ""
+
+
+def vpn_contact_problem(text: object) -> str:
+    """Return why this is no contact for people who need help, "" if it is one or empty."""
+    if not text or (isinstance(text, str) and is_contact(text)):
+        return ""
+    return f"{text!r} is neither a mail address nor an address that begins with https://"
+
+
+def vpn_notices_problem(notices: object) -> str:
+    """Return what is wrong with the first bad one of the portal's notices, "" if all are good."""
+    if not isinstance(notices, list):
+        return ": has to be a list of notices, each with text, from and until"
+    for number, notice in enumerate(notices):
+        try:
+            planned(notice)
+        except ValueError as error:
+            return f"[{number}]: {error}"
     return ""
 
 
@@ -167,5 +187,7 @@ class FilterModule:
             "vpn_within": vpn_within,
             "vpn_accent_problem": vpn_accent_problem,
             "vpn_logo_problem": vpn_logo_problem,
+            "vpn_contact_problem": vpn_contact_problem,
+            "vpn_notices_problem": vpn_notices_problem,
             "vpn_file_base64": vpn_file_base64,
         }

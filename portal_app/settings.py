@@ -5,28 +5,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from portal_app.errors import SettingsError
 from vpn_core.colour import accent_problem
+from vpn_core.look import Planned, is_contact, planned
 
 DEFAULT_FILE = Path("/etc/causeway/portal/settings.toml")
-
-
-_MAIL_ADDRESS = re.compile(r"[A-Za-z0-9.+_-]{1,64}@[A-Za-z0-9.-]{1,190}")
-LONGEST_NOTICE = 500
-
-
-@dataclass(frozen=True)
-class Planned:
-    """Work on the service that people are told of, until it is over."""
-
-    text: str
-    starts_at: datetime
-    ends_at: datetime
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,7 @@ class Settings:
     @property
     def planned(self) -> list[Planned]:
         """The notices, the next one first."""
-        found = [_planned(entry) for entry in self.notices]
+        found = [planned(entry) for entry in self.notices]
         return sorted(found, key=lambda notice: notice.starts_at)
 
     @property
@@ -168,7 +155,7 @@ class Settings:
         self._check_look(where)
 
     def _check_look(self, where: str) -> None:
-        if self.support_contact and not _is_contact(self.support_contact):
+        if self.support_contact and not is_contact(self.support_contact):
             raise SettingsError(
                 f"{where}: support_contact: {self.support_contact!r} is neither a mail address nor an"
                 " address that begins with https://"
@@ -179,42 +166,9 @@ class Settings:
                 raise SettingsError(f"{where}: {name}: {problem}")
         for number, entry in enumerate(self.notices):
             try:
-                _planned(entry)
+                planned(entry)
             except ValueError as error:
                 raise SettingsError(f"{where}: notices[{number}]: {error}") from None
-
-
-def _is_contact(text: str) -> bool:
-    if _MAIL_ADDRESS.fullmatch(text):
-        return True
-    try:
-        url = urlsplit(text)
-    except ValueError:
-        return False
-    return url.scheme == "https" and bool(url.hostname) and text.isprintable() and " " not in text
-
-
-def _planned(entry: Any) -> Planned:
-    """Return one of ``notices``; raises ValueError saying what is wrong with it."""
-    if not isinstance(entry, dict) or entry.keys() != {"text", "from", "until"}:
-        raise ValueError("has text, from and until, nothing else")
-    text = entry["text"]
-    if not isinstance(text, str) or not 1 <= len(text.strip()) <= LONGEST_NOTICE:
-        raise ValueError(f"text: 1 to {LONGEST_NOTICE} characters")
-    notice = Planned(text.strip(), _moment("from", entry["from"]), _moment("until", entry["until"]))
-    if notice.ends_at <= notice.starts_at:
-        raise ValueError("until: is not after from")
-    return notice
-
-
-def _moment(key: str, value: object) -> datetime:
-    try:
-        found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise ValueError(f"{key}: {str(value)!r} is no time such as 2026-12-05T22:00:00Z")
-    return found
 
 
 def _check_type(where: str, value: object, annotation: str) -> None:

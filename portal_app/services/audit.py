@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
-from portal_app.models import AuditEvent
+from portal_app.models import AuditEvent, User
 from portal_app.services import exports, paging
 from portal_app.statements import Asked, Statement
 
@@ -21,6 +21,10 @@ MOST_EXPORTED = 100_000
 #: So many different actions can be chosen from; there are some dozens.
 _MOST_ACTIONS = 200
 ORDER = paging.Order([AuditEvent.at, AuditEvent.id], descending=True)
+
+#: Who acts without being a user: the command line, the controller, a visitor whom nobody knows yet.
+CLI, CONTROLLER, VISITOR = "cli", "controller", "visitor"
+_SCRIPTS = "api:"
 
 #: As wide as the columns; what is longer says so by its end.
 _LONGEST = {"actor": 255, "action": 60, "object": 255, "source": 60}
@@ -47,7 +51,7 @@ def record(
 ) -> None:
     """Add one act in the caller's transaction; ``details`` are JSON types and never hold a secret.
 
-    ``actor`` is a user's name, ``cli`` or ``controller``; ``source`` the address the act came from.
+    ``actor`` is a user's name or one that ``is_no_user``; ``source`` the address the act came from.
     """
     db.add(AuditEvent(**_values(action, By(actor, source), object, now, details)))
 
@@ -70,13 +74,22 @@ def _values(
     }
 
 
-def about(db: Session, name: str, *, most: int) -> list[AuditEvent]:
-    """Return the newest acts by a user and upon them, each once, the newest first."""
+def is_no_user(name: str) -> bool:
+    """Return whether rows have this name as the actor of what no user did."""
+    folded = name.casefold()
+    return folded in (CLI, CONTROLLER, VISITOR) or folded.startswith(_SCRIPTS)
+
+
+def about(db: Session, user: User, *, most: int) -> list[AuditEvent]:
+    """Return the newest acts by a user and upon them, each once, the newest first.
+
+    What is older than the account is about somebody else who had the name.
+    """
     found: dict[int, AuditEvent] = {}
-    # Two questions, each answered from its own index.
-    for column in (AuditEvent.actor, AuditEvent.object):
-        query = select(AuditEvent).where(column == name).order_by(AuditEvent.at.desc()).limit(most)
-        found |= {row.id: row for row in db.scalars(query)}
+    # Two questions, each answered from its own index. A release before this one let users have any name.
+    for column in (AuditEvent.object,) if is_no_user(user.name) else (AuditEvent.actor, AuditEvent.object):
+        query = select(AuditEvent).where(column == user.name, AuditEvent.at >= user.created_at)
+        found |= {row.id: row for row in db.scalars(query.order_by(AuditEvent.at.desc()).limit(most))}
     return sorted(found.values(), key=lambda row: (row.at, row.id), reverse=True)[:most]
 
 

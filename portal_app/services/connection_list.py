@@ -1,5 +1,6 @@
 """Who is connected now, and who could be: the lists that administrators read, filter and end from."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -15,27 +16,35 @@ from portal_app.db import retried, transaction
 from portal_app.errors import N_, BadRequest, NotFound
 from portal_app.models import Authorization, Connection, Node, NodeStatus, Profile, User, VpnSession
 from portal_app.names import begins, folded
-from portal_app.services import audit, connections, live_usage, paging
+from portal_app.services import audit, connections, live_usage, paging, throttles
 from portal_app.services.connections import Ended
 from portal_app.services.live_usage import Live
 from portal_app.services.nodes import NodeRef
+from portal_app.services.throttles import Limit
 
 #: Counting ends here: beyond it the exact number helps nobody, and costs.
 MOST_COUNTED = 1000
 #: So many are ended at once: what a page lists.
 MOST_ENDED = 200
+#: A page that refreshes itself asks the same again and again: that is written down once an hour.
+_REFRESHED = Limit("address search", burst=1, refill_seconds=3600)
 GONE = N_("It is not there, or has ended already.")
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What a list shows; an empty text filters nothing. ``search`` is an address or the begin of a name."""
+    """What a list shows; an empty text filters nothing. ``search`` is an address or the begin of a name.
+
+    ``by_origin``: an address may be where a tunnel comes from, too. That is for who may ask who had an
+    address.
+    """
 
     search: str = ""
     profile_id: str = ""
     node: str = ""
     protocol: str = ""
     now_only: bool = True
+    by_origin: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,9 +112,43 @@ def read(
     return Listed(replace(page, rows=[_row(*row) for row in rows]), count)
 
 
+def record_search(
+    search: str, *, by_itself: bool = False, actor: str, source: str | None, now: datetime
+) -> None:
+    """Write down who asked for an address, before they get an answer; searching a name is not that.
+
+    ``by_itself``: a page says that it refreshes itself. That is believed of who asked the same before.
+    """
+    address = _address(search)
+    if not address:
+        return
+    bucket = _REFRESHED.bucket(hashlib.sha256(f"{actor} {address}".encode()).hexdigest()[:32])
+    if by_itself:
+        with transaction(read_only=True) as db:
+            if throttles.wait_seconds(db, [bucket], now=now) > 0:
+                return
+    _record_search(address, bucket, actor, source, now)
+
+
+@retried
+def _record_search(
+    address: str, bucket: throttles.Bucket, actor: str, source: str | None, now: datetime
+) -> None:
+    with transaction() as db:
+        throttles.take(db, [bucket], now=now)
+        audit.record(
+            db, "address searched", actor=actor, object=address, source=source, now=now, list="connections"
+        )
+
+
 def of_user(db: Session, user: User, *, most: int) -> list[Row]:
     """Return what a user has connected now, the latest first."""
-    query = select(VpnSession).where(VpnSession.ended_at.is_(None), VpnSession.user_name == user.name)
+    # What is older than the account is about somebody else who had the name.
+    query = select(VpnSession).where(
+        VpnSession.ended_at.is_(None),
+        VpnSession.user_name == user.name,
+        VpnSession.started_at >= user.created_at,
+    )
     found = db.execute(
         _joined(query, now_only=True)
         .order_by(VpnSession.started_at.desc(), VpnSession.session_id)
@@ -157,9 +200,7 @@ def _end(ids: list[str], actor: str, source: str | None, now: datetime) -> list[
 def _sessions(wanted: Filter) -> Any:
     found: list[ColumnElement[bool]] = [VpnSession.ended_at.is_(None)]
     if address := _address(wanted.search):
-        found.append(
-            or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address, VpnSession.origin == address)
-        )
+        found.append(_at(address, wanted))
     elif wanted.search:
         found.append(begins(VpnSession.user_name, wanted.search))
     if wanted.profile_id:
@@ -174,10 +215,7 @@ def _sessions(wanted: Filter) -> Any:
 def _connections(wanted: Filter) -> Any:
     found: list[ColumnElement[bool]] = []
     if address := _address(wanted.search):
-        in_use = select(VpnSession.connection_id).where(
-            VpnSession.ended_at.is_(None),
-            or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address, VpnSession.origin == address),
-        )
+        in_use = select(VpnSession.connection_id).where(VpnSession.ended_at.is_(None), _at(address, wanted))
         # Each node's addresses have an index; there are few nodes.
         of_a_node = Connection.node_number.in_(select(Node.number))
         leased = [
@@ -194,6 +232,12 @@ def _connections(wanted: Filter) -> Any:
     if wanted.node:
         found.append(Connection.node_number.in_(_number_of(wanted.node)))
     return select(Connection).where(*found)
+
+
+def _at(address: str, wanted: Filter) -> ColumnElement[bool]:
+    """Return which sessions have an address or, if that is asked, come from it."""
+    inside = or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address)
+    return or_(inside, VpnSession.origin == address) if wanted.by_origin else inside
 
 
 def _number_of(node: str) -> Any:

@@ -229,7 +229,8 @@ def _uses(db: Session, user: User, which: ColumnElement[bool], *, most: int) -> 
         .outerjoin(Node, Node.number == VpnSession.node_number)
         .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
         .outerjoin(Connection, (Connection.id == VpnSession.connection_id) & (Connection.user_id == user.id))
-        .where(VpnSession.user_name == user.name, which)
+        # What is older than the account is about somebody else who had the name.
+        .where(VpnSession.user_name == user.name, VpnSession.started_at >= user.created_at, which)
         .order_by(VpnSession.started_at.desc())
         .limit(most)
     )

@@ -3,9 +3,11 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, select, union
 from sqlalchemy.orm import Session
 
+from portal_app.db import retried, transaction
+from portal_app.errors import N_, TooManyRequests
 from portal_app.models import (
     AddressUse,
     Authorization,
@@ -15,16 +17,46 @@ from portal_app.models import (
     User,
     VpnSession,
 )
-from portal_app.services import audit
+from portal_app.services import audit, throttles
+from portal_app.services.throttles import Limit
 
+#: It reads much, and nobody needs it often.
+PER_USER = Limit("own data", burst=5, refill_seconds=600)
 #: Of the lists that grow with use, the newest so many.
 MOST = 5000
 
 
-def export(
-    db: Session, user: User, *, retention: timedelta, source: str | None, now: datetime
-) -> dict[str, Any]:
-    """Return everything about a user as JSON types, and note in the audit log that it was asked for.
+def export(user: User, *, retention: timedelta, source: str | None, now: datetime) -> dict[str, Any]:
+    """Return everything about a user as JSON types, after noting in the audit log that it was asked for.
+
+    Raises TooManyRequests. While much is read, nobody waits: that transaction writes nothing.
+    """
+    _ask(user, source, now)
+    return _read(user, retention, now)
+
+
+@retried
+def _ask(user: User, source: str | None, now: datetime) -> None:
+    with transaction() as db:
+        wait = throttles.take(db, [PER_USER.bucket(str(user.id))], now=now)
+        if wait == 0:
+            audit.record(db, "own data exported", actor=user.name, object=user.name, source=source, now=now)
+    if wait > 0:
+        error = TooManyRequests(
+            N_("You have asked for what is stored about you several times. Try again in some minutes.")
+        )
+        error.retry_after = int(wait) + 1
+        raise error
+
+
+@retried
+def _read(user: User, retention: timedelta, now: datetime) -> dict[str, Any]:
+    with transaction(read_only=True) as db:
+        return found_about(db, user, retention=retention, now=now)
+
+
+def found_about(db: Session, user: User, *, retention: timedelta, now: datetime) -> dict[str, Any]:
+    """Return everything about a user as JSON types.
 
     ``complete`` is false where a list was longer than ``MOST``. Sessions and addresses go back as far as
     ``retention``.
@@ -33,10 +65,10 @@ def export(
     authorizations = _rows(db, Authorization, Authorization.user_id == user.id, Authorization.id)
     connections = _rows(db, Connection, Connection.user_id == user.id, Connection.created_at)
     browsers = _rows(db, BrowserSession, BrowserSession.user_id == user.id, BrowserSession.last_seen_at)
-    sessions = _rows(db, VpnSession, VpnSession.user_name == user.name, VpnSession.started_at)
+    sessions = _rows(db, VpnSession, _own_sessions(user), VpnSession.started_at)
     addresses = _addresses(db, user)
-    events = audit.about(db, user.name, most=MOST)
-    found = {
+    events = audit.about(db, user, most=MOST)
+    return {
         "exported_at": _time(now),
         "complete": max(map(len, (connections, browsers, sessions, addresses, events))) < MOST,
         "kept": {"sessions_and_addresses_days": retention.days},
@@ -80,8 +112,6 @@ def export(
         ],
         "acts": [_event(row, user) for row in events],
     }  # fmt: skip
-    audit.record(db, "own data exported", actor=user.name, object=user.name, source=source, now=now)
-    return found
 
 
 def _rows(db: Session, model: Any, which: Any, order: Any) -> list[Any]:
@@ -89,14 +119,26 @@ def _rows(db: Session, model: Any, which: Any, order: Any) -> list[Any]:
 
 
 def _addresses(db: Session, user: User) -> list[AddressUse]:
-    """Return which addresses the user had, by the connections that are known of them."""
-    own = or_(
-        AddressUse.connection_id.in_(select(Connection.id).where(Connection.user_id == user.id)),
-        AddressUse.connection_id.in_(
-            select(VpnSession.connection_id).where(VpnSession.user_name == user.name)
-        ),
+    """Return which addresses the user had, by the connections that are known of them.
+
+    The connections are one list and the order is by no index: so the table is read through the index of
+    connections, and never as a whole.
+    """
+    own = union(
+        select(Connection.id).where(Connection.user_id == user.id),
+        select(VpnSession.connection_id).where(_own_sessions(user)),
     )
-    return _rows(db, AddressUse, own & (AddressUse.user_name == user.name), AddressUse.id)
+    which = (
+        AddressUse.connection_id.in_(own)
+        & (AddressUse.user_name == user.name)
+        & (AddressUse.started_at >= user.created_at)
+    )
+    return _rows(db, AddressUse, which, AddressUse.started_at)
+
+
+def _own_sessions(user: User) -> ColumnElement[bool]:
+    """What is older than the account is about somebody else who had the name."""
+    return (VpnSession.user_name == user.name) & (VpnSession.started_at >= user.created_at)
 
 
 def _event(row: Any, user: User) -> dict[str, Any]:

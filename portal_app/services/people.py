@@ -188,7 +188,8 @@ def history(db: Session, user: User) -> Sequence[Any]:
         select(VpnSession, Profile.display_name, Node.name)
         .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
         .outerjoin(Node, Node.number == VpnSession.node_number)
-        .where(VpnSession.user_name == user.name)
+        # What is older than the account is about somebody else who had the name; so it is below.
+        .where(VpnSession.user_name == user.name, VpnSession.started_at >= user.created_at)
         .order_by(VpnSession.started_at.desc())
         .limit(MOST_SHOWN)
     ).all()
@@ -197,7 +198,11 @@ def history(db: Session, user: User) -> Sequence[Any]:
 def sign_ins(db: Session, user: User) -> list[SignIn]:
     found = db.execute(
         select(AuditEvent.at, AuditEvent.action, AuditEvent.source)
-        .where(AuditEvent.object == user.name, AuditEvent.action.in_(SIGN_INS))
+        .where(
+            AuditEvent.object == user.name,
+            AuditEvent.at >= user.created_at,
+            AuditEvent.action.in_(SIGN_INS),
+        )
         .order_by(AuditEvent.at.desc())
         .limit(MOST_SHOWN)
     )

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from portal_app.services import choice, nodes, profiles
 from portal_app.services.choice import Candidate
-from portal_app.settings import Planned, Settings
+from portal_app.settings import Settings
 from portal_app.statements import run
+from vpn_core.look import Planned
 from vpn_core.messages import OPENVPN, WIREGUARD
 
 AVAILABLE, LIMITED, UNAVAILABLE = "available", "limited", "unavailable"

@@ -238,7 +238,7 @@ def _record_failure(name: str | None, source: str | None, now: datetime) -> None
     key = "nobody" if name is None else hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32]
     with transaction() as db:
         if throttles.take(db, [AUDITED.bucket(key)], now=now) == 0:
-            audit.record(db, "sign-in failed", actor="visitor", object=name, source=source, now=now)
+            audit.record(db, "sign-in failed", actor=audit.VISITOR, object=name, source=source, now=now)
 
 
 def _whole_seconds(moment: datetime) -> int:

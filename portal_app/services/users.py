@@ -39,6 +39,9 @@ def check_name(name: str) -> str:
         raise BadRequest(N_("a user name has 1 to %(most)s characters"), most=LONGEST_NAME)
     if not name.isprintable() or name != name.strip():
         raise BadRequest(N_("a user name has printable characters only and no space at its ends"))
+    if audit.is_no_user(name):
+        # Their acts would be mixed with those of nobody, the controller, the command line or a script.
+        raise BadRequest(N_("%(name)r is not for people: the audit log calls something else so"), name=name)
     return name
 
 

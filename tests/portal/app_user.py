@@ -44,7 +44,8 @@ def public_key() -> str:
 
 def add_user(name: str = "alice", permissions: list[str] | None = None) -> User:
     with transaction() as db:
-        user = User(name=name, permissions=permissions or [], created_at=utc_now())
+        # Older than any session that a test writes.
+        user = User(name=name, permissions=permissions or [], created_at=utc_now() - timedelta(days=90))
         db.add(user)
     return user
 

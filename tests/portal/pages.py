@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from html.parser import HTMLParser
 
 from flask.testing import FlaskClient
+from sqlalchemy import update
 from werkzeug.test import TestResponse
 
 from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.models import User
 from portal_app.services import users
 from tests.portal.app_user import csrf_token
 
@@ -19,7 +23,11 @@ ATTACKER, ELSEWHERE = "198.51.100.66", "203.0.113.5"
 def add_account(
     name: str = "alice", password: str | None = PASSWORD, permissions: list[str] | None = None
 ) -> None:
+    """Make an account that is older than any session that a test writes."""
     users.add(name, permissions=permissions or [], password=password, actor="test", now=utc_now())
+    with transaction() as db:
+        aged = update(User).where(User.name == users.normalized(name))
+        db.execute(aged.values(created_at=utc_now() - timedelta(days=90)))
 
 
 def sign_in(

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from flask import Flask
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from portal_app import db as database_module
 from portal_app import login
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import AuditEvent, BrowserSession, Connection, Profile, User
-from portal_app.services import audit
+from portal_app.models import AddressUse, AuditEvent, BrowserSession, Connection, Profile, User, VpnSession
+from portal_app.services import audit, own_data
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import HOST, VpnApp, add_user
 from tests.portal.conftest import seen_up
@@ -253,6 +254,91 @@ def test_the_export_has_what_is_stored_about_one_user_and_no_secret(app: Flask, 
     for one in live_connections():
         assert one.public_key is None or one.public_key not in text
     assert [row.actor for row in audit_rows("own data exported")] == ["alice"]
+
+
+def leave_traces_of(name: str, address: str) -> None:
+    """Write what stays in the log of somebody with this name who was deleted long ago."""
+    long_ago = utc_now() - timedelta(days=100)
+    kept = {"connection_id": "c" * 32, "profile_id": "employees", "protocol": "wireguard", "node_number": 0}
+    times = {"started_at": long_ago, "ended_at": long_ago + timedelta(hours=1)}
+    with transaction() as db:
+        db.add(VpnSession(session_id="5" * 32, user_name=name, ipv4=address, origin=address, **kept, **times))
+        db.add(AddressUse(user_name=name, ipv4=address, **kept, **times))
+        for action, actor in (("signed in", name), ("user deleted", "root")):
+            audit.record(db, action, actor=actor, object=name, source=address, now=long_ago)
+
+
+def test_who_has_a_name_again_sees_nothing_of_who_had_it_before(app: Flask, node: AgentServer) -> None:
+    """W7, P4."""
+    client = signed_in(app, "jdoe")
+    leave_traces_of("jdoe", "198.51.100.99")
+    with transaction() as db:
+        audit.record(db, "user enabled", actor="root", object="jdoe", now=utc_now())
+    add_account("root", permissions=["admin"])
+    admin = app.test_client()
+    sign_in(admin, "root")
+    with transaction(read_only=True) as db:
+        user_id = db.scalars(select(User.id).where(User.name == "jdoe")).one()
+
+    text = send(client, "/account/export").text
+    assert "user enabled" in text
+    for seen in (text, client.get("/devices").text, admin.get(f"/admin/users/{user_id}").text):
+        assert "198.51.100.99" not in seen
+        assert "user deleted" not in seen
+    assert json.loads(text)["vpn_sessions"] == []
+
+
+@pytest.mark.parametrize("name", ["visitor", "controller", "cli", "api:inventory"])
+def test_a_user_of_an_older_release_with_a_name_of_nobody_gets_nobodys_acts(app: Flask, name: str) -> None:
+    add_account("bob")
+    client = signed_in(app, name)
+    with transaction() as db:
+        audit.record(db, "sign-in failed", actor=name, object="bob", source="198.51.100.7", now=utc_now())
+
+    text = send(client, "/account/export").text
+    assert "198.51.100.7" not in text
+    assert "bob" not in text
+
+
+def test_an_export_reads_no_table_whole_and_lets_others_write(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = signed_in(app)
+    engine = database_module.engine()
+    asked: list[tuple[str, Any]] = []
+    rows = own_data._rows
+
+    def watched(db: Session, model: Any, which: Any, order: Any) -> list[Any]:
+        if model is AddressUse and engine.dialect.name == "sqlite":
+            query = select(model).where(which).order_by(order.desc()).limit(own_data.MOST)
+            text = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
+            plan = [row[3] for row in db.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")]
+            asked.append(("plan", [step for step in plan if "address_uses" in step]))
+        # Somebody connects meanwhile.
+        with engine.connect() as other:
+            if engine.dialect.name == "sqlite":
+                other.exec_driver_sql("PRAGMA busy_timeout = 0")
+            other.execute(update(Profile).values(display_name="Other"))
+            other.rollback()
+        return rows(db, model, which, order)
+
+    monkeypatch.setattr(own_data, "_rows", watched)
+    assert send(client, "/account/export").status_code == 200
+    for _name, plan in asked:
+        assert plan
+        assert all("USING INDEX ix_address_uses_connection_id" in step for step in plan), plan
+
+
+def test_an_export_can_be_had_a_few_times_at_once(app: Flask) -> None:
+    client, other = signed_in(app), signed_in(app, "bob")
+    for _ in range(own_data.PER_USER.burst):
+        assert send(client, "/account/export").status_code == 200
+    answer = send(client, "/account/export")
+
+    assert answer.status_code == 429
+    assert 0 < int(answer.headers["Retry-After"]) <= own_data.PER_USER.refill_seconds + 1
+    assert len(audit_rows("own data exported")) == own_data.PER_USER.burst
+    assert send(other, "/account/export").status_code == 200
 
 
 def test_looking_at_the_account_exports_nothing(app: Flask) -> None:

@@ -157,6 +157,10 @@ def test_an_administrator_adds_a_user_and_sees_the_link_once(
         ("", "", 400),
         ("a\u0007b", "", 400),
         ("x" * 256, "", 400),
+        ("visitor", "", 400),
+        ("CLI", "", 400),
+        ("controller", "", 400),
+        ("api:inventory", "", 400),
         ("root", "", 409),
         ("bob", "a\u0000b", 400),
         ("bob", "x" * 256, 400),
@@ -568,6 +572,59 @@ def test_after_ending_one_comes_back_only_to_own_pages(app: Flask, node: AgentSe
         (connection,) = live_connections()
         answer = send(client, "/admin/connections/end", connection=connection.id, next=target)
         assert answer.location == "/admin/connections?done=1"
+
+
+def searched_addresses() -> list[tuple[str, str | None]]:
+    with transaction(read_only=True) as db:
+        rows = db.scalars(select(AuditEvent).where(AuditEvent.action == "address searched"))
+        return [(row.actor, row.object) for row in rows.all()]
+
+
+@pytest.mark.parametrize("show", ["now", "all"])
+def test_where_somebody_comes_from_is_found_by_who_may_search_only(
+    app: Flask, node: AgentServer, show: str
+) -> None:
+    """P2: the list does not answer what "Who had it" is for."""
+    make_configuration(browser(app, add_user("alice")))
+    (connection,) = live_connections()
+    begin_use(connection, "alice", origin="203.0.113.7")
+    found = {}
+    for role in ("helpdesk", "auditor", "admin"):
+        client = browser(app, add_user(f"a-{role}", [role]))
+        for address in ("203.0.113.7", str(connection.ipv4)):
+            page = client.get("/admin/connections", query_string={"show": show, "search": address})
+            found[role, address] = names(page.text)
+
+    assert found.pop(("helpdesk", "203.0.113.7")) == []
+    assert set(map(tuple, found.values())) == {("alice",)}
+    assert sorted(searched_addresses()) == sorted(
+        (f"a-{role}", address)
+        for role in ("helpdesk", "auditor", "admin")
+        for address in ("203.0.113.7", connection.ipv4)
+    )
+
+
+def test_each_search_for_an_address_is_written_down_but_not_each_refresh(
+    app: Flask, node: AgentServer
+) -> None:
+    client = browser(app, add_user("helper", ["helpdesk"]))
+    live = {"X-Live": "1"}
+
+    def ask(search: str, **headers: Any) -> None:
+        assert client.get("/admin/connections", query_string={"search": search}, **headers).status_code == 200
+
+    for search in ("", "alice", "10.61", "10.61.0.0/20"):
+        ask(search)
+    assert searched_addresses() == []
+    ask("FD43:61::7")
+    for _ in range(3):
+        ask("fd43:61::7", headers=live)
+    assert searched_addresses() == [("helper", "fd43:61::7")]
+    ask("fd43:61::7")
+    ask("10.61.0.9", headers=live)
+    assert searched_addresses()[1:] == [("helper", "fd43:61::7"), ("helper", "10.61.0.9")], (
+        "asking again is a question, and the header alone is no excuse"
+    )
 
 
 def test_connections_are_filtered_and_sorted(app: Flask, make_nodes: Any) -> None:

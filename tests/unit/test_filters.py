@@ -148,8 +148,8 @@ def test_accent_that_is_hard_to_read_is_refused_in_the_inventory(plugin, colour,
 @pytest.mark.parametrize(
     ("name", "size", "why"),
     [
-        ("logo.svg", 10, ""),
-        ("logo.png", 200_000, ""),
+        ("logo.svg", 10, "neither a PNG nor an SVG file"),
+        ("logo.png", 200_000, "neither a PNG nor an SVG file"),
         ("logo.png", 200_001, "larger than 200 kB"),
         ("logo.gif", 10, "neither in .svg nor in .png"),
         ("none.svg", None, "there is no such file"),
@@ -159,6 +159,57 @@ def test_logo_that_cannot_be_one_is_refused_in_the_inventory(plugin, tmp_path, n
     if size is not None:
         (tmp_path / name).write_bytes(b"x" * size)
     found = plugin.vpn_logo_problem(str(tmp_path / name))
+
+    assert (why in found) if why else found == ""
+
+
+@pytest.mark.parametrize(
+    ("inside", "why"),
+    [
+        ("{}", ""),
+        ("<!DOCTYPE svg>{}", "has no DOCTYPE; take that line out"),
+        ("<!-- -->{}<script/>", "neither a PNG nor an SVG file"),
+    ],
+)
+def test_logo_that_the_portal_would_not_start_with_is_refused_in_the_inventory(plugin, tmp_path, inside, why):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0"/></svg>'
+    (tmp_path / "logo.svg").write_text(inside.format(svg))
+    found = plugin.vpn_logo_problem(str(tmp_path / "logo.svg"))
+
+    assert (why in found) if why else found == ""
+
+
+@pytest.mark.parametrize(
+    ("contact", "good"),
+    [
+        ("", True),
+        ("helpdesk@example.org", True),
+        ("https://example.org/help", True),
+        ("http://example.org", False),
+        ("javascript:alert(1)", False),
+        ("+49 30 1234567", False),
+        (4930, False),
+    ],
+)
+def test_contact_that_the_portal_would_not_start_with_is_refused_in_the_inventory(plugin, contact, good):
+    assert (plugin.vpn_contact_problem(contact) == "") is good
+
+
+@pytest.mark.parametrize(
+    ("notices", "why"),
+    [
+        ("[]", ""),
+        ("[{text: Work, from: '2026-12-05T22:00:00Z', until: '2026-12-05T23:00:00Z'}]", ""),
+        ("[{text: Work, from: 2026-12-05T22:00:00Z, until: 2026-12-05T23:00:00Z}]", ""),
+        ("[{text: Work, from: '2026-12-05T22:00:00Z'}]", "[0]: has text, from and until"),
+        ("[{text: Work, from: tonight, until: '2026-12-05T23:00:00Z'}]", "from: 'tonight' is no time"),
+        ("[{text: Work, from: '2026-12-05T23:00:00Z', until: '2026-12-05T22:00:00Z'}]", "is not after from"),
+        ("[{text: '', from: '2026-12-05T22:00:00Z', until: '2026-12-05T23:00:00Z'}]", "1 to 500 characters"),
+        ("{text: Work}", "has to be a list"),
+    ],
+)
+def test_notice_that_the_portal_would_not_start_with_is_refused_in_the_inventory(plugin, notices, why):
+    found = plugin.vpn_notices_problem(DataLoader().load(notices))
 
     assert (why in found) if why else found == ""
 

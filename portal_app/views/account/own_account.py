@@ -42,7 +42,9 @@ def end_other_sessions() -> AnyResponse:
 def export() -> AnyResponse:
     """Hand out what is stored about the user. A form, since it is written down that somebody asked."""
     user, now = login.required().user, utc_now()
-    content = current_app.json.dumps(_export(user), indent=2) + "\n"
+    kept = timedelta(days=portal().settings.retention_days)
+    found = own_data.export(user, retention=kept, source=request.remote_addr, now=now)
+    content = current_app.json.dumps(found, indent=2) + "\n"
     response = Response(content, content_type="application/json")
     response.headers["Content-Disposition"] = f'attachment; filename="my-data-{now:%Y-%m-%d}.json"'
     return response
@@ -91,10 +93,3 @@ def _end_others(user: User, token: str) -> None:
             db, "other browsers signed out", actor=user.name, object=user.name,
             source=request.remote_addr, now=utc_now(), sessions=ended,
         )  # fmt: skip
-
-
-@retried
-def _export(user: User) -> dict[str, object]:
-    kept = timedelta(days=portal().settings.retention_days)
-    with transaction() as db:
-        return own_data.export(db, user, retention=kept, source=request.remote_addr, now=utc_now())

@@ -25,6 +25,7 @@ _LONGEST_ID = 32
 @bp.get("/connections")
 @requires(Right.SEE)
 def connections() -> str:
+    found = login.required()
     now_only = forms.chosen("show", ("now", "all"), "now") == "now"
     wanted = Filter(
         search=forms.query("search"),
@@ -32,9 +33,17 @@ def connections() -> str:
         node=forms.query("node"),
         protocol=forms.chosen("protocol", (WIREGUARD, OPENVPN)),
         now_only=now_only,
+        by_origin=Right.SEARCH in found.rights,
     )
     sort = forms.chosen("sort", ("user", "since"), "since")
     descending = forms.chosen("order", ("asc", "desc"), "desc" if sort == "since" else "asc") == "desc"
+    connection_list.record_search(
+        wanted.search,
+        by_itself="X-Live" in request.headers,
+        actor=found.user.name,
+        source=request.remote_addr,
+        now=utc_now(),
+    )
     with transaction(read_only=True) as db:
         listed = connection_list.read(
             db,
