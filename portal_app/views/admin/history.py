@@ -35,9 +35,7 @@ def history() -> tuple[str, int]:
     with transaction(read_only=True) as db:
         try:
             wanted = _filter(asked)
-            page = service.page(
-                db, wanted, before=forms.cursor("before"), after=forms.cursor("after")
-            )
+            page = service.page(db, wanted, before=forms.cursor("before"), after=forms.cursor("after"))
         except BadRequest as error:
             problem = said(error)
         profiles, nodes = profile_choices(db), node_choices(db)

@@ -40,7 +40,9 @@ def test_pages_of_one_admin_alternate(deployment: Deployment, asked: list[str]) 
         page, form, {names["text"]: "admin", names["password"]: deployment.passwords["admin"]}
     )
     links = [
-        link for link in re.findall(r'href="(/[a-z/]*)"', page.text) if not re.search("sign|password|account", link)
+        link
+        for link in re.findall(r'href="(/[a-z/]*)"', page.text)
+        if not re.search("sign|password|account", link)
     ]
     seen = [browser.open(urljoin(deployment.portal_url, link)) for link in dict.fromkeys(links)]
 
