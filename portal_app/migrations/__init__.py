@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
 
 from portal_app.errors import Unavailable
 from portal_app.migrations import indexes
@@ -134,3 +134,6 @@ def _outage() -> Iterator[None]:
         yield
     except (OperationalError, InterfaceError) as error:
         raise Unavailable(f"the database does not answer: {error.orig}") from error
+    except PendingRollbackError as error:
+        # What Alembic does with a connection that broke off while an index was built.
+        raise Unavailable("the database broke off the migration; repeat it") from error

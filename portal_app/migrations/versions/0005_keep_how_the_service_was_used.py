@@ -19,7 +19,6 @@ _INDEXES = (
     New("ix_vpn_sessions_started_at", "vpn_sessions", ["started_at", "node_number", "session_id"]),
     New("ix_vpn_sessions_profile_id_started_at", "vpn_sessions", ["profile_id", "started_at"]),
     New("ix_vpn_sessions_node_number_started_at", "vpn_sessions", ["node_number", "started_at"]),
-    New("ix_vpn_sessions_protocol_started_at", "vpn_sessions", ["protocol", "started_at"]),
     New("ix_vpn_sessions_origin_started_at", "vpn_sessions", ["origin", "started_at"], "origin IS NOT NULL"),
     New("ix_audit_events_actor_at", "audit_events", ["actor", "at"]),
     New("ix_audit_events_action_at", "audit_events", ["action", "at"]),
