@@ -1,4 +1,7 @@
-"""Alembic's environment: on the connection that ``portal_app.migrations`` hands over, in its transaction."""
+"""Alembic's environment: on the connection that ``portal_app.migrations`` hands over.
+
+In its transaction where it has begun one, else each step in one of its own.
+"""
 
 from typing import Any, Literal
 
@@ -22,6 +25,7 @@ context.configure(
     target_metadata=Base.metadata,
     render_item=render,
     transactional_ddl=True,
+    transaction_per_migration=True,
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -20,7 +20,6 @@ class VpnSession(Base):
         Index("ix_vpn_sessions_started_at", "started_at", "node_number", "session_id"),
         Index("ix_vpn_sessions_profile_id_started_at", "profile_id", "started_at"),
         Index("ix_vpn_sessions_node_number_started_at", "node_number", "started_at"),
-        Index("ix_vpn_sessions_protocol_started_at", "protocol", "started_at"),
         Index(
             "ix_vpn_sessions_origin_started_at",
             "origin",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: Connections that one transaction ends.
 _BATCH = 200
 _CHUNK = 500
+#: Columns of what users of a node in maintenance are told, and of what the controller does then.
+_ANNOUNCED = ("notice", "cut_at", "cuts_downloads", "ends_downloads")
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,20 @@ def switch(
 ) -> None:
     """Set a node's maintenance mode; when this returns, no connect chooses a node in maintenance.
 
-    ``notice`` and ``cut_at`` are shown to users with connections there until maintenance is off. With
-    ``cuts_downloads`` the controller cuts them then (``cut_due``), else the caller does, and says with
-    ``ends_downloads`` whether that is the end of downloaded configurations, too. Raises NodeUnreachable when
-    the node does not answer: its own word counts, so nothing was changed.
+    ``notice`` and ``cut_at`` are shown to users with connections there until maintenance is off; what is not
+    given stays as it was announced, and an empty notice removes one. With ``cuts_downloads`` the controller
+    cuts them then (``cut_due``), else the caller does, and says with ``ends_downloads`` whether that is the
+    end of downloaded configurations, too. Raises NodeUnreachable when the node does not answer: its own word
+    counts, so nothing was changed.
     """
     agents.set_maintenance(node, on)
-    told: dict[str, Any] = {
-        "notice": notice,
-        "cut_at": cut_at,
-        "cuts_downloads": None,
-        "ends_downloads": None,
-    }
-    if cut_at:
+    told: dict[str, Any] = {}
+    if notice is not None:
+        told["notice"] = notice or None
+    if cut_at is not None:
         ends = ends_downloads if cuts_downloads is None else cuts_downloads
-        told |= {"cuts_downloads": cuts_downloads, "ends_downloads": ends}
-    _write_down(node, on, told if on else dict.fromkeys(told), actor, source, now)
+        told |= {"cut_at": cut_at, "cuts_downloads": cuts_downloads, "ends_downloads": ends}
+    _write_down(node, on, told if on else dict.fromkeys(_ANNOUNCED), actor, source, now)
 
 
 @retried
@@ -115,8 +115,8 @@ def _write_down(
             source=source,
             now=now,
             state="on" if on else "off",
-            notice=told["notice"],
-            cut_at=told["cut_at"] and told["cut_at"].isoformat(),
+            notice=told.get("notice"),
+            cut_at=cut_at.isoformat() if (cut_at := told.get("cut_at")) else None,
         )
 
 
@@ -133,7 +133,10 @@ def call_off(node: Node, *, actor: str, source: str | None, now: datetime) -> bo
 
 
 def cut_due(agents: "Agents", now: datetime) -> None:
-    """Cut where it was announced for now or earlier, as a page of the portal asked for."""
+    """Cut where it was announced for now or earlier, as a page of the portal asked for.
+
+    Each portion looks again: who calls a cut off, or moves it, stops one that has begun.
+    """
     with transaction(read_only=True) as db:
         due = db.execute(
             select(Node, NodeStatus.cuts_downloads, NodeStatus.cut_at)
@@ -147,7 +150,7 @@ def cut_due(agents: "Agents", now: datetime) -> None:
         ).all()
     for node, downloads, cut_at in due:
         assert cut_at is not None  # noqa: S101 - by the query
-        cut(agents, node, downloads=bool(downloads), actor="controller", now=now)
+        cut(agents, node, downloads=bool(downloads), actor="controller", now=now, announced_for=cut_at)
         _is_done(node, cut_at)
 
 
@@ -204,15 +207,17 @@ def cut(
     source: str | None = None,
     now: datetime,
     reason: str = "drained",
+    announced_for: datetime | None = None,
 ) -> int:
     """End a node's connections and return how many there were.
 
     Apps ask for a new one when they connect again. Configurations that people downloaded stay unless
-    ``downloads``: their owners would have to download others, and the node comes back.
+    ``downloads``: their owners would have to download others, and the node comes back. With
+    ``announced_for`` it goes on only while the cut is announced for that moment.
     """
     done = 0
     # Some of those found may have ended by themselves: only when none is found it is over.
-    while (ended := _cut_some(node, downloads, actor, source, reason, now)) is not None:
+    while (ended := _cut_some(node, downloads, actor, source, reason, now, announced_for)) is not None:
         connections.tell(ended, agents=agents)
         done += len(ended)
     return done
@@ -220,9 +225,18 @@ def cut(
 
 @retried
 def _cut_some(
-    node: "NodeAddress", downloads: bool, actor: str, source: str | None, reason: str, now: datetime
+    node: "NodeAddress",
+    downloads: bool,
+    actor: str,
+    source: str | None,
+    reason: str,
+    now: datetime,
+    announced_for: datetime | None,
 ) -> list[connections.Ended] | None:
     with transaction() as db:
+        nodes.lock(db, {node.number})
+        if announced_for is not None and not _is_announced(db, node, downloads, announced_for):
+            return None
         ids = db.scalars(select(Connection.id).where(*_to_cut(node, downloads)).limit(_BATCH)).all()
         if not ids:
             return None
@@ -232,6 +246,17 @@ def _cut_some(
                 db, "node.drain", actor=actor, object=node.name, source=source, now=now, cut=len(ended)
             )
         return ended
+
+
+def _is_announced(db: Session, node: "NodeAddress", downloads: bool, cut_at: datetime) -> bool:
+    """Tell whether the controller is still to cut then; until the commit nobody calls it off."""
+    asked = select(NodeStatus.node_number).where(
+        NodeStatus.node_number == node.number,
+        NodeStatus.maintenance_mode.is_(True),
+        NodeStatus.cuts_downloads.is_(downloads),
+        NodeStatus.cut_at == cut_at,
+    )
+    return db.scalar(asked.with_for_update()) is not None
 
 
 def in_the_way(db: Session, number: int) -> tuple[int, int]:

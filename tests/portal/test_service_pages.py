@@ -21,13 +21,14 @@ from portal_app.db import engine, transaction
 from portal_app.models import (
     AuditEvent,
     BrowserSession,
+    Node,
     NodeStatus,
     Offer,
     PeriodicJob,
     Portal,
     Profile,
 )
-from portal_app.services import authorities, in_force, jobs, maintenance, peers
+from portal_app.services import authorities, connections, in_force, jobs, maintenance, peers
 from portal_app.settings import Settings
 from portal_app.texts import Text, text
 from tests.portal.agent_server import AgentServer
@@ -310,6 +311,59 @@ def test_a_cut_that_is_called_off_never_comes(
     assert events("node.drain_called_off") == [("root", "node0", "127.0.0.1")]
     press(admin, "call-off")
     assert len(events("node.drain_called_off")) == 1, "there was nothing any more"
+
+
+@pytest.mark.parametrize("act", ["called off", "moved", "maintenance off"])
+def test_a_cut_that_has_begun_stops_when_it_is_no_longer_announced(
+    app: Flask,
+    node: AgentServer,
+    admin: FlaskClient,
+    agents: Agents,
+    monkeypatch: pytest.MonkeyPatch,
+    act: str,
+) -> None:
+    """The page says that nobody is cut any more; so does who was slow meanwhile."""
+    for name in ("alice", "bob", "carol"):
+        VpnApp(app, add_user(name)).authorize().connect()
+    press(admin, "drain", minutes="0")
+    told = connections.tell
+
+    def tell_and_think_again(*words: Any, **named: Any) -> None:
+        told(*words, **named)
+        if act == "called off":
+            press(admin, "call-off")
+        elif act == "moved":
+            press(admin, "drain", minutes="15")
+        else:
+            press(admin, "maintenance", state="off")
+
+    monkeypatch.setattr(maintenance, "_BATCH", 1)
+    monkeypatch.setattr(connections, "tell", tell_and_think_again)
+    maintenance.cut_due(agents, utc_now())
+
+    assert len(live_connections()) == 2
+    assert len(events("node.drain")) == 1
+    assert (status().cut_at is not None) is (act == "moved")
+
+
+def test_maintenance_by_another_way_leaves_an_announced_cut(
+    app: Flask, node: AgentServer, admin: FlaskClient, agents: Agents
+) -> None:
+    """Who says nothing of it does not take it back."""
+    press(admin, "drain", minutes="15", notice="Go", downloads="yes")
+    announced = status()
+    with transaction(read_only=True) as db:
+        row = db.get_one(Node, 0)
+    maintenance.switch(agents, row, on=True, actor="cli", now=utc_now())
+
+    names = ("notice", "cut_at", "cuts_downloads", "ends_downloads")
+    assert announced.cut_at is not None
+    assert [getattr(status(), name) for name in names] == [getattr(announced, name) for name in names]
+
+    press(admin, "maintenance", notice="")
+    assert (status().notice, status().cut_at) == (None, announced.cut_at)
+    maintenance.switch(agents, row, on=False, actor="cli", now=utc_now())
+    assert [getattr(status(), name) for name in names] == [None] * 4
 
 
 def test_what_a_command_drains_is_not_cut_by_the_controller(

@@ -8,24 +8,26 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
+from portal_app.migrations.indexes import New, build
+
 revision: str = "0005"
 down_revision: str | None = "0004"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-_INDEXES = {
-    "ix_vpn_sessions_started_at": ("vpn_sessions", ["started_at", "node_number", "session_id"]),
-    "ix_vpn_sessions_profile_id_started_at": ("vpn_sessions", ["profile_id", "started_at"]),
-    "ix_vpn_sessions_node_number_started_at": ("vpn_sessions", ["node_number", "started_at"]),
-    "ix_vpn_sessions_protocol_started_at": ("vpn_sessions", ["protocol", "started_at"]),
-    "ix_audit_events_actor_at": ("audit_events", ["actor", "at"]),
-    "ix_audit_events_action_at": ("audit_events", ["action", "at"]),
-    "ix_audit_events_object_at": ("audit_events", ["object", "at"]),
-}
-_ORIGIN = "ix_vpn_sessions_origin_started_at"
+_INDEXES = (
+    New("ix_vpn_sessions_started_at", "vpn_sessions", ["started_at", "node_number", "session_id"]),
+    New("ix_vpn_sessions_profile_id_started_at", "vpn_sessions", ["profile_id", "started_at"]),
+    New("ix_vpn_sessions_node_number_started_at", "vpn_sessions", ["node_number", "started_at"]),
+    New("ix_vpn_sessions_origin_started_at", "vpn_sessions", ["origin", "started_at"], "origin IS NOT NULL"),
+    New("ix_audit_events_actor_at", "audit_events", ["actor", "at"]),
+    New("ix_audit_events_action_at", "audit_events", ["action", "at"]),
+    New("ix_audit_events_object_at", "audit_events", ["object", "at"]),
+)
 
 
 def upgrade() -> None:
+    build(*_INDEXES)
     op.create_table(
         "usage_samples",
         sa.Column("profile_id", sa.String(length=60), nullable=False),
@@ -53,17 +55,10 @@ def upgrade() -> None:
         sa.Column("clients", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("profile_id", "node_number", "day", name=op.f("pk_usage_days")),
     )
-    for name, (table, columns) in _INDEXES.items():
-        op.create_index(name, table, columns)
-    known = sa.text("origin IS NOT NULL")
-    op.create_index(
-        _ORIGIN, "vpn_sessions", ["origin", "started_at"], postgresql_where=known, sqlite_where=known
-    )
 
 
 def downgrade() -> None:
-    op.drop_index(_ORIGIN, table_name="vpn_sessions")
-    for name, (table, _columns) in _INDEXES.items():
-        op.drop_index(name, table_name=table)
+    for index in _INDEXES:
+        op.drop_index(index.name, table_name=index.table)
     op.drop_table("usage_days")
     op.drop_table("usage_samples")

@@ -218,11 +218,11 @@ def drain(number: int) -> AnyResponse | tuple[str, int]:
     return _switch(found, on=True, notice=_notice(), minutes=int(minutes), cuts_downloads=downloads)
 
 
-def _notice() -> str | None:
+def _notice() -> str:
     notice = " ".join(forms.field("notice", 4 * LONGEST_NOTICE).split())
     if len(notice) > LONGEST_NOTICE or not notice.isprintable():
         raise BadRequest(N_("A notice has at most %(most)s printable characters."), most=LONGEST_NOTICE)
-    return notice or None
+    return notice
 
 
 def _switch(
