@@ -12,6 +12,7 @@ from sqlalchemy import and_, case, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
+from portal_app.errors import Unavailable
 from portal_app.models import AddressUse, UsageDay, UsageSample, VpnSession
 from portal_app.models.usage import ALL, ALL_NODES
 from vpn_core.messages import OPENVPN
@@ -74,10 +75,23 @@ def _samples(db: Session) -> Iterator[dict[str, Any]]:
 
 
 def count_days(now: datetime) -> int:
-    """Count every day that is over and was not counted; returns how many."""
+    """Count the oldest day that is over and was not counted; returns how many: one or none.
+
+    One at a time, as more urgent jobs wait for the end of this. A day that cannot be counted keeps no later
+    one from it. Raises Unavailable when there were only such days.
+    """
     last = (now - _SETTLED).date() - timedelta(days=1)
     days = [last - timedelta(days=back) for back in reversed(range(_DAYS_BACK))]
-    return sum(count_day(day) for day in days)
+    failed: Unavailable | None = None
+    for day in days:
+        try:
+            if count_day(day):
+                return 1
+        except Unavailable as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    return 0
 
 
 @retried

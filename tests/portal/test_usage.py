@@ -13,6 +13,7 @@ from sqlalchemy import func, insert, select, update
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
+from portal_app.errors import Unavailable
 from portal_app.models import AddressUse, UsageDay, UsageSample, VpnSession
 from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.services import retention, usage, usage_history
@@ -99,13 +100,30 @@ def test_day_is_counted_once_when_it_is_over() -> None:
     add_sessions({"ended_at": NOON + HOUR})
     midnight = datetime(2026, 11, 21, tzinfo=UTC)
 
-    assert usage.count_days(midnight - MINUTE) == 7, "the days before"
+    before = [usage.count_days(midnight - MINUTE) for _ in range(8)]
+    assert before == [1] * 7 + [0], "the days before, one at a time"
     assert usage.count_days(midnight + 59 * MINUTE) == 0, "what nodes tell late is waited for"
     assert usage.count_days(midnight + HOUR) == 1
     assert usage.count_days(midnight + HOUR) == 0
     with transaction(read_only=True) as db:
         total = db.get_one(UsageDay, (ALL, ALL_NODES, "2026-11-20"))
     assert (total.users, total.sessions) == (1, 1)
+
+
+def test_a_day_that_cannot_be_counted_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, counted, count_day = datetime(2026, 11, 21, 2, tzinfo=UTC), 0, usage.count_day
+
+    def too_large(day: date) -> bool:
+        if day.isoformat() == "2026-11-15":
+            raise Unavailable("the database does not answer")
+        return count_day(day)
+
+    monkeypatch.setattr(usage, "count_day", too_large)
+    while counted < 6:
+        assert usage.count_days(now) == 1
+        counted += 1
+    with pytest.raises(Unavailable):
+        usage.count_days(now)
 
 
 def test_day_adds_up_what_was_on_it_and_nothing_else() -> None:
