@@ -67,6 +67,15 @@ def play(directory: Path, playbook: str, *options: str) -> subprocess.CompletedP
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "contact": (
+        {"portal_support_contact": "+49 30 1234567"},
+        "portal_support_contact: '+49 30 1234567' is neither a mail address nor an address that begins with",
+    ),
+    "logo": ({"portal_logo": "logo.svg"}, "logo.svg: an SVG file here has no DOCTYPE; take that line out"),
+    "notice": (
+        {"portal_notices": [{"text": "Work", "from": "tonight", "until": "2026-12-05T22:00:00Z"}]},
+        "portal_notices[0]: from: 'tonight' is no time such as 2026-12-05T22:00:00Z",
+    ),
     "overlap": (
         {"vpn_profiles": {"employees": PROFILE, "lab": PROFILE}},
         "vpn_profiles.lab.wireguard.ipv4: 10.64.0.0/16 overlaps vpn_profiles.employees.wireguard.ipv4",
@@ -135,6 +144,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_wrong_inventory_is_refused_before_any_host_is_reached(tmp_path, vault, changes, message):
     write(tmp_path, VARIABLES | changes)
     (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+    (tmp_path / "logo.svg").write_text('<!DOCTYPE svg><svg xmlns="http://www.w3.org/2000/svg"/>')
 
     done = play(tmp_path, "site.yml")
 
