@@ -12,7 +12,7 @@ import sqlalchemy
 from flask import Flask
 from flask.testing import FlaskClient
 from jinja2 import FileSystemBytecodeCache
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from portal_app import create_app, db
 from portal_app.agents import Agents
@@ -96,8 +96,10 @@ def database_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) 
     url: str = request.getfixturevalue("postgresql_url")
     engine = db.make_engine(url)
     with engine.begin() as connection:
-        names = ", ".join(table.name for table in Base.metadata.sorted_tables)
-        connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+        # TRUNCATE makes new files for each table and index: a quarter of a second.
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(delete(table))
+        connection.exec_driver_sql("SELECT setval(sequencename::regclass, 1, false) FROM pg_sequences")
     engine.dispose()
     return url
 
