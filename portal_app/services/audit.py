@@ -4,7 +4,7 @@ Rows are added and read here; nothing changes or takes one away but age (retenti
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -78,6 +78,20 @@ def is_no_user(name: str) -> bool:
     """Return whether rows have this name as the actor of what no user did."""
     folded = name.casefold()
     return folded in (CLI, CONTROLLER, VISITOR) or folded.startswith(_SCRIPTS)
+
+
+def on_user(db: Session, user: User, actions: Sequence[str], *, most: int) -> list[AuditEvent]:
+    """Return the newest of these acts upon a user, the newest first, since there is the account."""
+    query = select(AuditEvent).where(
+        AuditEvent.object == user.name, AuditEvent.at >= user.created_at, AuditEvent.action.in_(actions)
+    )
+    return list(db.scalars(query.order_by(AuditEvent.at.desc()).limit(most)))
+
+
+def of_controllers(db: Session, *, most: int) -> list[AuditEvent]:
+    """Return what the controllers did and reported last."""
+    query = select(AuditEvent).where(AuditEvent.actor == CONTROLLER)
+    return list(db.scalars(query.order_by(AuditEvent.at.desc()).limit(most)))
 
 
 def about(db: Session, user: User, *, most: int) -> list[AuditEvent]:

@@ -31,6 +31,13 @@ VARIABLES: Mapping[str, str] = {
         "delete_authorization_on_disconnect",
         "access_permissions",
         "admin_permissions",
+        "helpdesk_permissions",
+        "auditor_permissions",
+        "support_contact",
+        "accent_color",
+        "accent_color_dark",
+        "notices",
+        "default_language",
         "client_sets",
         "clients",
         "node_selection",
@@ -40,6 +47,7 @@ VARIABLES: Mapping[str, str] = {
         "tunnel_networks",
     )
 } | {
+    "logo_file": "portal_logo",
     "secret_key_file": "portal_secret_key",
     "client_ca_key_file": "portal_client_ca_key",
     "database_url_file": "portal_database_url",

@@ -13,7 +13,6 @@ from portal_app import roles
 from portal_app.db import is_postgresql, retried, transaction
 from portal_app.errors import N_, Forbidden, NotFound
 from portal_app.models import (
-    AuditEvent,
     Authorization,
     Connection,
     LocalAccount,
@@ -196,17 +195,8 @@ def history(db: Session, user: User) -> Sequence[Any]:
 
 
 def sign_ins(db: Session, user: User) -> list[SignIn]:
-    found = db.execute(
-        select(AuditEvent.at, AuditEvent.action, AuditEvent.source)
-        .where(
-            AuditEvent.object == user.name,
-            AuditEvent.at >= user.created_at,
-            AuditEvent.action.in_(SIGN_INS),
-        )
-        .order_by(AuditEvent.at.desc())
-        .limit(MOST_SHOWN)
-    )
-    return [SignIn(at, action == SIGN_INS[0], source) for at, action, source in found]
+    found = audit.on_user(db, user, SIGN_INS, most=MOST_SHOWN)
+    return [SignIn(act.at, act.action == SIGN_INS[0], act.source) for act in found]
 
 
 def held(db: Session, user: User, *, now: datetime) -> Held:

@@ -5,23 +5,22 @@ from typing import Any
 
 from flask import render_template
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from portal_app import login, portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import N_
 from portal_app.login import requires
-from portal_app.models import AuditEvent, Node, NodeStatus, Portal
+from portal_app.models import Node, NodeStatus, Portal
 from portal_app.roles import Right
-from portal_app.services import checks, in_force, jobs, leading, peers, statistics
+from portal_app.services import audit, checks, in_force, jobs, leading, peers, statistics
 from portal_app.services.checks import Finding
 from portal_app.services.peers import Comparison
 from portal_app.texts import Text, text
 from portal_app.views.admin import bp
 
-#: Of the audit log so many of the last rows are looked through for what the controller reported.
-LOOKED_THROUGH, MOST_ALARMS = 2000, 20
+#: So many of the last things that controllers reported are shown.
+MOST_ALARMS = 20
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,9 @@ def system() -> str:
         reports = jobs.reports(db, settings, now=now)
         leader = leading.leader(db, name, now=now)
         portals = list(db.scalars(select(Portal).order_by(Portal.name)))
-        alarms = _alarms(db) if Right.SEARCH in login.required().rights else None
+        alarms = (
+            audit.of_controllers(db, most=MOST_ALARMS) if Right.SEARCH in login.required().rights else None
+        )
     return render_template(
         "admin/system.html",
         checks=sorted(found, key=lambda check: check.finding.passed),
@@ -110,9 +111,3 @@ def _problem(one: Portal, others: dict[str, Comparison], own_name: str, now: Any
     if one.name in others:
         return others[one.name].problem(now)
     return Comparison(one.name, one.seen_at, []).problem(now) if one.name == own_name else None
-
-
-def _alarms(db: Session) -> list[AuditEvent]:
-    """Return what the controllers reported last."""
-    query = select(AuditEvent).where(AuditEvent.actor == "controller").order_by(AuditEvent.at.desc())
-    return list(db.scalars(query.limit(MOST_ALARMS)))
