@@ -25,8 +25,7 @@ from pathlib import Path
 from benchmarks.stage import fleet, namespace, portal, table
 from benchmarks.stage.apps import App, apps
 from benchmarks.stage.processes import on_core, used_by_all
-from benchmarks.stage.web import Site, site
-from tests.portal.app_user import HOST
+from benchmarks.stage.web import Site, portal_and_hello
 
 #: What is asked; a cycle is a connect and a disconnect.
 CYCLE, OPENVPN, INFO, WELL_KNOWN, HELLO = "WireGuard cycle", "OpenVPN cycle", "/info", "well-known", "hello"
@@ -144,18 +143,9 @@ def results(
     with ExitStack() as stack:
         with on_core(0):
             place = stack.enter_context(portal.portal(kind, directory, durable=True))
-            served = stack.enter_context(
-                site(
-                    directory / "portal-site", place.deployment, host=HOST, port=8440,
-                    application="portal_app.wsgi:app", CAUSEWAY_SETTINGS=str(place.settings_file),
-                )
-            )  # fmt: skip
-            hello = stack.enter_context(
-                site(
-                    directory / "hello-site", place.deployment, host="hello.example.org", port=8450,
-                    application="benchmarks.stage.hello:app",
-                )
-            )  # fmt: skip
+            served, hello = stack.enter_context(
+                portal_and_hello(directory, place.deployment, place.settings_file)
+            )
         # What is on other hosts in a deployment does not take the portal's caches.
         stack.enter_context(on_core(1))
         there = stack.enter_context(fleet.fleet(place, nodes))

@@ -22,14 +22,13 @@ import psycopg
 from benchmarks.stage import namespace, portal, table
 from benchmarks.stage.apps import Https
 from benchmarks.stage.processes import on_core
-from benchmarks.stage.web import Site, site
+from benchmarks.stage.web import Site, portal_and_hello
 from portal_app import create_app
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.login import SESSION_COOKIE
 from portal_app.models import User
 from portal_app.services import browser_sessions
-from tests.portal.app_user import HOST
 
 #: Beside each page as it comes: the search that an administrator makes most.
 SEARCHES = {
@@ -38,6 +37,8 @@ SEARCHES = {
     "/admin/history": "user=user000777",
     "/admin/audit": "actor=user000777",
 }
+#: Asks about what was chosen in a list before.
+NO_PAGE = "/admin/connections/end"
 ASKED, WARM = 40, 5
 _SPREAD = timedelta(days=365)
 _TABLES = {
@@ -136,24 +137,18 @@ def measure(kind: str, directory: Path, people: int, sessions: int) -> list[list
                 db.add(admin)
                 db.flush()
                 token = browser_sessions.begin(db, admin, longest=timedelta(hours=12), now=utc_now())
-            served = stack.enter_context(
-                site(
-                    directory / "portal-site", place.deployment, host=HOST, port=8440,
-                    application="portal_app.wsgi:app", CAUSEWAY_SETTINGS=str(place.settings_file),
-                )
-            )  # fmt: skip
-            hello = stack.enter_context(
-                site(
-                    directory / "hello-site", place.deployment, host="hello.example.org", port=8450,
-                    application="benchmarks.stage.hello:app",
-                )
-            )  # fmt: skip
+            served, hello = stack.enter_context(
+                portal_and_hello(directory, place.deployment, place.settings_file)
+            )
         stack.enter_context(on_core(1))
         root, bare = Asking(served, token), Asking(hello, token)
         pages = sorted(
             rule.rule
             for rule in app.url_map.iter_rules()
-            if rule.rule.startswith("/admin") and "GET" in (rule.methods or ()) and not rule.arguments
+            if rule.rule.startswith("/admin")
+            and "GET" in (rule.methods or ())
+            and not rule.arguments
+            and rule.rule != NO_PAGE
         )
         urls = sorted([*pages, *(f"{page}?{query}" for page, query in SEARCHES.items() if page in pages)])
         return [[kind, url, *compare(root, bare, url)] for url in urls]

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tests.portal.app_user import HOST
 from tests.portal.certificates import Deployment
 
 PROJECT = Path(__file__).parents[2]
@@ -54,6 +55,22 @@ def site(
         _wait(files.socket)
         _wait(port)
         yield Site(host, port, deployment.server_ca.pair.certificate, {"nginx": nginx, "gunicorn": gunicorn})
+
+
+@contextmanager
+def portal_and_hello(directory: Path, deployment: Deployment, settings: Path) -> Iterator[tuple[Site, Site]]:
+    """Serve the portal, and beside it the bare ``hello`` that it is compared with."""
+    with (
+        site(
+            directory / "portal-site", deployment, host=HOST, port=8440,
+            application="portal_app.wsgi:app", CAUSEWAY_SETTINGS=str(settings),
+        ) as served,
+        site(
+            directory / "hello-site", deployment, host="hello.example.org", port=8450,
+            application="benchmarks.stage.hello:app",
+        ) as hello,
+    ):  # fmt: skip
+        yield served, hello
 
 
 class _Files:

@@ -125,7 +125,7 @@ class Filter:
 
 def page(db: Session, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
     """Return acts, newest first."""
-    return paging.read(db, _query(wanted), ORDER, before=before, after=after)
+    return paging.read(db, filtered(wanted), ORDER, before=before, after=after)
 
 
 def actions(db: Session) -> list[str]:
@@ -143,13 +143,13 @@ def actions(db: Session) -> list[str]:
 def csv_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
     """Yield the filtered acts as a CSV file in parts."""
     columns = ("at", "actor", "action", "object", "source", "details")
-    found = exports.rows(_query(wanted), ORDER, most=most)
+    found = exports.rows(filtered(wanted), ORDER, most=most)
     return exports.csv_lines(columns, found, _cells, most=most)
 
 
 def json_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
     """Yield the filtered acts, a JSON object per line; the last says so when there are more."""
-    for number, (event,) in enumerate(exports.rows(_query(wanted), ORDER, most=most)):
+    for number, (event,) in enumerate(exports.rows(filtered(wanted), ORDER, most=most)):
         if number == most:
             yield json.dumps({"cut_after": most}) + "\n"
             return
@@ -164,7 +164,8 @@ def json_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _query(wanted: Filter) -> Any:
+def filtered(wanted: Filter) -> Any:
+    """Return what asks for these acts, without an order."""
     query = select(AuditEvent)
     for column, value in (
         (AuditEvent.actor, wanted.actor),

@@ -8,33 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from portal_app.models import Node, NodeStatus, Offer, Profile
-from portal_app.services import choice
-from portal_app.services.fullness import ALARM, OVER
+from portal_app.services.fullness import Use, uses
 from vpn_core.messages import OPENVPN, WIREGUARD
-
-#: Colours of a level, as the badges of pages are called.
-GOOD, WARN, BAD = "good", "warn", "bad"
-
-
-@dataclass(frozen=True)
-class Use:
-    """Places of one protocol: WireGuard addresses given out, or OpenVPN clients attached."""
-
-    protocol: str
-    used: int
-    places: int
-
-    @property
-    def percent(self) -> int:
-        return min(100, 100 * self.used // self.places) if self.places else 0
-
-    @property
-    def left(self) -> int:
-        return max(0, self.places - self.used)
-
-    @property
-    def level(self) -> str:
-        return BAD if self.percent >= ALARM else WARN if self.percent >= OVER else GOOD
 
 
 @dataclass(frozen=True)
@@ -78,16 +53,15 @@ def parts(db: Session, *, number: int | None = None, profile_id: str | None = No
 
 def _parts(offer: Offer, info: dict[str, Any]) -> list[Part]:
     found = []
-    if offer.wireguard is not None:
-        networks = tuple(str(offer.wireguard[key]) for key in ("ipv4", "ipv6"))
-        use = Use(WIREGUARD, offer.allocated, offer.capacity)
-        found.append(Part(offer.node_number, offer.profile_id, networks, (), use))
-    if offer.openvpn:
-        clients = sum(process["max_clients"] for process in offer.openvpn)
-        ports = tuple(f"{p['protocol']}/{p['port']}" for p in offer.openvpn)
-        networks = tuple(str(p["ipv4"]) for p in offer.openvpn)
-        use = Use(OPENVPN, choice.attached(info, offer.profile_id), clients)
-        found.append(Part(offer.node_number, offer.profile_id, networks, ports, use))
+    for use in uses(offer, info):
+        if use.protocol == WIREGUARD:
+            shares = offer.wireguard or {}
+            networks = [shares["ipv4"], shares["ipv6"]]
+            ports = []
+        else:
+            networks = [process["ipv4"] for process in offer.openvpn]
+            ports = [f"{process['protocol']}/{process['port']}" for process in offer.openvpn]
+        found.append(Part(offer.node_number, offer.profile_id, tuple(map(str, networks)), tuple(ports), use))
     return found
 
 

@@ -13,22 +13,17 @@ from sqlalchemy.orm import Session
 
 from portal_app.agents import Agents
 from portal_app.db import retried, transaction
-from portal_app.errors import N_, BadRequest, NotFound
 from portal_app.models import Authorization, Connection, Node, NodeStatus, Profile, User, VpnSession
 from portal_app.names import begins, folded
-from portal_app.services import audit, connections, live_usage, paging, throttles
-from portal_app.services.connections import Ended
+from portal_app.services import audit, live_usage, paging, throttles
 from portal_app.services.live_usage import Live
 from portal_app.services.nodes import NodeRef
 from portal_app.services.throttles import Limit
 
 #: Counting ends here: beyond it the exact number helps nobody, and costs.
 MOST_COUNTED = 1000
-#: So many are ended at once: what a page lists.
-MOST_ENDED = 200
 #: A page that refreshes itself asks the same again and again: that is written down once an hour.
 _REFRESHED = Limit("address search", burst=1, refill_seconds=3600)
-GONE = N_("It is not there, or has ended already.")
 
 
 @dataclass(frozen=True)
@@ -172,29 +167,6 @@ def with_usage(agents: Agents, rows: Sequence[Row]) -> list[Row]:
             wanted[row.node_ref].add(row.connection_id)
     found = live_usage.ask(agents, wanted)
     return [replace(row, live=found.get(row.connection_id)) for row in rows]
-
-
-def end(ids: Collection[str], *, actor: str, source: str | None, now: datetime) -> int:
-    """End connections as an administrator's act; returns how many there were. Raises NotFound for none."""
-    if not 1 <= len(ids) <= MOST_ENDED:
-        raise BadRequest(N_("Choose 1 to %(most)s connections."), most=MOST_ENDED)
-    ended = _end(sorted(ids), actor, source, now)
-    connections.tell(ended)
-    return len(ended)
-
-
-@retried
-def _end(ids: list[str], actor: str, source: str | None, now: datetime) -> list[Ended]:
-    with transaction() as db:
-        ended = connections.end(db, Connection.id.in_(ids), reason="ended_by_admin", now=now)
-        if not ended:
-            raise NotFound(GONE)
-        for one in ended:
-            audit.record(
-                db, "connection ended", actor=actor, object=one.user_name, source=source, now=now,
-                connection=one.connection_id, profile=one.profile_id, node=one.node.name,
-            )  # fmt: skip
-        return ended
 
 
 def _sessions(wanted: Filter) -> Any:

@@ -42,6 +42,9 @@ __all__ = ["Ended", "Holder", "Issued", "Wanted", "connect", "create_for_portal"
 
 logger = logging.getLogger(__name__)
 
+#: What somebody reads who ends something that is there no more.
+GONE = N_("It is not there, or has ended already.")
+
 #: The app waits 10 s; every /connect is answered within 5 (reliability.md R42, R54, R96).
 BUDGET_SECONDS = 4.5
 ADMIT_SECONDS = 1.4

@@ -7,13 +7,12 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from portal_app.errors import N_, NotFound
+from portal_app.errors import NotFound
 from portal_app.models import Authorization, Connection, Node, Profile, User, VpnSession
 from portal_app.oauth.clients import Client
 from portal_app.services import audit, authorizations, connections
 from portal_app.services.connections import Ended
 
-GONE = N_("It is not there, or has ended already.")
 #: How many devices, tunnels and earlier sessions a user sees.
 MOST, MOST_EARLIER = 200, 20
 
@@ -128,7 +127,7 @@ def revoke(db: Session, user: User, authorization_id: int, source: str | None, n
     which = (Authorization.id == authorization_id) & (Authorization.user_id == user.id)
     client_id = db.scalar(select(Authorization.client_id).where(which))
     if client_id is None:
-        raise NotFound(GONE)
+        raise NotFound(connections.GONE)
     ended = authorizations.end(db, which, reason="revoked_by_user", now=now)
     audit.record(
         db, "app revoked", actor=user.name, object=user.name, source=source, now=now, client=client_id
@@ -141,7 +140,7 @@ def end(db: Session, user: User, connection_id: str, source: str | None, now: da
     which = (Connection.id == connection_id) & (Connection.user_id == user.id)
     ended = connections.end(db, which, reason="ended_by_user", now=now)
     if not ended:
-        raise NotFound(GONE)
+        raise NotFound(connections.GONE)
     audit.record(
         db, "connection ended", actor=user.name, object=user.name, source=source, now=now,
         connection=connection_id, profile=ended[0].profile_id, node=ended[0].node.name,
@@ -159,7 +158,7 @@ def rename(db: Session, user: User, connection_id: str, name: str, source: str |
         .execution_options(synchronize_session=False)
     )
     if renamed.one_or_none() is None:
-        raise NotFound(GONE)
+        raise NotFound(connections.GONE)
     audit.record(
         db, "configuration renamed", actor=user.name, object=connection_id, source=source, now=now, name=name
     )

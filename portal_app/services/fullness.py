@@ -15,43 +15,59 @@ from portal_app.events import log
 from portal_app.models import Node, NodeStatus, Offer
 from portal_app.services import audit, choice
 from portal_app.texts import Text, text
+from vpn_core.messages import OPENVPN, WIREGUARD
 
 #: Percent. An alarm comes once: between the two bounds nothing is said.
 ALARM, OVER = 90, 80
-WIREGUARD_ADDRESSES, OPENVPN_PLACES = "WireGuard addresses", "OpenVPN places"
+#: Colours of a level, as the badges of pages are called.
+GOOD, WARN, BAD = "good", "warn", "bad"
+_PLACES = {WIREGUARD: "WireGuard addresses", OPENVPN: "OpenVPN places"}
+_REMARKS = {
+    WIREGUARD: N_("profile %(profile)s: %(percent)s %% of %(places)s WireGuard addresses in use"),
+    OPENVPN: N_("profile %(profile)s: %(percent)s %% of %(places)s OpenVPN places in use"),
+}
 
 
 @dataclass(frozen=True)
-class Fullness:
-    """What is in use of one protocol's places."""
+class Use:
+    """Places of one protocol: WireGuard addresses given out, or OpenVPN clients attached."""
 
+    protocol: str
     used: int
     places: int
-    what: str
 
     @property
     def percent(self) -> int:
-        return 100 * self.used // self.places
+        return min(100, 100 * self.used // self.places) if self.places else 0
+
+    @property
+    def left(self) -> int:
+        return max(0, self.places - self.used)
+
+    @property
+    def level(self) -> str:
+        return BAD if self.percent >= ALARM else WARN if self.percent >= OVER else GOOD
 
     def __str__(self) -> str:
-        return f"{self.percent} % of {self.places} {self.what}"
+        return f"{self.percent} % of {self.places} {_PLACES[self.protocol]}"
 
 
-def of(offer: Offer, info: Mapping[str, Any] | None) -> Fullness | None:
+def uses(offer: Offer, info: Mapping[str, Any] | None) -> list[Use]:
+    """Return what is in use of each protocol that a node offers of a profile, by what it said last."""
+    found = []
+    if offer.wireguard is not None:
+        found.append(Use(WIREGUARD, offer.allocated, offer.capacity))
+    if offer.openvpn:
+        clients = sum(process["max_clients"] for process in offer.openvpn)
+        found.append(Use(OPENVPN, choice.attached(info or {}, offer.profile_id), clients))
+    return found
+
+
+def of(offer: Offer, info: Mapping[str, Any] | None) -> Use | None:
     """Return how full an offer's fuller protocol is; None when it has no places at all."""
-    clients = sum(process["max_clients"] for process in offer.openvpn)
-    attached = choice.attached(info or {}, offer.profile_id)
-    both = (
-        Fullness(offer.allocated, offer.capacity, WIREGUARD_ADDRESSES),
-        Fullness(attached, clients, OPENVPN_PLACES),
+    return max(
+        (use for use in uses(offer, info) if use.places), key=lambda use: use.used / use.places, default=None
     )
-    return max((one for one in both if one.places), key=lambda one: one.used / one.places, default=None)
-
-
-_REMARKS = {
-    WIREGUARD_ADDRESSES: N_("profile %(profile)s: %(percent)s %% of %(places)s WireGuard addresses in use"),
-    OPENVPN_PLACES: N_("profile %(profile)s: %(percent)s %% of %(places)s OpenVPN places in use"),
-}
 
 
 def remarks(db: Session) -> dict[int, list[Text]]:
@@ -67,7 +83,7 @@ def remarks(db: Session) -> dict[int, list[Text]]:
         full = of(offer, info)
         if full is not None:
             said = text(
-                _REMARKS[full.what], profile=offer.profile_id, percent=full.percent, places=full.places
+                _REMARKS[full.protocol], profile=offer.profile_id, percent=full.percent, places=full.places
             )
             found.setdefault(offer.node_number, []).append(said)
     return found
@@ -91,7 +107,7 @@ def watch(now: datetime) -> None:
             _over(offer, name, fullness)
 
 
-def _alarm(offer: Offer, name: str, fullness: Fullness | None, now: datetime) -> None:
+def _alarm(offer: Offer, name: str, fullness: Use | None, now: datetime) -> None:
     with transaction() as db:
         if not _moved(db, offer, now):
             return
@@ -107,7 +123,7 @@ def _alarm(offer: Offer, name: str, fullness: Fullness | None, now: datetime) ->
     log("node_nearly_full", level=logging.WARNING, node=name, profile=offer.profile_id, full=fullness)
 
 
-def _over(offer: Offer, name: str, fullness: Fullness | None) -> None:
+def _over(offer: Offer, name: str, fullness: Use | None) -> None:
     with transaction() as db:
         moved = _moved(db, offer, None)
     if moved:

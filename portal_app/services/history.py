@@ -28,31 +28,40 @@ class Filter:
     user: str = ""
     profile_id: str = ""
     node_number: int | None = None
+    node: str = ""
     protocol: str = ""
+    connection_id: str = ""
     begin: datetime | None = None
     end: datetime | None = None
 
 
 def page(db: Session, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
     """Return rows of a session and its node's name, which is None for a node that is gone."""
-    return paging.read(db, _query(wanted), ORDER, before=before, after=after)
+    return paging.read(db, filtered(wanted), ORDER, before=before, after=after)
 
 
 def lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
     """Yield the filtered sessions as CSV, read part by part: no transaction is as long as a download."""
-    return exports.csv_lines(_COLUMNS, exports.rows(_query(wanted), ORDER, most=most), _cells, most=most)
+    return exports.csv_lines(_COLUMNS, exports.rows(filtered(wanted), ORDER, most=most), _cells, most=most)
 
 
-def _query(wanted: Filter) -> Any:
+def filtered(wanted: Filter) -> Any:
+    """Return what asks for these sessions and their nodes' names, without an order."""
     query = select(VpnSession, Node.name).outerjoin(Node, Node.number == VpnSession.node_number)
-    if wanted.user:
-        query = query.where(VpnSession.user_name == wanted.user)
-    if wanted.profile_id:
-        query = query.where(VpnSession.profile_id == wanted.profile_id)
+    for column, value in (
+        (VpnSession.user_name, wanted.user),
+        (VpnSession.profile_id, wanted.profile_id),
+        (VpnSession.protocol, wanted.protocol),
+        (VpnSession.connection_id, wanted.connection_id),
+    ):
+        if value:
+            query = query.where(column == value)
     if wanted.node_number is not None:
         query = query.where(VpnSession.node_number == wanted.node_number)
-    if wanted.protocol:
-        query = query.where(VpnSession.protocol == wanted.protocol)
+    if wanted.node:
+        # Its number, so that an index on it can be used.
+        number = select(Node.number).where(Node.name == wanted.node).scalar_subquery()
+        query = query.where(VpnSession.node_number == number)
     if wanted.begin is not None:
         query = query.where(VpnSession.started_at >= wanted.begin)
     if wanted.end is not None:

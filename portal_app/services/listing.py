@@ -5,7 +5,6 @@ Each list has one order, for which the database has an index, and is read page b
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, exists, func, select
@@ -21,7 +20,7 @@ from portal_app.models import (
     User,
     VpnSession,
 )
-from portal_app.services import paging
+from portal_app.services import audit, history, paging
 from portal_app.services.paging import Order, Page
 
 
@@ -37,8 +36,6 @@ USERS = Order([User.name])
 AUTHORIZATIONS = Order([Authorization.id])
 #: By what never changes: a script that reads page after page meets each one once, whatever comes and goes.
 CONNECTIONS = Order([Connection.id])
-SESSIONS = Order([VpnSession.started_at, VpnSession.node_number, VpnSession.session_id], descending=True)
-ACTS = Order([AuditEvent.at, AuditEvent.id], descending=True)
 
 _HAS_PASSWORD = exists().where(LocalAccount.user_id == User.id, LocalAccount.password_hash.is_not(None))
 _HELD = select(func.count(Connection.id)).where(Connection.user_id == User.id).scalar_subquery()
@@ -74,30 +71,6 @@ class ConnectionFilter:
     node: str | None = None
     protocol: str | None = None
     active: bool | None = None
-
-
-@dataclass(frozen=True)
-class SessionFilter:
-    """What sessions have to be; None is any. ``begin`` and ``end``: started from here on, and before."""
-
-    user: str | None = None
-    profile_id: str | None = None
-    node: str | None = None
-    protocol: str | None = None
-    connection_id: str | None = None
-    begin: datetime | None = None
-    end: datetime | None = None
-
-
-@dataclass(frozen=True)
-class ActFilter:
-    """What acts have to be; None is any. ``begin`` and ``end``: done from here on, and before."""
-
-    actor: str | None = None
-    action: str | None = None
-    object: str | None = None
-    begin: datetime | None = None
-    end: datetime | None = None
 
 
 def users(db: Session, *, disabled: bool | None, part: Part) -> tuple[list[UserRow], str | None]:
@@ -167,44 +140,17 @@ def _with_sessions(db: Session, rows: Sequence[Any]) -> list[ConnectionRow]:
 
 
 def sessions(
-    db: Session, wanted: SessionFilter, part: Part
+    db: Session, wanted: history.Filter, part: Part
 ) -> tuple[list[tuple[VpnSession, str | None]], str | None]:
     """Return sessions with the name of their node (None when it is gone), the newest first."""
-    query = select(VpnSession, Node.name).outerjoin(Node, Node.number == VpnSession.node_number)
-    for column, value in (
-        (VpnSession.user_name, wanted.user),
-        (VpnSession.profile_id, wanted.profile_id),
-        (VpnSession.protocol, wanted.protocol),
-        (VpnSession.connection_id, wanted.connection_id),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    if wanted.node is not None:
-        # Its number, so that an index on it can be used.
-        number = select(Node.number).where(Node.name == wanted.node).scalar_subquery()
-        query = query.where(VpnSession.node_number == number)
-    query = query.where(*_between(VpnSession.started_at, wanted.begin, wanted.end))
-    page = _read(db, query, SESSIONS, part)
+    page = _read(db, history.filtered(wanted), history.ORDER, part)
     return [(session, node) for session, node in page.rows], page.after
 
 
-def acts(db: Session, wanted: ActFilter, part: Part) -> tuple[list[AuditEvent], str | None]:
+def acts(db: Session, wanted: audit.Filter, part: Part) -> tuple[list[AuditEvent], str | None]:
     """Return rows of the audit log, the newest first."""
-    query = select(AuditEvent)
-    for column, value in (
-        (AuditEvent.actor, wanted.actor),
-        (AuditEvent.action, wanted.action),
-        (AuditEvent.object, wanted.object),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    page = _read(db, query.where(*_between(AuditEvent.at, wanted.begin, wanted.end)), ACTS, part)
+    page = _read(db, audit.filtered(wanted), audit.ORDER, part)
     return [row[0] for row in page.rows], page.after
-
-
-def _between(column: Any, begin: datetime | None, end: datetime | None) -> list[ColumnElement[bool]]:
-    found = [] if begin is None else [column >= begin]
-    return found if end is None else [*found, column < end]
 
 
 def _read(db: Session, query: Any, order: Order, part: Part) -> Page:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, String, and_, cast, exists, false, func, l
 from sqlalchemy.orm import Session
 
 from portal_app import roles
-from portal_app.db import is_postgresql, retried, transaction
+from portal_app.db import is_postgresql
 from portal_app.errors import N_, Forbidden, NotFound
 from portal_app.models import (
     Authorization,
@@ -22,17 +22,14 @@ from portal_app.models import (
     VpnSession,
 )
 from portal_app.names import begins, folded
-from portal_app.oauth.clients import Client
 from portal_app.roles import Right
-from portal_app.services import audit, authorizations, connections, paging, profiles
-from portal_app.services.connections import Ended
+from portal_app.services import audit, paging, profiles
 from portal_app.settings import Settings
 
 #: What of a user's past and of their acts one page shows.
 MOST_SHOWN = 20
 #: Acts of signing in (services/sign_in.py).
 SIGN_INS = ("signed in", "sign-in failed")
-GONE = N_("It is not there, or has ended already.")
 NO_USER = N_("There is no such user. Perhaps somebody has deleted it.")
 
 
@@ -43,20 +40,6 @@ class Row:
     user: User
     roles: list[str]
     connections: int
-
-
-@dataclass(frozen=True)
-class Device:
-    """An authorized app (``authorization_id``) or a configuration made by hand (``connection_id``)."""
-
-    name: str
-    authorization_id: int | None
-    connection_id: str | None
-    profile: str
-    protocol: str
-    since: datetime
-    until: datetime
-    used_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -130,55 +113,6 @@ def read(
     counts: dict[int, int] = dict(db.execute(by_user).all())
     rows = [Row(user, roles.held(user.permissions, settings), counts.get(user.id, 0)) for user in users]
     return paging.Page(rows, page.before, page.after)
-
-
-def devices(db: Session, user: User, clients: dict[str, Client], *, now: datetime) -> list[Device]:
-    """Return what can connect as this user, the latest first."""
-    apps = db.execute(
-        select(Authorization, Connection, Profile.display_name)
-        .outerjoin(Connection, Connection.authorization_id == Authorization.id)
-        .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
-        .where(Authorization.user_id == user.id, Authorization.expires_at > now)
-        .order_by(Authorization.id.desc())
-        .limit(100)
-    )
-    found = [
-        Device(
-            name=clients[app.client_id].name if app.client_id in clients else app.client_id,
-            authorization_id=app.id,
-            connection_id=None,
-            profile=profile or "",
-            protocol=connection.protocol if connection is not None else "",
-            since=app.authorized_at,
-            until=app.expires_at,
-            used_at=app.last_used_at,
-        )
-        for app, connection, profile in apps
-    ]
-    made = db.execute(
-        select(Connection, Profile.display_name)
-        .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
-        .where(
-            Connection.user_id == user.id, Connection.authorization_id.is_(None), Connection.expires_at > now
-        )
-        .order_by(Connection.created_at.desc())
-        .limit(100)
-    ).all()
-    used = _last_uses(db, [connection.id for connection, _profile in made])
-    found += [
-        Device(
-            name=connection.display_name,
-            authorization_id=None,
-            connection_id=connection.id,
-            profile=profile or connection.profile_id,
-            protocol=connection.protocol,
-            since=connection.created_at,
-            until=connection.expires_at,
-            used_at=used.get(connection.id),
-        )
-        for connection, profile in made
-    ]
-    return sorted(found, key=lambda device: device.since, reverse=True)
 
 
 def history(db: Session, user: User) -> Sequence[Any]:
@@ -285,44 +219,6 @@ def check_keeps_role(user: User, by: User, permissions: Collection[str], setting
         )
 
 
-def end_app(user: User, authorization_id: int, *, actor: str, source: str | None, now: datetime) -> int:
-    """End an app's authorization with its connection; returns how many connections were cut."""
-    ended = _end_app(user.id, user.name, authorization_id, actor, source, now)
-    connections.tell(ended)
-    return len(ended)
-
-
-@retried
-def _end_app(
-    user_id: int, name: str, authorization_id: int, actor: str, source: str | None, now: datetime
-) -> list[Ended]:
-    which = and_(Authorization.id == authorization_id, Authorization.user_id == user_id)
-    with transaction() as db:
-        client_id = db.scalar(select(Authorization.client_id).where(which))
-        if client_id is None:
-            raise NotFound(GONE)
-        ended = authorizations.end(db, which, reason="ended_by_admin", now=now)
-        audit.record(db, "app ended", actor=actor, object=name, source=source, now=now, client=client_id)
-        return ended
-
-
-def end_all(user: User, *, actor: str, source: str | None, now: datetime) -> int:
-    """End every connection of a user, of apps and by hand; apps stay authorized. Returns how many."""
-    ended = _end_all(user.id, user.name, actor, source, now)
-    connections.tell(ended)
-    return len(ended)
-
-
-@retried
-def _end_all(user_id: int, name: str, actor: str, source: str | None, now: datetime) -> list[Ended]:
-    with transaction() as db:
-        ended = connections.end(db, Connection.user_id == user_id, reason="ended_by_admin", now=now)
-        audit.record(
-            db, "connections ended", actor=actor, object=name, source=source, now=now, connections=len(ended)
-        )
-        return ended
-
-
 def _verdict(profile: Profile, permissions: Collection[str]) -> Verdict:
     if profile.hidden:
         return Verdict(profile, False, "hidden")
@@ -351,18 +247,3 @@ def _has_one_of(db: Session, permissions: Sequence[str]) -> ColumnElement[bool]:
     each = func.json_array_elements_text if is_postgresql(db) else func.json_each
     items = each(User.permissions).table_valued("value")
     return and_(likely, exists(select(literal(1)).select_from(items).where(items.c.value.in_(permissions))))
-
-
-def _last_uses(db: Session, ids: Sequence[str]) -> dict[str, datetime]:
-    """Return when sessions of these connections ended last, or began, for those that have any."""
-    found: dict[str, datetime] = {}
-    for connection_id in ids:
-        ended = (
-            select(VpnSession.started_at, VpnSession.ended_at)
-            .where(VpnSession.connection_id == connection_id)
-            .order_by(VpnSession.started_at.desc())
-            .limit(1)
-        )
-        for started_at, ended_at in db.execute(ended):
-            found[connection_id] = ended_at or started_at
-    return found

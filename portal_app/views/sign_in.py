@@ -16,7 +16,7 @@ from portal_app.login import sign_in_required
 from portal_app.models import User
 from portal_app.services import audit, browser_sessions, sign_in, users
 from portal_app.services.passwords import WeakPassword
-from portal_app.services.sign_in import WrongPassword
+from portal_app.services.sign_in import SignedIn, WrongPassword
 from portal_app.views import forms
 from portal_app.views.account.own_account import account_page
 
@@ -38,17 +38,7 @@ def submit() -> AnyResponse:
     target = login.own_path(request.form.get("next"))
     name = forms.field("user_name", forms.LONGEST_NAME)
     try:
-        signed_in = sign_in.sign_in(
-            name,
-            forms.field("password", forms.LONGEST_PASSWORD),
-            source=request.remote_addr,
-            known_browser=login.known_browser(),
-            new_browser_id=_new_browser_id(),
-            old_token=login.session_token(),
-            user_agent=_user_agent(),
-            settings=portal().settings,
-            now=utc_now(),
-        )
+        signed_in = _sign_in(name)
     except (WrongPassword, TooManyRequests) as error:
         return _sign_in_form(target, error, name)
     return login.begin(redirect(target, 303), signed_in)
@@ -66,17 +56,7 @@ def confirmed() -> AnyResponse:
     """Somebody who is signed in says the password once more, for a dangerous act (W8)."""
     target = login.own_path(request.form.get("next"))
     try:
-        signed_in = sign_in.sign_in(
-            login.required().user.name,
-            forms.field("password", forms.LONGEST_PASSWORD),
-            source=request.remote_addr,
-            known_browser=login.known_browser(),
-            new_browser_id=_new_browser_id(),
-            old_token=login.session_token(),
-            user_agent=_user_agent(),
-            settings=portal().settings,
-            now=utc_now(),
-        )
+        signed_in = _sign_in(login.required().user.name)
     except (WrongPassword, TooManyRequests) as error:
         return _form("account/confirm.html", error, next=target)
     return login.begin(redirect(target, 303), signed_in)
@@ -147,6 +127,21 @@ def change_password() -> AnyResponse:
     except (WeakPassword, WrongPassword, TooManyRequests) as error:
         return account_page(error)
     return login.begin(redirect(url_for("account.own_account", done="password"), 303), signed_in)
+
+
+def _sign_in(name: str) -> SignedIn:
+    """Try the password of the form. Raises WrongPassword, TooManyRequests."""
+    return sign_in.sign_in(
+        name,
+        forms.field("password", forms.LONGEST_PASSWORD),
+        source=request.remote_addr,
+        known_browser=login.known_browser(),
+        new_browser_id=_new_browser_id(),
+        old_token=login.session_token(),
+        user_agent=_user_agent(),
+        settings=portal().settings,
+        now=utc_now(),
+    )
 
 
 def _name_of_link(token: str) -> str:

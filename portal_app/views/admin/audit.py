@@ -15,7 +15,7 @@ from portal_app.services import retention, users
 from portal_app.services.paging import Page
 from portal_app.views import forms
 from portal_app.views.admin import bp
-from portal_app.views.admin.history import days, download, record_export, with_chosen
+from portal_app.views.admin.filters import days, download, record_export, with_chosen
 
 FILTERS = ("actor", "action", "object", "from", "to")
 

@@ -3,7 +3,6 @@
 from urllib.parse import urlencode
 
 from flask import redirect, render_template, request, url_for
-from sqlalchemy import select
 from werkzeug.wrappers import Response as AnyResponse
 
 from portal_app import login, portal
@@ -11,12 +10,13 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import N_, BadRequest, NotFound
 from portal_app.login import requires
-from portal_app.models import Node, Profile
 from portal_app.roles import Right
-from portal_app.services import connection_list
+from portal_app.services import connection_list, ending_by_operator
 from portal_app.services.connection_list import Filter, Row
+from portal_app.services.connections import GONE
 from portal_app.views import forms
 from portal_app.views.admin import bp
+from portal_app.views.admin.filters import node_choices, profile_choices
 from vpn_core.messages import OPENVPN, WIREGUARD
 
 _LONGEST_ID = 32
@@ -53,10 +53,9 @@ def connections() -> str:
             before=forms.cursor("before"),
             after=forms.cursor("after"),
         )
-        profiles = db.execute(select(Profile.profile_id, Profile.display_name).order_by(Profile.position))
         choices = {
-            "profiles": [(row.profile_id, row.display_name) for row in profiles],
-            "nodes": [(name, name) for name in db.scalars(select(Node.name).order_by(Node.number))],
+            "profiles": profile_choices(db),
+            "nodes": [(name, name) for _number, name in node_choices(db)],
         }
     # Asked when the database is free for others again.
     rows: list[Row] = connection_list.with_usage(portal().agents, listed.page.rows)
@@ -81,23 +80,23 @@ def ask_to_end() -> AnyResponse | str:
     """Say what would be cut. Ticked boxes come here with GET: nothing is done yet."""
     ids = list(dict.fromkeys(request.args.getlist("connection")))
     back = _back(request.args.get("next"))
-    if not 1 <= len(ids) <= connection_list.MOST_ENDED or any(len(i) > _LONGEST_ID for i in ids):
+    if not 1 <= len(ids) <= ending_by_operator.MOST_ENDED or any(len(i) > _LONGEST_ID for i in ids):
         raise BadRequest(
             N_("Choose 1 to %(most)s connections in the list, then press the button again."),
-            most=connection_list.MOST_ENDED,
+            most=ending_by_operator.MOST_ENDED,
         )
     with transaction(read_only=True) as db:
         rows = connection_list.chosen(db, [i.replace("\0", "") for i in ids])
     if not rows:
-        raise NotFound(connection_list.GONE)
+        raise NotFound(GONE)
     return render_template("admin/end_connections.html", rows=rows, back=back, gone=len(ids) - len(rows))
 
 
 @bp.post("/connections/end")
 @requires(Right.END)
 def end_connections() -> AnyResponse:
-    ids = set(forms.fields("connection", _LONGEST_ID, connection_list.MOST_ENDED))
-    count = connection_list.end(
+    ids = set(forms.fields("connection", _LONGEST_ID, ending_by_operator.MOST_ENDED))
+    count = ending_by_operator.end_connections(
         ids, actor=login.required().user.name, source=request.remote_addr, now=utc_now()
     )
     path, _, query = _back(request.form.get("next")).partition("?")

@@ -1,30 +1,30 @@
 """Who was connected when: sessions as the nodes told them."""
 
-from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from flask import Response, render_template
 
-from flask import Response, render_template, request
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
-from portal_app import login, portal
+from portal_app import portal
 from portal_app.clock import utc_now
-from portal_app.db import retried, transaction
+from portal_app.db import transaction
 from portal_app.errors import N_, BadRequest
 from portal_app.language import said
 from portal_app.login import requires
-from portal_app.models import Node, Profile
 from portal_app.roles import Right
-from portal_app.services import audit, users
 from portal_app.services import history as service
+from portal_app.services import users
 from portal_app.services.paging import Page
 from portal_app.views import forms
 from portal_app.views.admin import bp
+from portal_app.views.admin.filters import (
+    days,
+    download,
+    node_choices,
+    profile_choices,
+    record_export,
+    with_chosen,
+)
 from vpn_core.messages import OPENVPN, WIREGUARD
 
 FILTERS = ("user", "profile", "node", "protocol", "from", "to")
-#: What lies beyond is a slip of the pen, and not what every database can hold.
-_YEARS = range(1970, 9001)
 
 
 @bp.get("/history")
@@ -78,62 +78,3 @@ def _filter(asked: dict[str, str]) -> service.Filter:
         begin=begin,
         end=end,
     )
-
-
-def days(first: str, last: str) -> tuple[datetime | None, datetime | None]:
-    """Return the begin of the first day and the end of the last, in UTC; raises BadRequest."""
-    begin, end = _day(first), _day(last)
-    if begin is not None and end is not None and end < begin:
-        raise BadRequest(N_("The last day is before the first one."))
-    return begin, None if end is None else end + timedelta(days=1)
-
-
-def _day(text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        found = date.fromisoformat(text)
-    except ValueError:
-        found = date.min
-    if found.year not in _YEARS:
-        raise BadRequest(N_("A day is written like 2026-11-22; “%(text)s” is none."), text=text[:40])
-    return datetime(found.year, found.month, found.day, tzinfo=UTC)
-
-
-def profile_choices(db: Session) -> list[tuple[str, str]]:
-    rows = db.execute(select(Profile.profile_id, Profile.display_name).order_by(Profile.position))
-    return [(row.profile_id, row.display_name) for row in rows]
-
-
-def node_choices(db: Session) -> list[tuple[str, str]]:
-    return [
-        (str(row.number), row.name)
-        for row in db.execute(select(Node.number, Node.name).order_by(Node.number))
-    ]
-
-
-def with_chosen(choices: list[tuple[str, str]], value: str) -> list[tuple[str, str]]:
-    """Add what is chosen to the choices: what the plan does not have any more has a history all the same."""
-    return choices if not value or value in dict(choices) else [*choices, (value, value)]
-
-
-@retried
-def record_export(action: str, asked: dict[str, Any]) -> None:
-    filters = {name: value for name, value in asked.items() if value}
-    with transaction() as db:
-        audit.record(
-            db,
-            action,
-            actor=login.required().user.name,
-            source=request.remote_addr,
-            now=utc_now(),
-            filters=filters,
-        )
-
-
-def download(lines: Any, name: str, content_type: str) -> Response:
-    """Return a file that goes out while it is read."""
-    stem, _, ending = name.partition(".")
-    name = f"{stem}-{utc_now():%Y-%m-%d}.{ending}"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(lines, content_type=f"{content_type}; charset=utf-8", headers=headers)

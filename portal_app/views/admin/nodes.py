@@ -60,9 +60,9 @@ class NodeView:
     parts: list[Part]
 
     @property
-    def addresses(self) -> capacity.Use:
+    def addresses(self) -> fullness.Use:
         of_wireguard = [part.use for part in self.parts if part.use.protocol == WIREGUARD]
-        return capacity.Use(
+        return fullness.Use(
             WIREGUARD, sum(use.used for use in of_wireguard), sum(use.places for use in of_wireguard)
         )
 

@@ -13,7 +13,7 @@ from portal_app.roles import Right
 from portal_app.services import attention, authorities, capacity, jobs, peers, statistics
 from portal_app.services.authorities import CertificateReport
 from portal_app.services.statistics import NodeReport
-from portal_app.views.admin import bp, live
+from portal_app.views.admin import bp, kept
 from portal_app.views.admin.nodes import state_of
 
 #: Rows of each list; the rest is on the pages of its own.
@@ -23,7 +23,7 @@ MOST_CONCERNS, MOST_NODES, MOST_CERTIFICATES = 20, 10, 12
 @bp.get("/")
 @requires(Right.SEE)
 def overview() -> str:
-    now, counts, web = utc_now(), live.counts(), live.web_certificate()
+    now, counts, web = utc_now(), kept.counts(), kept.web_certificate()
     portals = list(peers.compare(peers.host_name()))
     settings = portal().settings
     with transaction(read_only=True) as db:

@@ -13,7 +13,7 @@ from portal_app.roles import Right
 from portal_app.services import capacity, transports
 from portal_app.services.capacity import Part, Range
 from portal_app.services.statistics import Live
-from portal_app.views.admin import bp, live
+from portal_app.views.admin import bp, kept
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ProfileView:
 @bp.get("/profiles")
 @requires(Right.SEE)
 def profiles() -> str:
-    counts = live.counts()
+    counts = kept.counts()
     with transaction(read_only=True) as db:
         found = list(db.scalars(select(Profile).order_by(Profile.position)))
         ranges = capacity.ranges(db)
@@ -45,7 +45,7 @@ def _view(profile: Profile, ranges: list[Range], counts: Live) -> ProfileView:
 @bp.get("/profiles/<profile_id>")
 @requires(Right.SEE)
 def profile(profile_id: str) -> str:
-    counts = live.counts()
+    counts = kept.counts()
     with transaction(read_only=True) as db:
         found = db.get(Profile, profile_id)
         if found is None:

@@ -22,7 +22,7 @@ from portal_app.services import exports
 from portal_app.services import usage_history as service
 from portal_app.views import charts, forms
 from portal_app.views.admin import bp
-from portal_app.views.admin.history import download, node_choices, profile_choices, with_chosen
+from portal_app.views.admin.filters import download, node_choices, profile_choices, with_chosen
 
 _PERIODS = {"day": N_("Day"), "week": N_("Week"), "month": N_("Month"), "year": N_("Year")}
 #: Apps that few use are added up.

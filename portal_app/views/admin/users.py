@@ -14,7 +14,7 @@ from portal_app.language import said
 from portal_app.login import requires
 from portal_app.models import User
 from portal_app.roles import Right
-from portal_app.services import connection_list, people, profiles, users
+from portal_app.services import connection_list, devices, ending_by_operator, people, profiles, users
 from portal_app.views import forms
 from portal_app.views.admin import bp
 
@@ -82,7 +82,7 @@ def user(user_id: int) -> str:
         found = people.get(db, user_id)
         has_account, has_password = people.has_account(db, found)
         values = {
-            "devices": people.devices(db, found, portal().clients, now=now),
+            "devices": devices.overview(db, found, portal().clients, now=now).devices,
             "history": people.history(db, found),
             "sign_ins": people.sign_ins(db, found),
             "held": people.held(db, found, now=now),
@@ -129,14 +129,14 @@ def make_link(user_id: int) -> str:
 @bp.post(f"{_USER}/end")
 @requires(Right.END)
 def end_all_connections(user_id: int) -> AnyResponse:
-    count = people.end_all(_get(user_id), **_act())
+    count = ending_by_operator.end_all_of(_get(user_id), **_act())
     return _back(user_id, "ended", count)
 
 
 @bp.post(f"{_USER}/apps/<int(max=2147483647):authorization_id>/end")
 @requires(Right.END)
 def end_app(user_id: int, authorization_id: int) -> AnyResponse:
-    count = people.end_app(_get(user_id), authorization_id, **_act())
+    _apps, count = ending_by_operator.end_authorizations(_get(user_id).name, authorization_id, **_act())
     return _back(user_id, "app", count)
 
 

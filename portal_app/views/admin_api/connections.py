@@ -4,7 +4,7 @@ from typing import Any
 
 from portal_app.db import transaction
 from portal_app.errors import NotFound
-from portal_app.services import connection_list, listing
+from portal_app.services import ending_by_operator, listing
 from portal_app.services.listing import ConnectionFilter
 from portal_app.services.tokens import Scope
 from portal_app.services.users import LONGEST_NAME, normalized
@@ -36,7 +36,7 @@ def _get(call: Call) -> dict[str, Any]:
 
 
 def _end(call: Call) -> dict[str, Any]:
-    return {"connections_ended": connection_list.end([call.path["connection_id"]], **call.who)}
+    return {"connections_ended": ending_by_operator.end_connections([call.path["connection_id"]], **call.who)}
 
 
 OPERATIONS = (

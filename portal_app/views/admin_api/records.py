@@ -3,8 +3,7 @@
 from typing import Any
 
 from portal_app.db import transaction
-from portal_app.services import listing
-from portal_app.services.listing import ActFilter, SessionFilter
+from portal_app.services import audit, history, listing
 from portal_app.services.tokens import Scope
 from portal_app.services.users import LONGEST_NAME, normalized
 from portal_app.views.admin_api import shapes
@@ -14,12 +13,12 @@ from portal_app.views.admin_api.schema import moment, one_of, text
 
 def _sessions(call: Call) -> dict[str, Any]:
     query = call.query
-    wanted = SessionFilter(
-        user=normalized(query["user"]) if "user" in query else None,
-        profile_id=query.get("profile"),
-        node=query.get("node"),
-        protocol=query.get("protocol"),
-        connection_id=query.get("connection"),
+    wanted = history.Filter(
+        user=normalized(query.get("user", "")),
+        profile_id=query.get("profile", ""),
+        node=query.get("node", ""),
+        protocol=query.get("protocol", ""),
+        connection_id=query.get("connection", ""),
         begin=query.get("from"),
         end=query.get("until"),
     )
@@ -30,10 +29,10 @@ def _sessions(call: Call) -> dict[str, Any]:
 
 def _acts(call: Call) -> dict[str, Any]:
     query = call.query
-    wanted = ActFilter(
-        actor=query.get("actor"),
-        action=query.get("action"),
-        object=query.get("object"),
+    wanted = audit.Filter(
+        actor=query.get("actor", ""),
+        action=query.get("action", ""),
+        object=query.get("object", ""),
         begin=query.get("from"),
         end=query.get("until"),
     )
