@@ -70,7 +70,7 @@ def rows(name: str, people: int, sessions: int) -> Iterator[tuple[Any, ...]]:
             )  # fmt: skip
     elif name == "vpn_sessions":
         for n in range(sessions):
-            began = now - _SPREAD * n / sessions
+            began = now - _SPREAD * (n / sessions)
             ended = None if n < people // 10 else began + timedelta(hours=1)
             yield (
                 n % 10, f"{n:032x}", f"{n % people:032x}", f"user{n % people:06}", portal.PROFILE, "openvpn",
@@ -78,7 +78,7 @@ def rows(name: str, people: int, sessions: int) -> Iterator[tuple[Any, ...]]:
             )  # fmt: skip
     else:
         for n in range(people):
-            yield 100 + n, now - _SPREAD + _SPREAD * n / people, f"user{n:06}", "signed in", "{}"
+            yield 100 + n, now - _SPREAD + _SPREAD * (n / people), f"user{n:06}", "signed in", "{}"
 
 
 def fill(url: str, people: int, sessions: int) -> None:

@@ -58,6 +58,12 @@ def init_app(app: Flask, default: str = "en") -> None:
     app.extensions["default language"] = default
     babel = Babel(app, locale_selector=lambda: _LOCALES[tag()])
     babel.domain_instance = _Catalogues()
+    # A list has hundreds of texts: each would look for the domain in the context first.
+    app.jinja_env.install_gettext_callables(  # type: ignore[attr-defined]  # of its i18n extension
+        lambda text: _catalogue(tag()).ugettext(text),
+        lambda one, many, count: _catalogue(tag()).ungettext(one, many, count),
+        newstyle=True,
+    )
     app.jinja_env.policies["ext.i18n.trimmed"] = True
     app.jinja_env.filters.update(
         time=time, machine_time=machine_time, day=day, size=size, rate=rate, number=number, percent=percent,

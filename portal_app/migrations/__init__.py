@@ -11,6 +11,7 @@ what was cut off half-way is done by the next ``vpn-portal migrate``.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -42,6 +43,7 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
+@cache
 def head() -> str:
     """Return the revision that this release needs."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
@@ -60,8 +62,12 @@ def current(engine: Engine) -> str | None:
 
 def is_ahead(revision: str | None) -> bool:
     """Tell whether ``revision`` is unknown here: a later release migrated the database."""
-    known = {step.revision for step in ScriptDirectory.from_config(_config()).walk_revisions()}
-    return revision is not None and revision not in known
+    return revision is not None and revision not in _known()
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(step.revision for step in ScriptDirectory.from_config(_config()).walk_revisions())
 
 
 def upgrade(engine: Engine, to: str | None = None) -> tuple[str | None, str | None]:
