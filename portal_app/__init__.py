@@ -57,7 +57,7 @@ def portal() -> Portal:
 def create_app(settings: Settings) -> Flask:
     """Return the portal as a WSGI application. Raises SettingsError when a file or value cannot be used."""
     # Imported here: services and views import this package for portal().
-    from portal_app import brand, error_pages, headers, language, login
+    from portal_app import brand, error_pages, headers, language, login, translated_templates
     from portal_app.agents import Agents
     from portal_app.oauth import bearer, clients
     from portal_app.oauth import views as oauth_views
@@ -67,6 +67,7 @@ def create_app(settings: Settings) -> Flask:
     from portal_app.views import language as language_view
 
     app = _App(__name__)
+    translated_templates.init_app(app)
     app.config.update(
         SECRET_KEY=settings.secret_key_file.read_bytes(),
         MAX_CONTENT_LENGTH=LONGEST_BODY,

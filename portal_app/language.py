@@ -5,7 +5,8 @@ English, which is in the code. Apps and scripts read English: their answers are 
 """
 
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from functools import cache
+from datetime import time as clock
+from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.support import NullTranslations, Translations
 from flask import Flask, current_app, g, request
-from flask_babel import Babel, Domain, get_locale, gettext, ngettext  # type: ignore[import-untyped]
+from flask_babel import Babel, Domain, gettext, ngettext  # type: ignore[import-untyped]
 
 from portal_app.errors import N_, PortalError, SettingsError
 from portal_app.texts import Size, Text
@@ -56,15 +57,8 @@ def init_app(app: Flask, default: str = "en") -> None:
     if default not in LANGUAGES:
         raise SettingsError(f"default_language: {default!r} is none of {', '.join(LANGUAGES)}")
     app.extensions["default language"] = default
-    babel = Babel(app, locale_selector=lambda: _LOCALES[tag()])
+    babel = Babel(app, locale_selector=lambda: _LOCALES[tag()], configure_jinja=False)
     babel.domain_instance = _Catalogues()
-    # A list has hundreds of texts: each would look for the domain in the context first.
-    app.jinja_env.install_gettext_callables(  # type: ignore[attr-defined]  # of its i18n extension
-        lambda text: _catalogue(tag()).ugettext(text),
-        lambda one, many, count: _catalogue(tag()).ungettext(one, many, count),
-        newstyle=True,
-    )
-    app.jinja_env.policies["ext.i18n.trimmed"] = True
     app.jinja_env.filters.update(
         time=time, machine_time=machine_time, day=day, size=size, rate=rate, number=number, percent=percent,
         ago=ago, duration=duration, exact_time=exact_time, put=put,
@@ -85,6 +79,16 @@ def tag() -> str:
             found = request.accept_languages.best_match([default, *LANGUAGES], default)
         g.language = found
     return found or "en"
+
+
+def translated(message: str, language: str) -> str:
+    """Return a text in a language, with the places of its values still in it."""
+    return str(_catalogue(language).ugettext(message))
+
+
+def translated_count(one: str, many: str, count: int, language: str) -> str:
+    """Return the one of two texts that a language uses for a count, with the places of its values."""
+    return str(_catalogue(language).ungettext(one, many, count))
 
 
 def said(error: PortalError) -> str:
@@ -116,15 +120,29 @@ def _written(value: object) -> object:
 
 
 def _locale() -> Locale:
-    found: Locale | None = get_locale()
-    return found or Locale("en")
+    return _locale_of(tag())
+
+
+@cache
+def _locale_of(language: str) -> Locale:
+    return Locale.parse(_LOCALES[language])
 
 
 def time(moment: datetime) -> str:
     """Return date and time of day in UTC: ``29 Nov 2026, 14:05``."""
     locale, moment = _locale(), moment.astimezone(UTC)
-    hour = dates.format_skeleton("Hm", moment, tzinfo=UTC, locale=locale)
-    return f"{day(moment.date())}, {hour}"
+    return f"{_day(moment.date(), locale)}, {_minute(clock(moment.hour, moment.minute), locale)}"
+
+
+# A list has a hundred times, and many lists the same days and minutes.
+@lru_cache(maxsize=4096)
+def _minute(of_day: clock, locale: Locale) -> str:
+    return dates.format_skeleton("Hm", datetime.combine(date.min, of_day, UTC), tzinfo=UTC, locale=locale)
+
+
+@lru_cache(maxsize=4096)
+def _day(moment: date, locale: Locale) -> str:
+    return dates.format_skeleton("yMMMd", moment, locale=locale)
 
 
 def exact_time(moment: datetime, zone: tzinfo = UTC) -> str:
@@ -141,7 +159,7 @@ def machine_time(moment: datetime) -> str:
 
 
 def day(moment: date) -> str:
-    return dates.format_skeleton("yMMMd", moment, locale=_locale())
+    return _day(moment, _locale())
 
 
 def ago(moment: datetime, now: datetime) -> str:

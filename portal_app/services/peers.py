@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def host_name() -> str:
     return socket.gethostname()
 
 
+@cache
 def release() -> str:
+    """Return the version of this process; reading it again is parsing a file."""
     return version("causeway")
 
 

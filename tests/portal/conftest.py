@@ -12,6 +12,7 @@ import sqlalchemy
 from flask import Flask
 from flask.testing import FlaskClient
 from jinja2 import FileSystemBytecodeCache
+from jinja2.bccache import Bucket
 from sqlalchemy import delete, update
 
 from portal_app import create_app, db
@@ -141,10 +142,17 @@ def agent_servers() -> Iterator[list[AgentServer]]:
         agent.stop()
 
 
+class TemplateCache(FileSystemBytecodeCache):
+    """Keeps each template once for each language: its texts are compiled in."""
+
+    def get_bucket(self, environment: Any, name: str, filename: str | None, source: str) -> Bucket:
+        return super().get_bucket(environment, f"{environment.language}/{name}", filename, source)
+
+
 @pytest.fixture(scope="session")
 def compiled_templates(tmp_path_factory: pytest.TempPathFactory) -> FileSystemBytecodeCache:
     """Templates that one test had compiled need not be by the next one, which took a third of its time."""
-    return FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
+    return TemplateCache(str(tmp_path_factory.mktemp("templates")))
 
 
 @pytest.fixture

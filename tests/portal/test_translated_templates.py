@@ -1,0 +1,75 @@
+"""Templates compiled for a language: texts without values are part of them, those with values are calls."""
+
+import pytest
+from flask import Flask, g, render_template_string
+from jinja2 import DictLoader
+
+from portal_app import language
+
+
+@pytest.fixture
+def said(app: Flask, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Texts as each language says them; what is missing stays English."""
+    texts: dict[str, str] = {}
+    monkeypatch.setattr(
+        language, "translated", lambda text, tag: text if tag == "en" else texts.get(text, f"{tag}:{text}")
+    )
+    return texts
+
+
+def shown(app: Flask, template: str, tag: str, **values: object) -> str:
+    app.jinja_env.loader = DictLoader({"page.html": template})
+    with app.test_request_context(headers={"Accept-Language": tag}):
+        return app.jinja_env.get_template("page.html").render(**values)
+
+
+@pytest.mark.parametrize("tag", ["de", "en", "fr"])
+def test_each_language_has_templates_of_its_own(app: Flask, said: dict[str, str], tag: str) -> None:
+    expected = {"en": "User: <b>User</b>", "de": "de:User: <b>de:User</b>", "fr": "fr:User: <b>fr:User</b>"}
+    assert shown(app, '{{ _("User") }}: <b>{{ _("User") }}</b>', tag) == expected[tag]
+
+
+def test_one_application_answers_in_each_language_it_is_asked_in(app: Flask, said: dict[str, str]) -> None:
+    app.jinja_env.loader = DictLoader(
+        {"page.html": '{% include "part.html" %}', "part.html": '{{ _("User") }}'}
+    )
+    found = []
+    for tag in ("de", "en", "fr", "de"):
+        with app.test_request_context(headers={"Accept-Language": tag}):
+            g.pop("language", None)  # the fixture's application context is that of each
+            found.append(app.jinja_env.get_template("page.html").render())
+    assert found == ["de:User", "User", "fr:User", "de:User"]
+
+
+def test_no_call_is_left_for_a_text_without_values(
+    app: Flask, said: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with app.test_request_context(headers={"Accept-Language": "de"}):
+        app.jinja_env.loader = DictLoader({"page.html": '<td title="{{ _("User") }}">{{ _("Since") }}</td>'})
+        template = app.jinja_env.get_template("page.html")
+        monkeypatch.setattr(language, "translated", None)
+        assert template.render() == '<td title="de:User">de:Since</td>'
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ('{{ _("5 %% of %(n)s", n=x) }}', "5 % of &lt;x&gt;"),
+        ('{{ _("5 %%") }}', "5 %"),
+        ('{{ _("Tom & <b>") }}', "Tom & <b>"),  # markup of ours, as gettext's new style gives it
+        ("{{ _('Say \"yes\"') }}", 'Say "yes"'),
+        ('{% set a = _("One") %}{{ a ~ _("Two") }}', "OneTwo"),
+        ("{{ _(x) }}", "<x>"),
+        ("{% trans name=x %}Hello {{ name }}{% endtrans %}", "Hello &lt;x&gt;"),
+        ('{{ ngettext("%(num)s user", "%(num)s users", 2) }}', "2 users"),
+    ],
+)
+def test_texts_come_out_as_gettext_makes_them(
+    app: Flask, said: dict[str, str], template: str, expected: str
+) -> None:
+    assert shown(app, template, "en", x="<x>") == expected
+
+
+def test_a_template_that_is_no_file_speaks_too(app: Flask, said: dict[str, str]) -> None:
+    with app.test_request_context(headers={"Accept-Language": "en"}):
+        assert render_template_string('{{ _("User") }}') == "User"
