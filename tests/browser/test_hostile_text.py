@@ -1,0 +1,129 @@
+"""Whatever people, apps, nodes and other programs wrote into the database is only text on every page.
+
+One table says of each column whether pages show it. A new column fails here until it is in the table, and one
+that is said to be shown must be seen on a page.
+"""
+
+import re
+
+import pytest
+from flask import Flask
+from playwright.sync_api import Dialog, Page
+from sqlalchemy import JSON, Column, String, select, update
+from sqlalchemy.orm import Session
+
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.models import Base, Connection, NodeStatus, PeriodicJob, User
+from portal_app.settings import Settings
+from tests.browser.world import fill_for_pictures, pages_of, sign_in
+from tests.portal.agent_server import AgentServer
+from tests.portal.app_user import ORIGIN, VpnApp
+
+pytestmark = pytest.mark.slow
+
+#: Shown on a page, each with where its text comes from.
+SHOWN = {
+    "audit_events.actor": "users, scripts, the command line",
+    "audit_events.action": "our code",
+    "audit_events.object": "users, apps, nodes",
+    "audit_events.source": "addresses, as nginx tells them",
+    "audit_events.details": "our code, with what acts were about",
+    "authorizations.client_id": "the registered apps",
+    "connections.choice": "our code, with names of nodes",
+    "connections.display_name": "users, apps",
+    "node_status.error": "nodes, TLS, the network",
+    "node_status.info": "nodes",
+    "node_status.notice": "administrators",
+    "nodes.hostname": "the inventory",
+    "nodes.name": "the inventory",
+    "periodic_jobs.error": "what a job failed with",
+    "profiles.display_name": "the inventory",
+    "users.name": "administrators, an identity provider",
+    "vpn_sessions.ipv4": "nodes",
+    "vpn_sessions.origin": "nodes",
+    "vpn_sessions.user_name": "users",
+}
+#: On no page: secrets and their digests, ids of ours, and words of which the database holds some only.
+NOT_SHOWN = {
+    "access_tokens", "address_uses", "api_tokens", "authorization_codes", "browser_sessions", "deployment",
+    "free_addresses", "idempotent_calls", "local_accounts", "offers", "one_time_links", "portals",
+    "refresh_tokens", "throttles", "usage_days", "usage_samples",
+    "authorizations.scope", "connections.id", "connections.ipv4", "connections.ipv6",
+    "connections.profile_id",
+    "connections.protocol", "connections.public_key", "node_status.instance_id",
+    "node_status.issued_public_key", "node_status.journal_id", "node_status.wireguard_public_key",
+    "nodes.agent_address", "periodic_jobs.name", "profiles.dns_search_domains", "profiles.dns_servers",
+    "profiles.excluded_routes", "profiles.openvpn", "profiles.permissions", "profiles.preferred_protocol",
+    "profiles.profile_id", "profiles.routes", "profiles.wireguard", "users.permissions",
+    "vpn_sessions.connection_id", "vpn_sessions.ipv6", "vpn_sessions.profile_id", "vpn_sessions.protocol",
+    "vpn_sessions.session_id",
+}  # fmt: skip
+
+
+def hostile(name: str, number: object = "") -> str:
+    return f"\"><img src=x onerror=alert(1) data-from={name}><script>alert(2)</script>' {number}"
+
+
+def columns() -> dict[str, Column[object]]:
+    """Return every column that holds text, by ``table.column``."""
+    return {
+        f"{table.name}.{column.name}": column
+        for table in Base.metadata.sorted_tables
+        for column in table.columns
+        if isinstance(column.type, String | JSON)
+    }
+
+
+def fill_with_hostile_text(db: Session) -> None:
+    for name in SHOWN:
+        column = columns()[name]
+        keys = list(column.table.primary_key.columns)
+        for number, row in enumerate(db.execute(column.table.select()).mappings().all()):
+            old, value = row[column.name], hostile(name, number)
+            if isinstance(column.type, JSON):
+                values = {**(old or {}), "v": value, "problems": [value], "client": value}
+            matches = [key == row[key.name] for key in keys]
+            new = values if isinstance(column.type, JSON) else value
+            db.execute(update(column.table).where(*matches).values({column.name: new}))
+
+
+def test_each_column_is_in_the_table() -> None:
+    known = {name for name in columns() if name in SHOWN or {name, name.partition(".")[0]} & NOT_SHOWN}
+    assert columns().keys() == known
+    assert {name for name in SHOWN if name not in columns()} == set()
+
+
+@pytest.mark.parametrize("scripts", [True])
+def test_what_others_wrote_is_only_text(
+    app: Flask, settings: Settings, page: Page, node: AgentServer
+) -> None:
+    fill_for_pictures(app, settings)
+    with transaction(read_only=True) as db:
+        root = db.scalars(select(User).where(User.name == "root")).one()
+    assert VpnApp(app, root).authorize().connect(prefer_tcp="no").status_code == 200
+    said: list[str] = []
+
+    def note(dialog: Dialog) -> None:
+        said.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", note)
+    page.goto(f"{ORIGIN}/sign-in")
+    sign_in(page, "root")
+    page.wait_for_url(f"{ORIGIN}/")
+    with transaction() as db:
+        fill_with_hostile_text(db)
+        db.execute(update(PeriodicJob).values(failed_at=utc_now()))
+        db.execute(update(NodeStatus).values(maintenance_mode=True))
+        chosen = db.scalars(select(Connection.id)).first()
+    asked_with = {"/admin/connections/end": f"?connection={chosen}"}
+    seen = set()
+    for url in pages_of(app):
+        answer = page.goto(f"{ORIGIN}{url}{asked_with.get(url, '')}")
+        assert answer is not None
+        assert answer.status == 200, url
+        assert page.locator("[data-from]").count() == 0, url
+        seen |= set(re.findall(r"data-from=([a-z0-9_.]+)", page.locator("body").text_content() or ""))
+    assert said == []
+    assert sorted(SHOWN.keys() - seen) == []
