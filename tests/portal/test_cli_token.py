@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, update
 
+from portal_app import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import BadRequest, Conflict, Forbidden
@@ -83,12 +84,12 @@ def test_revoked_token_ends_at_once_and_its_name_is_free(app: Flask, run: Run, b
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["a b", "--scope", "users:read"], "letters, digits"),
-        (["", "--scope", "users:read"], "letters, digits"),
-        (["ü", "--scope", "users:read"], "letters, digits"),
-        (["x" * 61, "--scope", "users:read"], "letters, digits"),
-        (["a\nb", "--scope", "users:read"], "letters, digits"),
-        (["-", "--scope", "users:read"], "letters, digits"),
+        (["a b", "--scope", "users:read"], "digits"),
+        (["", "--scope", "users:read"], "digits"),
+        (["ü", "--scope", "users:read"], "digits"),
+        (["x" * 61, "--scope", "users:read"], "digits"),
+        (["a\nb", "--scope", "users:read"], "digits"),
+        (["-", "--scope", "users:read"], "digits"),
         (["a", "--scope", "users:read", "--expires", "367d"], "366 days"),
         (["a", "--scope", "users:read", "--expires", "0d"], "366 days"),
     ],
@@ -144,4 +145,4 @@ def test_tokens_are_forgotten_a_year_after_their_end(app: Flask) -> None:
 
     assert retention.prune(retention=timedelta(days=30), now=later)["api_tokens"] == 1
     with transaction(read_only=True) as db:
-        assert [token.name for token in tokens.listed(db)] == ["new"]
+        assert [one.token.name for one in tokens.listed(db, portal().settings, now=later)] == ["new"]
