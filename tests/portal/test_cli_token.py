@@ -13,7 +13,7 @@ from portal_app import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import BadRequest, Conflict, Forbidden
-from portal_app.models import ApiToken, AuditEvent
+from portal_app.models import ApiToken, AuditEvent, User
 from portal_app.services import retention, tokens
 from portal_app.services.tokens import Scope
 from tests.portal.commands import Done
@@ -60,6 +60,17 @@ def test_tokens_are_listed_with_their_state(app: Flask, run: Run) -> None:
     table = run("token", "list").out.splitlines()
     assert len(table) >= 4
     assert "never" in table[-1]
+
+
+def test_list_says_when_the_maker_is_no_admin(app: Flask, run: Run) -> None:
+    add_account("maria", permissions=["admin"])
+    make_token("a", maker="maria")
+    with transaction() as db:
+        db.execute(update(User).values(permissions=[]))
+
+    (listed,) = json.loads(run("token", "list", "--json").out)
+    assert (listed["state"], listed["created_by"]) == ("suspended", "maria")
+    assert "suspended" in run("token", "list").out
 
 
 @pytest.mark.parametrize("by", ["name", "number"])
