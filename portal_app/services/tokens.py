@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -209,6 +209,12 @@ def page(
         query, order = ApiToken.revoked_at.is_(None), paging.Order([ApiToken.name])
     found = paging.read(db, _with_makers().where(query), order, before=before, after=after)
     return replace(found, rows=[_listed(token, maker, settings, now) for token, maker in found.rows])
+
+
+def count_of(db: Session, user_id: int, *, now: datetime) -> int:
+    """Return how many tokens a user made that are neither revoked nor expired."""
+    living = ApiToken.revoked_at.is_(None), ApiToken.expires_at > now
+    return db.scalar(select(func.count()).where(ApiToken.user_id == user_id, *living)) or 0
 
 
 def _with_makers() -> Select[ApiToken, User]:

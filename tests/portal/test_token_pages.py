@@ -272,6 +272,23 @@ def test_token_of_who_is_no_administrator_is_suspended_until_they_are(
     assert script.get("/users").status_code == 200
 
 
+def test_what_ends_an_administrator_says_how_many_tokens_it_takes(root: FlaskClient) -> None:
+    maria = add_user("maria", ["admin"])
+    for name in ("one", "two", "over", "gone"):
+        make_token(name, maker="maria")
+    make_token("of-root", maker="root")
+    tokens.revoke("gone", actor="test", now=utc_now())
+    with transaction() as db:
+        db.execute(update(ApiToken).where(ApiToken.name == "over").values(expires_at=utc_now()))
+
+    page = root.get(f"/admin/users/{maria.id}").text
+    assert "2 tokens of the admin API are suspended" in page
+    assert "2 tokens of the admin API end" in page
+    url = f"/admin/users/{maria.id}/permissions"
+    assert "2 tokens of the admin API are suspended" in send(root, url, permissions="staff").text
+    assert "of the admin API" not in send(root, url, permissions="staff\nadmin").text
+
+
 def test_revoking_says_what_stops_asks_once_and_works_at_once(app: Flask, root: FlaskClient) -> None:
     script = Script(app, make_token("deploy", [Scope.USERS_READ, Scope.AUDIT_READ]))
     script.get("/users")
