@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import ApiToken
 from portal_app.services import tokens
-from portal_app.services.tokens import Scope
+from portal_app.services.tokens import Listed, Scope
 from portal_app.settings import Settings
 from vpn_core import table
 
@@ -72,38 +71,39 @@ def _add(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _list(arguments: argparse.Namespace, _settings: Settings) -> int:
-    now = utc_now()
+def _list(arguments: argparse.Namespace, settings: Settings) -> int:
     with transaction(read_only=True) as db:
-        found = tokens.listed(db)
+        found = tokens.listed(db, settings, now=utc_now())
     if arguments.json:
-        print(json.dumps([_facts(token, now) for token in found], indent=2, ensure_ascii=False))
+        print(json.dumps([_facts(one) for one in found], indent=2, ensure_ascii=False))
         return 0
     heads = ("number", "name", "state", "scopes", "made by", "expires", "last used")
     rows = [
         (
-            token.id,
-            token.name,
-            tokens.state(token, now),
-            " ".join(token.scopes),
-            token.created_by,
-            f"{token.expires_at:%Y-%m-%d %H:%M}",
-            f"{token.last_used_at:%Y-%m-%d %H:%M}" if token.last_used_at else "never",
+            one.token.id,
+            one.token.name,
+            one.state,
+            " ".join(one.token.scopes),
+            one.token.created_by,
+            f"{one.token.expires_at:%Y-%m-%d %H:%M}",
+            f"{one.token.last_used_at:%Y-%m-%d %H:%M}" if one.token.last_used_at else "never",
         )
-        for token in found
+        for one in found
     ]
     print("\n".join(table.lines(heads, rows)))
     return 0
 
 
-def _facts(token: ApiToken, now: datetime) -> dict[str, object]:
+def _facts(listed: Listed) -> dict[str, object]:
+    token = listed.token
+
     def moment(at: datetime | None) -> str | None:
         return at.isoformat(timespec="seconds") if at else None
 
     return {
         "id": token.id,
         "name": token.name,
-        "state": tokens.state(token, now),
+        "state": listed.state,
         "scopes": token.scopes,
         "created_by": token.created_by,
         "created_at": moment(token.created_at),

@@ -23,7 +23,7 @@ from portal_app.models import (
 )
 from portal_app.names import begins, folded
 from portal_app.roles import Right
-from portal_app.services import audit, paging, profiles
+from portal_app.services import audit, paging, profiles, tokens
 from portal_app.settings import Settings
 
 #: What of a user's past and of their acts one page shows.
@@ -59,6 +59,8 @@ class Held:
     of_apps: int
     by_hand: int
     apps: int
+    #: Of the admin API: they go with the account, and are suspended while it is disabled or no admin's.
+    tokens: int
 
     @property
     def connections(self) -> int:
@@ -141,7 +143,8 @@ def held(db: Session, user: User, *, now: datetime) -> Held:
     )
     counts = {bool(of_app): count for of_app, count in rows}
     apps = select(func.count()).where(Authorization.user_id == user.id, Authorization.expires_at > now)
-    return Held(counts.get(True, 0), counts.get(False, 0), db.scalar(apps) or 0)
+    made = tokens.count_of(db, user.id, now=now)
+    return Held(counts.get(True, 0), counts.get(False, 0), db.scalar(apps) or 0, made)
 
 
 def has_account(db: Session, user: User) -> tuple[bool, bool]:
@@ -174,7 +177,7 @@ def loses(
 ) -> Held:
     """Return what ``users.set_permissions`` would cut."""
     if sorted(set(permissions)) == user.permissions:
-        return Held(0, 0, 0)
+        return Held(0, 0, 0, 0)
     if not profiles.meets(settings.access_permissions, permissions):
         return held(db, user, now=now)
     lost = [v.profile.profile_id for v in verdicts(db, permissions) if not v.allowed]
@@ -184,7 +187,9 @@ def loses(
         .group_by(Connection.authorization_id.is_not(None))
     )
     counts = {bool(of_app): count for of_app, count in rows}
-    return Held(counts.get(True, 0), counts.get(False, 0), 0)
+    stays_admin = Right.MANAGE in roles.rights(permissions, settings)
+    made = 0 if stays_admin else tokens.count_of(db, user.id, now=now)
+    return Held(counts.get(True, 0), counts.get(False, 0), 0, made)
 
 
 def known_permissions(db: Session, settings: Settings) -> list[str]:

@@ -1,25 +1,26 @@
 """Tokens of the admin API: 256 random bits, stored as SHA-256, good for some scopes and until a date.
 
 A token that an admin made is good only while that person is an admin; one of the command line stands for
-itself.
+itself. The pages, the command line and the admin API share this.
 """
 
 import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from portal_app import events, roles
 from portal_app.db import retried, transaction
 from portal_app.errors import (
+    N_,
     BadRequest,
     Conflict,
     Forbidden,
@@ -30,7 +31,7 @@ from portal_app.errors import (
 )
 from portal_app.models import ApiToken, User
 from portal_app.roles import Right
-from portal_app.services import audit, profiles, throttles
+from portal_app.services import audit, paging, profiles, throttles
 from portal_app.services.throttles import Limit
 from portal_app.settings import Settings
 
@@ -45,7 +46,8 @@ LONGEST_LIFE = timedelta(days=366)
 TOUCH_AFTER = timedelta(minutes=1)
 #: Only wrong tokens count, so they keep nobody out who has a good one, whatever address they share.
 PER_SOURCE = Limit("admin API source", burst=20, refill_seconds=10)
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,59}")
+LONGEST_NAME = 60
+_NAME = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 _TOKEN = re.compile(re.escape(PREFIX) + r"[A-Za-z0-9_-]{43}")
 
 
@@ -61,6 +63,22 @@ class Scope(StrEnum):
     NODES_WRITE = "nodes:write"
     HISTORY_READ = "history:read"
     AUDIT_READ = "audit:read"
+
+
+#: What each scope lets a script do, in words for people.
+LETS = {
+    Scope.USERS_READ: N_("See users and the apps that they authorized"),
+    Scope.USERS_WRITE: N_(
+        "Add, change, disable and delete users, end what they authorized, make links for a new password"
+    ),
+    Scope.CONNECTIONS_READ: N_("See the connections of everybody"),
+    Scope.CONNECTIONS_WRITE: N_("End connections"),
+    Scope.CONFIGURATIONS_WRITE: N_("Make configurations for any user, and get them with their private keys"),
+    Scope.NODES_READ: N_("See nodes, profiles and the state of the service"),
+    Scope.NODES_WRITE: N_("Set maintenance of nodes, drain and reconcile them"),
+    Scope.HISTORY_READ: N_("Read who was connected when, with which addresses"),
+    Scope.AUDIT_READ: N_("Read the audit log"),
+}
 
 
 class BadToken(PortalError):
@@ -84,32 +102,52 @@ class Caller:
         return f"api:{self.name}"
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A token, and in a word how it is: good, expired, revoked, or suspended while its maker is no admin."""
+
+    token: ApiToken
+    state: str
+
+
 def make(
     name: str,
     scopes: Collection[str],
     *,
     life: timedelta = DEFAULT_LIFE,
     maker: str | None = None,
+    check: Callable[[Session], None] = lambda _db: None,
     settings: Settings,
     source: str | None = None,
     now: datetime,
 ) -> str:
     """Make a token and return it: the only time that it is known. ``maker`` is an admin's name.
 
-    Raises BadRequest, Conflict for a name that another token has, and Forbidden for a maker who is no admin.
+    ``check`` is called in the transaction that makes it, and may refuse. Raises BadRequest, Conflict for a
+    name that another token has, and Forbidden for a maker who is no admin.
     """
     if not _NAME.fullmatch(name):
         raise BadRequest(
-            f"{name[:60]!r}: the name of a token has 1 to 60 letters, digits, dots, hyphens and underscores"
+            N_(
+                "The name of a token has 1 to %(most)s letters from a to z, digits, dots, hyphens and"
+                " underscores, and begins with a letter or a digit."
+            ),
+            most=LONGEST_NAME,
         )
     if not scopes:
-        raise BadRequest("name at least one scope: a token without one is good for nothing")
+        raise BadRequest(N_("Choose at least one scope: a token without one is good for nothing."))
     if unknown := sorted(set(scopes) - set(Scope)):
-        raise BadRequest(f"there is no scope {unknown[0][:60]!r}; use some of {', '.join(Scope)}")
+        raise BadRequest(
+            N_("There is no scope %(scope)s; there are %(scopes)s."),
+            scope=repr(unknown[0][:60]),
+            scopes=", ".join(Scope),
+        )
     if not timedelta(minutes=1) <= life <= LONGEST_LIFE:
-        raise BadRequest(f"a token is good for a minute to {LONGEST_LIFE.days} days")
+        raise BadRequest(
+            N_("A token is good for a minute at least and %(most)s days at most."), most=LONGEST_LIFE.days
+        )
     token = PREFIX + secrets.token_urlsafe(32)
-    _insert(name, sorted(set(scopes)), token, life, maker, settings, source, now)
+    _insert(name, sorted(set(scopes)), token, life, maker, check, settings, source, now)
     events.log("api_token_made", token=name, actor=maker or CLI)
     return token
 
@@ -121,16 +159,21 @@ def _insert(
     token: str,
     life: timedelta,
     maker: str | None,
+    check: Callable[[Session], None],
     settings: Settings,
     source: str | None,
     now: datetime,
 ) -> None:
     with transaction() as db:
+        check(db)
         user = None if maker is None else db.scalar(select(User).where(User.name == maker))
         if maker is not None and (user is None or not _is_admin(user, settings)):
-            raise Forbidden("only an admin makes tokens")
+            raise Forbidden(N_("Only an administrator makes tokens."))
         if _living(db, name) is not None:
-            raise Conflict(f"token {name!r} exists already; revoke it first, or take another name")
+            raise Conflict(
+                N_("A token called %(name)s exists already. Revoke that one first, or take another name."),
+                name=name,
+            )
         db.add(
             ApiToken(
                 name=name, token_hash=_hash(token), scopes=scopes, user_id=user.id if user else None,
@@ -143,28 +186,87 @@ def _insert(
         )  # fmt: skip
 
 
-def listed(db: Session) -> list[ApiToken]:
+def listed(db: Session, settings: Settings, *, now: datetime) -> list[Listed]:
     """Return every token that is remembered, by name; one that was revoked after the one that is good."""
-    return list(db.scalars(select(ApiToken).order_by(ApiToken.name, ApiToken.id.desc())))
+    rows = db.execute(_with_makers().order_by(ApiToken.name, ApiToken.id.desc())).all()
+    return [_listed(token, maker, settings, now) for token, maker in rows]
 
 
-def state(token: ApiToken, now: datetime) -> str:
-    """Return in one word whether a token is good, apart from who made it."""
+def page(
+    db: Session,
+    settings: Settings,
+    *,
+    revoked: bool = False,
+    before: str = "",
+    after: str = "",
+    now: datetime,
+) -> paging.Page:
+    """Return tokens as ``Listed``: by name those that are not revoked, or the revoked ones, newest first."""
+    if revoked:
+        query, order = ApiToken.revoked_at.is_not(None), paging.Order([ApiToken.id], descending=True)
+    else:
+        # The index that lets one living token have a name is in this order, too.
+        query, order = ApiToken.revoked_at.is_(None), paging.Order([ApiToken.name])
+    found = paging.read(db, _with_makers().where(query), order, before=before, after=after)
+    return replace(found, rows=[_listed(token, maker, settings, now) for token, maker in found.rows])
+
+
+def count_of(db: Session, user_id: int, *, now: datetime) -> int:
+    """Return how many tokens a user made that are neither revoked nor expired."""
+    living = ApiToken.revoked_at.is_(None), ApiToken.expires_at > now
+    return db.scalar(select(func.count()).where(ApiToken.user_id == user_id, *living)) or 0
+
+
+def _with_makers() -> Select[ApiToken, User]:
+    return select(ApiToken, User).outerjoin(User, User.id == ApiToken.user_id)
+
+
+def _listed(token: ApiToken, maker: User | None, settings: Settings, now: datetime) -> Listed:
     if token.revoked_at is not None:
-        return "revoked"
-    return "expired" if token.expires_at <= now else "good"
+        state = "revoked"
+    elif token.expires_at <= now:
+        state = "expired"
+    else:
+        state = "good" if _is_backed(token, maker, settings) else "suspended"
+    return Listed(token, state)
+
+
+def _is_backed(token: ApiToken, maker: User | None, settings: Settings) -> bool:
+    """Tell whether a token stands for itself, or its maker is an admin now."""
+    return token.user_id is None or (maker is not None and _is_admin(maker, settings))
+
+
+def revoke(name_or_id: str, *, actor: str, source: str | None = None, now: datetime) -> str:
+    """End a token at once and return its name. Raises NotFound when there is none that is not ended."""
+
+    def find(db: Session) -> ApiToken | None:
+        token = _living(db, name_or_id, lock=True)
+        if token is None and name_or_id.isascii() and name_or_id.isdecimal() and len(name_or_id) < 10:
+            token = _of_number(db, int(name_or_id))
+        return token
+
+    return _revoke(find, name_or_id, actor, source, now)
+
+
+def revoke_number(token_id: int, *, actor: str, source: str | None = None, now: datetime) -> str:
+    """As ``revoke``, of the one token with this number, whatever others are called."""
+    return _revoke(lambda db: _of_number(db, token_id), str(token_id), actor, source, now)
 
 
 @retried
-def revoke(name_or_id: str, *, actor: str, source: str | None = None, now: datetime) -> str:
-    """End a token at once and return its name. Raises NotFound when there is none that is not ended."""
+def _revoke(
+    find: Callable[[Session], ApiToken | None],
+    called: str,
+    actor: str,
+    source: str | None,
+    now: datetime,
+) -> str:
     with transaction() as db:
-        token = _living(db, name_or_id, lock=True)
-        if token is None and name_or_id.isascii() and name_or_id.isdecimal() and len(name_or_id) < 10:
-            of_id = select(ApiToken).where(ApiToken.id == int(name_or_id), ApiToken.revoked_at.is_(None))
-            token = db.scalar(of_id.with_for_update())
+        token = find(db)
         if token is None:
-            raise NotFound(f"no token {name_or_id[:60]!r} that is not revoked already")
+            raise NotFound(
+                N_("There is no token %(name)s, or it is revoked already."), name=called[:LONGEST_NAME]
+            )
         token.revoked_at = now
         audit.record(db, "token revoked", actor=actor, object=token.name, source=source, now=now)
         name = token.name
@@ -197,14 +299,10 @@ def find(token: str, *, source: str | None, settings: Settings, now: datetime) -
 def _find(token: str, settings: Settings, now: datetime) -> tuple[ApiToken, str | None] | None:
     good = (ApiToken.token_hash == _hash(token), ApiToken.revoked_at.is_(None), ApiToken.expires_at > now)
     with transaction(read_only=True) as db:
-        found = db.execute(
-            select(ApiToken, User).outerjoin(User, User.id == ApiToken.user_id).where(*good)
-        ).one_or_none()
-    if found is None:
+        found = db.execute(_with_makers().where(*good)).one_or_none()
+    if found is None or not _is_backed(found[0], found[1], settings):
         return None
     row, user = found
-    if row.user_id is not None and (user is None or not _is_admin(user, settings)):
-        return None
     return row, user.name if user is not None else None
 
 
@@ -244,6 +342,11 @@ def _count_bad(source: str | None, now: datetime) -> None:
 def _living(db: Session, name: str, *, lock: bool = False) -> ApiToken | None:
     query = select(ApiToken).where(ApiToken.name == name, ApiToken.revoked_at.is_(None))
     return db.scalar(query.with_for_update() if lock else query)
+
+
+def _of_number(db: Session, token_id: int) -> ApiToken | None:
+    query = select(ApiToken).where(ApiToken.id == token_id, ApiToken.revoked_at.is_(None))
+    return db.scalar(query.with_for_update())
 
 
 def _hash(token: str) -> bytes:

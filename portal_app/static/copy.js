@@ -5,7 +5,8 @@ if (navigator.clipboard) {
     button.hidden = false;
     button.setAttribute("aria-live", "polite");
     button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+      const source = document.getElementById(button.dataset.copy);
+      await navigator.clipboard.writeText(source.value ?? source.textContent);
       button.textContent = button.dataset.done;
       setTimeout(() => { button.textContent = label; }, 3000);
     });

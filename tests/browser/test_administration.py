@@ -15,6 +15,7 @@ from tests.browser.world import PEOPLE, fill, sign_in
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import ORIGIN
 from tests.portal.pages import PASSWORD, add_account
+from tests.portal.scripts import Script
 
 pytestmark = pytest.mark.slow
 BOTH = pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without scripts"])
@@ -182,3 +183,30 @@ def end_session_of(name: str) -> None:
     with transaction() as db:
         session = db.scalars(select(VpnSession).where(VpnSession.user_name == name)).one()
         session.ended_at = utc_now() + timedelta(seconds=1)
+
+
+@BOTH
+def test_token_is_made_and_revoked(root: Page, app: Flask, scripts: bool) -> None:
+    root.get_by_role("link", name="API tokens", exact=True).click()
+    root.get_by_role("link", name="Make a token").click()
+    root.get_by_label("Name", exact=True).fill("deploy")
+    root.get_by_label("See users and the apps").check()
+    root.get_by_role("button", name="Make and show the token").click()
+    token = root.get_by_label("Token", exact=True).input_value()
+    script = Script(app, token)
+    assert script.get("/users").status_code == 200
+    if scripts:
+        root.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        root.get_by_role("button", name="Copy").click()
+        root.get_by_role("button", name="Copied").wait_for()
+        assert root.evaluate("navigator.clipboard.readText()") == token
+    else:
+        assert not root.get_by_role("button", name="Copy").is_visible()
+
+    root.get_by_role("link", name="To the list of tokens").click()
+    assert token not in root.content()
+    assert not root.get_by_role("button", name="Revoke deploy").is_visible()
+    root.get_by_role("row", name="deploy").get_by_text("Revoke …").click()
+    root.get_by_role("button", name="Revoke deploy").click()
+    assert "The token is revoked" in root.inner_text(MAIN)
+    assert script.get("/users").status_code == 401

@@ -8,11 +8,13 @@ from flask import Flask
 from playwright.sync_api import Page
 from sqlalchemy import select
 
+from portal_app import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import Connection, Node, PeriodicJob, UsageDay, UsageSample, User, VpnSession
 from portal_app.models.usage import ALL, ALL_NODES
-from portal_app.services import audit, jobs, usage
+from portal_app.services import audit, jobs, tokens, usage
+from portal_app.services.tokens import Scope
 from portal_app.settings import Settings
 from tests.portal.app_user import VpnApp, add_user
 from tests.portal.conftest import seen_up
@@ -40,12 +42,20 @@ NO_PAGES = (
 
 PEOPLE = ("alice", "bob", "Łucja Nowak-Kowalska", "chen.wei", "m.okafor", "s.haugen", "lab-7")
 CLIENTS = {"org.eduvpn.app.windows": 5, "org.eduvpn.app.macos": 3, "org.eduvpn.app.ios": 2, "": 1}
+#: Tokens of the admin API: name, scopes, days, and who made each (None: the command line).
+TOKENS = (
+    ("onboarding", (Scope.USERS_READ, Scope.USERS_WRITE, Scope.CONFIGURATIONS_WRITE), 90, "root"),
+    ("monitoring", (Scope.NODES_READ, Scope.CONNECTIONS_READ), 366, None),
+    ("night-report", (Scope.HISTORY_READ, Scope.AUDIT_READ), 5, "root"),
+)
 
 
 def fill(app: Flask, people: Sequence[str] = PEOPLE[:3]) -> None:
     """Make people who are connected, the third of them no more, and one administrator called root."""
     add_account("root", permissions=["admin"])
     now = utc_now()
+    for name, scopes, days, maker in TOKENS:
+        tokens.make(name, scopes, life=timedelta(days=days), maker=maker, settings=portal().settings, now=now)
     for number, name in enumerate(people):
         user = add_user(name)
         answer = VpnApp(app, user).authorize().connect(prefer_tcp="no")

@@ -53,6 +53,9 @@ ADMIN_PAGES = [
     "/admin/history",
     "/admin/statistics",
     "/admin/audit",
+    "/admin/tokens",
+    "/admin/tokens?show=revoked",
+    "/admin/tokens/add",
 ]
 #: Pages that have a script of ours; all others have none.
 LIVE_PAGES = ["/", "/admin/connections", "/admin/connections?show=all"]

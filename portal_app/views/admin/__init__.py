@@ -37,6 +37,7 @@ SECTIONS = (
     Section("admin.history", N_("History"), Right.SEARCH),
     Section("admin.statistics", N_("Statistics")),
     Section("admin.audit", N_("Audit log"), Right.SEARCH),
+    Section("admin.tokens", N_("API tokens"), Right.MANAGE),
     Section("admin.system", N_("System")),
 )
 
@@ -58,6 +59,7 @@ from portal_app.views.admin import (  # noqa: E402
     profiles,  # noqa: F401
     statistics,  # noqa: F401
     system,  # noqa: F401
+    tokens,  # noqa: F401
     users,  # noqa: F401
     who_had,  # noqa: F401
 )
