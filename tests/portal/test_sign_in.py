@@ -516,7 +516,7 @@ def test_signing_out_is_written_down_once(client: FlaskClient) -> None:
     add_account()
     sign_in(client)
     send(client, "/sign-out")
-    send(client, "/sign-out")
+    client.post("/sign-out")
 
     assert signed_out() == [("alice", "alice")]
 
