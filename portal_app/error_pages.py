@@ -8,6 +8,7 @@ from werkzeug.exceptions import HTTPException, SecurityError
 
 from portal_app.errors import N_, PortalError, Unavailable
 from portal_app.language import gettext, said
+from portal_app.services import background_errors
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ def answer_impossible_value(error: Exception) -> Response:
 
 def answer_bug(error: Exception) -> Response:
     logger.error("%s %s failed", request.method, _page(), exc_info=error)
+    background_errors.note("request", error)
     return answer(500, PortalError(N_("internal error")), explained=_EXPLAINED[500])
 
 

@@ -22,8 +22,10 @@ from portal_app.controller.watch import Seen, Watch
 from portal_app.controller.workers import Lane
 from portal_app.errors import PortalError
 from portal_app.events import log
-from portal_app.services import peers
+from portal_app.services import background_errors, peers
 from portal_app.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 #: The leader shows that it lives, and the others ask for the lead, this often.
 TICK_SECONDS = 1.0
@@ -102,6 +104,11 @@ class Controller:
                 self._pause = 0.0
         except (PortalError, SQLAlchemyError) as error:
             self._wait_for_database(error)
+        except Exception as error:
+            # The process ends and is started anew: what it knows has to be written before.
+            background_errors.note("controller loop", error)
+            background_errors.flush()
+            raise
 
     def _lead(self, leads: bool) -> None:
         if leads == self.leads:
@@ -177,8 +184,11 @@ class Controller:
             if claim(job, now):
                 job.run(now)
                 note_end(job, None, now)
-        except (PortalError, SQLAlchemyError) as error:
+        except Exception as error:
             log("job_failed", level=logging.WARNING, job=job.name, error=_said(error))
+            if not isinstance(error, PortalError | SQLAlchemyError):
+                logger.exception("job %s", job.name)
+            background_errors.note(f"job {job.name}", error)
             # Where the database does not answer there is nothing to write it into.
             with contextlib.suppress(PortalError, SQLAlchemyError):
                 note_end(job, _said(error), now)

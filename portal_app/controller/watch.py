@@ -21,7 +21,7 @@ from portal_app.db import transaction
 from portal_app.errors import NodeUnreachable, PortalError
 from portal_app.events import log
 from portal_app.models import Deployment, Node, NodeStatus
-from portal_app.services import audit, identity, journal, nodes
+from portal_app.services import audit, background_errors, identity, journal, nodes
 from portal_app.services.reconciliation import reconcile
 from vpn_core.messages import NodeInfo
 
@@ -107,6 +107,7 @@ class Watch:
         except Exception as failure:
             error = f"{type(failure).__name__}: not an answer of an agent"
             logging.getLogger(__name__).exception("asking node %s", node.number)
+            background_errors.note("call of a node", failure)
         ended, now = time.monotonic(), self.clock()
         skew = 0.0 if info is None else info.now - (now.timestamp() - (ended - began) / 2)
         self.seen.put(Seen(node.number, info, error, ended, asked_at, now, skew))

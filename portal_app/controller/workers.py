@@ -5,6 +5,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from portal_app.services import background_errors
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,8 +48,9 @@ class Lane:
         while (task := self._next()) is not None:
             try:
                 task()
-            except Exception:
+            except Exception as error:
                 logger.exception("a task of the controller failed")
+                background_errors.note(f"controller {self._name}", error)
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:

@@ -2,6 +2,7 @@
 
 from portal_app.db import Base
 from portal_app.models.authorization import AccessToken, Authorization, AuthorizationCode, RefreshToken
+from portal_app.models.background_error import BackgroundError
 from portal_app.models.connection import Connection, FreeAddress
 from portal_app.models.event import AuditEvent
 from portal_app.models.job import PeriodicJob
@@ -20,6 +21,7 @@ __all__ = [
     "AuditEvent",
     "Authorization",
     "AuthorizationCode",
+    "BackgroundError",
     "Base",
     "BrowserSession",
     "Connection",

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from portal_app.errors import N_
 from portal_app.models import Deployment, Node, NodeStatus
-from portal_app.services import checks, fullness, peers, statistics
+from portal_app.services import background_errors, checks, fullness, peers, statistics
 from portal_app.services.authorities import CertificateReport
 from portal_app.services.capacity import Range
 from portal_app.services.jobs import JobReport
@@ -52,6 +52,7 @@ def found(
         *_of_portals(portals, now),
         *_of_certificates(certificates),
         *_of_ranges(ranges),
+        *_of_background(db, now),
     ]
     return sorted(concerns, key=lambda concern: concern.level != BAD)
 
@@ -149,6 +150,12 @@ def _of_certificates(certificates: Sequence[CertificateReport]) -> Iterator[Conc
                 subject=report.subject,
             )
         yield Concern(report.level, said, report.remedy)
+
+
+def _of_background(db: Session, now: datetime) -> Iterator[Concern]:
+    found = background_errors.recent(db, now=now, within=background_errors.RECENT)
+    if found:
+        yield Concern(WARN, text(N_("Something failed in the background within the last day.")), found[0].key)
 
 
 def _of_ranges(ranges: Sequence[Range]) -> Iterator[Concern]:

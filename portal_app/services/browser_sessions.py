@@ -142,6 +142,18 @@ def end(db: Session, token: str) -> None:
     db.execute(delete(BrowserSession).where(BrowserSession.token_hash == token_hash(token)))
 
 
+def sign_out(db: Session, token: str, *, idle: timedelta, now: datetime) -> str | None:
+    """End a session; returns the name of the user who was signed in by it, None when it was over before."""
+    ended = db.execute(
+        delete(BrowserSession)
+        .where(BrowserSession.token_hash == token_hash(token))
+        .returning(BrowserSession.user_id, BrowserSession.expires_at, BrowserSession.last_seen_at)
+    ).one_or_none()
+    if ended is None or ended.expires_at <= now or ended.last_seen_at <= now - idle:
+        return None
+    return db.scalar(select(User.name).where(User.id == ended.user_id))
+
+
 def end_all(db: Session, user_id: int) -> None:
     """Sign the user out of every browser, on all portals."""
     db.execute(delete(BrowserSession).where(BrowserSession.user_id == user_id))

@@ -12,6 +12,7 @@ from portal_app.models import (
     AddressUse,
     ApiToken,
     AuditEvent,
+    BackgroundError,
     Base,
     BrowserSession,
     IdempotentCall,
@@ -20,7 +21,7 @@ from portal_app.models import (
     UsageSample,
     VpnSession,
 )
-from portal_app.services import idempotency, usage
+from portal_app.services import background_errors, idempotency, usage
 
 #: Rows per transaction, so that no user waits for housekeeping (R27).
 _BATCH = 1000
@@ -54,6 +55,11 @@ def prune(*, retention: timedelta, now: datetime) -> dict[str, int]:
             UsageSample,
             list(UsageSample.__table__.primary_key),
             UsageSample.slot <= usage.slot_of(now - usage.SAMPLES_KEPT),
+        ),
+        (
+            BackgroundError,
+            [BackgroundError.key],
+            BackgroundError.last_seen_at <= now - background_errors.KEPT,
         ),
         (AuditEvent, [AuditEvent.id], AuditEvent.at <= now - max(AUDIT, retention)),
     ]

@@ -216,8 +216,14 @@ def _browser_id() -> str:
 
 @retried
 def _end_session(token: str) -> None:
+    settings, now = portal().settings, utc_now()
+    idle = timedelta(seconds=settings.browser_session_seconds)
     with transaction() as db:
-        browser_sessions.end(db, token)
+        name = browser_sessions.sign_out(db, token, idle=idle, now=now)
+        if name is not None:
+            # As with the sign-in: where from is kept only where the operator wants that.
+            source = request.remote_addr if settings.log_origins else None
+            audit.record(db, "signed out", actor=name, object=name, source=source, now=now)
 
 
 @retried

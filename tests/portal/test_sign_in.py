@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from portal_app import create_app, login
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import BrowserSession, LocalAccount, User
+from portal_app.models import AuditEvent, BrowserSession, LocalAccount, User
 from portal_app.services import passwords, users
 from portal_app.settings import Settings
 from tests.portal.app_user import HOST, HttpsClient, csrf_token
@@ -504,3 +504,30 @@ def test_nothing_secret_gets_into_the_log(client: FlaskClient, caplog: pytest.Lo
     assert "event=sign_in user=alice" in caplog.text
     for secret in (PASSWORD, "typed into the wrong field", token, str(cookie(client))):
         assert secret not in caplog.text
+
+
+def signed_out() -> list[tuple[str, str | None]]:
+    with transaction(read_only=True) as db:
+        rows = db.scalars(select(AuditEvent).where(AuditEvent.action == "signed out"))
+        return [(row.actor, row.object) for row in rows]
+
+
+def test_signing_out_is_written_down_once(client: FlaskClient) -> None:
+    add_account()
+    sign_in(client)
+    send(client, "/sign-out")
+    client.post("/sign-out")
+
+    assert signed_out() == [("alice", "alice")]
+
+
+def test_a_session_that_was_over_is_not_signed_out(client: FlaskClient, settings: Settings) -> None:
+    add_account()
+    sign_in(client)
+    page = client.get("/account").text
+    age_sessions(timedelta(seconds=settings.browser_session_seconds + 1))
+    answer = client.post("/sign-out", data={"csrf_token": csrf_token(page)})
+
+    assert answer.status_code == 303
+    assert sessions() == 0
+    assert signed_out() == []

@@ -13,7 +13,7 @@ from portal_app.errors import N_
 from portal_app.login import requires
 from portal_app.models import Node, NodeStatus, Portal
 from portal_app.roles import Right
-from portal_app.services import audit, checks, in_force, jobs, leading, peers, statistics
+from portal_app.services import audit, background_errors, checks, in_force, jobs, leading, peers, statistics
 from portal_app.services.checks import Finding
 from portal_app.services.peers import Comparison
 from portal_app.texts import Text, text
@@ -50,6 +50,7 @@ def system() -> str:
         reports = jobs.reports(db, settings, now=now)
         leader = leading.leader(db, name, now=now)
         portals = list(db.scalars(select(Portal).order_by(Portal.name)))
+        faults = background_errors.recent(db, now=now)
         alarms = (
             audit.of_controllers(db, most=MOST_ALARMS) if Right.SEARCH in login.required().rights else None
         )
@@ -62,6 +63,7 @@ def system() -> str:
         portals=[(one, _problem(one, others, name, now)) for one in portals],
         errors=[(node, status) for node, status in rows if status.error],
         alarms=alarms,
+        faults=faults,
         settings=in_force.settings(settings),
         release=peers.release(),
     )
