@@ -86,19 +86,23 @@ def wireguard(config: str, private_key: str | None = None) -> Iterator[Tunnel]:
 
     The kernel does WireGuard where it can, else ``wireguard-go``.
     """
-    process = None
     made = subprocess.run(
         ("ip", "link", "add", DEVICE, "type", "wireguard"), capture_output=True, check=False
     )
-    if made.returncode != 0:
-        process = subprocess.Popen(
-            ("wireguard-go", "-f", DEVICE), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    process = None
+    directory = Path(tempfile.mkdtemp(prefix="causeway-verify-"))
+    log = directory / "log"
+
+    def is_up() -> bool:
+        nonlocal process
+        # What ends while it starts says nothing about the service: it is started again until the time is up.
+        if made.returncode != 0 and (process is None or process.poll() is not None):
+            with log.open("w") as file:
+                process = subprocess.Popen(("wireguard-go", "-f", DEVICE), stdout=file, stderr=file)
+        return subprocess.run(("wg", "show", DEVICE), capture_output=True, check=False).returncode == 0
+
     try:
-        _wait_until(
-            lambda: subprocess.run(("wg", "show", DEVICE), capture_output=True, check=False).returncode == 0,
-            "wg",
-        )
+        _wait_until(is_up, "wg", lambda: _tail(log) if log.exists() else "")
         kept = re.sub(r"^(MTU|Address|DNS) = .*\n", "", config, flags=re.MULTILINE)
         if private_key:
             kept = kept.replace("[Interface]", f"[Interface]\nPrivateKey = {private_key}", 1)
@@ -123,6 +127,7 @@ def wireguard(config: str, private_key: str | None = None) -> Iterator[Tunnel]:
         subprocess.run(("ip", "-n", NAMESPACE, "link", "delete", DEVICE), capture_output=True, check=False)
         subprocess.run(("ip", "link", "delete", DEVICE), capture_output=True, check=False)
         _stop(process)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 #: Run by OpenVPN when the device has its addresses: moves it into the namespace and tells what was pushed.
