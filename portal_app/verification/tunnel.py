@@ -97,7 +97,7 @@ def wireguard(config: str, private_key: str | None = None) -> Iterator[Tunnel]:
         nonlocal process
         # What ends while it starts says nothing about the service: it is started again until the time is up.
         if made.returncode != 0 and (process is None or process.poll() is not None):
-            with log.open("w") as file:
+            with log.open("a") as file:
                 process = subprocess.Popen(("wireguard-go", "-f", DEVICE), stdout=file, stderr=file)
         return subprocess.run(("wg", "show", DEVICE), capture_output=True, check=False).returncode == 0
 
