@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from portal_app import db as database
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
-from portal_app.errors import PortalError, Unavailable
+from portal_app.errors import Unavailable
 from portal_app.models import BackgroundError
 from portal_app.services.peers import host_name
 
@@ -96,11 +96,8 @@ def _is_of_database(error: BaseException) -> bool:
 
 def _remember(part: str, error: BaseException, now: datetime) -> None:
     global _writer
-    said = described = describe(error)
-    if isinstance(error, PortalError):
-        # Without its values, which may be those of users.
-        said = f"{described}: {error.message}"
-    key = f"{part}: {described}"[:255]
+    said = describe(error)
+    key = f"{part}: {said}"[:255]
     with _lock:
         fault = _pending.get(key)
         if fault is not None:

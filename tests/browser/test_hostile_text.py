@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import Base, Connection, NodeStatus, PeriodicJob, User
+from portal_app.models import BackgroundError, Base, Connection, NodeStatus, PeriodicJob, User
 from portal_app.settings import Settings
 from tests.browser.world import fill_for_pictures, pages_of, sign_in
 from tests.portal.agent_server import AgentServer
@@ -24,12 +24,17 @@ pytestmark = pytest.mark.slow
 
 #: Shown on a page, each with where its text comes from.
 SHOWN = {
+    "api_tokens.created_by": "administrators",
+    "api_tokens.name": "administrators",
     "audit_events.actor": "users, scripts, the command line",
     "audit_events.action": "our code",
     "audit_events.object": "users, apps, nodes",
     "audit_events.source": "addresses, as nginx tells them",
     "audit_events.details": "our code, with what acts were about",
     "authorizations.client_id": "the registered apps",
+    "background_errors.host": "the system",
+    "background_errors.message": "our code",
+    "background_errors.part": "our code, with names of nodes",
     "connections.choice": "our code, with names of nodes",
     "connections.display_name": "users, apps",
     "node_status.error": "nodes, TLS, the network",
@@ -46,10 +51,12 @@ SHOWN = {
 }
 #: On no page: secrets and their digests, ids of ours, and words of which the database holds some only.
 NOT_SHOWN = {
-    "access_tokens", "address_uses", "api_tokens", "authorization_codes", "browser_sessions", "deployment",
+    "access_tokens", "address_uses", "api_tokens.scopes", "authorization_codes", "browser_sessions",
+    "deployment",
     "free_addresses", "idempotent_calls", "local_accounts", "offers", "one_time_links", "portals",
     "refresh_tokens", "throttles", "usage_days", "usage_samples",
-    "authorizations.scope", "connections.id", "connections.ipv4", "connections.ipv6",
+    "authorizations.scope",
+    "background_errors.key", "connections.id", "connections.ipv4", "connections.ipv6",
     "connections.profile_id",
     "connections.protocol", "connections.public_key", "node_status.instance_id",
     "node_status.issued_public_key", "node_status.journal_id", "node_status.wireguard_public_key",
@@ -113,6 +120,13 @@ def test_what_others_wrote_is_only_text(
     sign_in(page, "root")
     page.wait_for_url(f"{ORIGIN}/")
     with transaction() as db:
+        now = utc_now()
+        db.add(
+            BackgroundError(
+                key="job", part="job", message="", host="", first_seen_at=now, last_seen_at=now, count=1
+            )
+        )
+        db.flush()
         fill_with_hostile_text(db)
         db.execute(update(PeriodicJob).values(failed_at=utc_now()))
         db.execute(update(NodeStatus).values(maintenance_mode=True))
