@@ -95,7 +95,6 @@ def _is_of_database(error: BaseException) -> bool:
 
 
 def _remember(part: str, error: BaseException, now: datetime) -> None:
-    global _writer
     said = describe(error)
     key = f"{part}: {said}"[:255]
     with _lock:
@@ -104,9 +103,14 @@ def _remember(part: str, error: BaseException, now: datetime) -> None:
             fault.count, fault.last_seen_at = fault.count + 1, now
         elif len(_pending) < MOST_KINDS:
             _pending[key] = _Fault(database.engine(), part, said[:_LONGEST_MESSAGE], now, now, 1)
-        if _writer is None or not _writer.is_alive():
-            _writer = threading.Thread(target=_write_on, name="background-errors", daemon=True)
-            _writer.start()
+        _start_writer()
+
+
+def _start_writer() -> None:
+    global _writer
+    if _writer is None or not _writer.is_alive():
+        _writer = threading.Thread(target=_write_on, name="background-errors", daemon=True)
+        _writer.start()
 
 
 def _write_on() -> None:

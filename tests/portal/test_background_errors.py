@@ -13,14 +13,17 @@ from portal_app.db import transaction
 from portal_app.errors import BadRequest, Unavailable
 from portal_app.models import BackgroundError, PeriodicJob
 from portal_app.services import background_errors, retention
+from tests.portal.test_pages import signed_in
+from tests.portal.waiting import wait_until
 
 SECRET = "hunter2"
+START_WRITER = background_errors._start_writer
 
 
 @pytest.fixture(autouse=True)
 def by_hand(monkeypatch):
     """No thread writes: a test says when."""
-    monkeypatch.setattr(background_errors.threading.Thread, "start", lambda _self: None)
+    monkeypatch.setattr(background_errors, "_start_writer", lambda: None)
     background_errors._pending.clear()
     yield
     background_errors._pending.clear()
@@ -138,3 +141,33 @@ def test_write_that_fails_raises_nothing(app, monkeypatch, caplog):
     assert background_errors._pending == {}
     assert "not written down: Unavailable" in caplog.text
     assert SECRET not in caplog.text
+
+
+def test_what_is_noted_is_written_by_itself_and_not_at_once_again(app, monkeypatch):
+    monkeypatch.setattr(background_errors, "_start_writer", START_WRITER)
+    fail(ValueError(SECRET))
+    wait_until(lambda: [row.count for row in rows()] == [1])
+    # The writer sleeps now: what comes meanwhile is counted, and written together.
+    fail(ValueError(SECRET))
+    fail(ValueError(SECRET))
+    (fault,) = background_errors._pending.values()
+    assert fault.count == 2
+    assert [row.count for row in rows()] == [1]
+    background_errors.flush()
+    assert [row.count for row in rows()] == [3]
+
+
+def test_overview_and_system_page_say_it(app, node):
+    fail(ValueError(SECRET))
+    background_errors.flush()
+    client = signed_in(app, "root", ["admin"])
+
+    assert "Something failed in the background within the last day." in client.get("/admin/").text
+    page = client.get("/admin/system").text
+    assert "What failed in the last 30 days" in page
+    assert "ValueError" in page
+
+
+def test_system_page_says_that_nothing_failed(app, node):
+    page = signed_in(app, "root", ["admin"]).get("/admin/system").text
+    assert "No background errors in the last 30 days." in page
