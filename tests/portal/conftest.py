@@ -21,7 +21,7 @@ from portal_app.cli import main
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import Base, NodeStatus
-from portal_app.services import plan, plan_file
+from portal_app.services import background_errors, plan, plan_file
 from portal_app.settings import Settings
 from tests.portal import postgresql
 from tests.portal.agent_server import WIREGUARD_KEY, AgentServer
@@ -140,6 +140,18 @@ def agent_servers() -> Iterator[list[AgentServer]]:
     yield started
     for agent in started:
         agent.stop()
+
+
+@pytest.fixture(autouse=True)
+def start_writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """What starts the thread that writes background errors down. In tests nothing does by itself: it would
+    still be at work when the next test has another database.
+    """
+    start = background_errors._start_writer
+    monkeypatch.setattr(background_errors, "_start_writer", lambda: None)
+    yield start
+    background_errors._pending.clear()
+    background_errors._writer = None
 
 
 class TemplateCache(FileSystemBytecodeCache):

@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-import pytest
 from sqlalchemy import select
 
 from portal_app.agents import Agents
@@ -17,17 +16,6 @@ from tests.portal.test_pages import signed_in
 from tests.portal.waiting import wait_until
 
 SECRET = "hunter2"
-START_WRITER = background_errors._start_writer
-
-
-@pytest.fixture(autouse=True)
-def by_hand(monkeypatch):
-    """No thread writes: a test says when."""
-    monkeypatch.setattr(background_errors, "_start_writer", lambda: None)
-    background_errors._pending.clear()
-    yield
-    background_errors._pending.clear()
-    background_errors._writer = None
 
 
 def fail(error):
@@ -143,18 +131,16 @@ def test_write_that_fails_raises_nothing(app, monkeypatch, caplog):
     assert SECRET not in caplog.text
 
 
-def test_what_is_noted_is_written_by_itself_and_not_at_once_again(app, monkeypatch):
-    monkeypatch.setattr(background_errors, "_start_writer", START_WRITER)
+def test_what_is_noted_is_written_by_itself(app, monkeypatch, start_writer):
+    monkeypatch.setattr(background_errors, "_start_writer", start_writer)
+    monkeypatch.setattr(background_errors, "EVERY_SECONDS", 0.2)
     fail(ValueError(SECRET))
     wait_until(lambda: [row.count for row in rows()] == [1])
-    # The writer sleeps now: what comes meanwhile is counted, and written together.
     fail(ValueError(SECRET))
     fail(ValueError(SECRET))
-    (fault,) = background_errors._pending.values()
-    assert fault.count == 2
-    assert [row.count for row in rows()] == [1]
-    background_errors.flush()
-    assert [row.count for row in rows()] == [3]
+    wait_until(lambda: [row.count for row in rows()] == [3])
+    # The thread ends when nothing more comes.
+    wait_until(lambda: background_errors._writer is None)
 
 
 def test_overview_and_system_page_say_it(app, node):
