@@ -1,16 +1,19 @@
-"""``vpn-portal address``: who had an address when."""
+"""``vpn-portal address``: who had an address when, as the page "Who had it" asks it, audit row included."""
 
 import argparse
 import json
-from datetime import UTC, datetime
-from ipaddress import ip_address
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import or_, select
-
-from portal_app.db import transaction
+from portal_app.clock import utc_now
 from portal_app.errors import BadRequest
-from portal_app.models import AddressUse
+from portal_app.models import VpnSession
+from portal_app.services import audit, who_had
+from portal_app.services.who_had import Holder
 from portal_app.settings import Settings
+
+_MOST_TOLERANCE = 86_400
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,67 +21,103 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "address",
         help="who had an address when",
         description=(
-            "Lists who had a tunnel address, latest first; with --at only who had it at that moment."
-            " A WireGuard address belongs to its user as long as the configuration lives, an OpenVPN one"
-            " as long as the session lasts. Rows are kept for the retention time after their end."
+            "Lists who had an address, latest first; with --at only who had it at that moment. The address is"
+            " one inside the tunnel, or one that somebody came from, where those are kept (vpn_log_origins)."
+            " A WireGuard address belongs to its user as long as the configuration lives, an OpenVPN one as"
+            " long as the session lasts. Records are kept for the retention time after their end. Each"
+            " search is written into the audit log."
         ),
     )
-    parser.add_argument("address", help="IPv4 or IPv6 address inside the tunnel")
-    parser.add_argument("--at", metavar="TIME", help="moment in UTC, such as 2026-11-22T14:30:00")
+    parser.add_argument("address", help="IPv4 or IPv6 address, without a port")
+    parser.add_argument("--at", metavar="TIME", help="moment, such as 2026-11-22T14:30:00")
+    parser.add_argument(
+        "--zone", default="UTC", metavar="ZONE", help="time zone of --at, such as Europe/Amsterdam (UTC)"
+    )
+    parser.add_argument(
+        "--tolerance", type=int, default=0, metavar="SECONDS", help="how far a clock may have been off (0)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, _settings: Settings) -> int:
-    rows = [_row(use) for use in find(arguments.address, _moment(arguments.at))]
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    answer = who_had.ask(
+        _question(arguments),
+        retention=timedelta(days=settings.retention_days),
+        zone_name=arguments.zone,
+        actor=audit.CLI,
+        source=None,
+        now=utc_now(),
+    )
+    if answer.is_old:
+        print(
+            f"vpn-portal: records are kept for {settings.retention_days} days; of this time some may be"
+            " forgotten",
+            file=sys.stderr,
+        )
+    if answer.is_cut:
+        print(
+            f"vpn-portal: there are more than the last {who_had.MOST_HOLDERS}; name a time with --at",
+            file=sys.stderr,
+        )
     if arguments.json:
-        print(json.dumps(rows))
-    elif not rows:
+        print(json.dumps([_row(holder) for holder in answer.holders]))
+        return 0
+    for holder in answer.holders:
+        until = _written(holder.ended_at) or "now"
+        what = f"{holder.profile_id} {holder.protocol}  {holder.connection_id}"
+        print(f"{holder.user_name or '-'}  {_written(holder.started_at)} - {until}  {what}")
+    if not answer.holders:
         print("nobody")
-    else:
-        for row in rows:
-            until = row["until"] or "now"
-            what = f"{row['profile']} {row['protocol']}  {row['connection']}"
-            print(f"{row['user']}  {row['from']} - {until}  {what}")
     return 0
 
 
-def find(address: str, at: datetime | None) -> list[AddressUse]:
-    """Return the uses of an address, latest first; raises BadRequest when it is none."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        raise BadRequest(f"{address!r} is not an IP address") from None
-    column = AddressUse.ipv4 if parsed.version == 4 else AddressUse.ipv6
-    query = select(AddressUse).where(column == str(parsed)).order_by(AddressUse.started_at.desc()).limit(1000)
-    if at is not None:
-        query = query.where(
-            AddressUse.started_at <= at, or_(AddressUse.ended_at.is_(None), AddressUse.ended_at >= at)
-        )
-    with transaction(read_only=True) as db:
-        return list(db.scalars(query))
+def _question(arguments: argparse.Namespace) -> who_had.Question:
+    """Return what is asked; raises BadRequest with the option that is wrong."""
+    if not 0 <= arguments.tolerance <= _MOST_TOLERANCE:
+        raise BadRequest(f"--tolerance: from 0 to {_MOST_TOLERANCE} seconds")
+    moments: tuple[datetime, ...] = ()
+    if arguments.at is not None:
+        try:
+            parsed = datetime.fromisoformat(arguments.at)
+        except ValueError:
+            raise BadRequest(
+                f"--at: {arguments.at!r} is no time; write it like 2026-11-22T14:30:00"
+            ) from None
+        if parsed.tzinfo is None:
+            moments = who_had.moments(f"{parsed:%Y-%m-%d}", f"{parsed:%H:%M:%S}", arguments.zone)
+        else:
+            moments = (who_had.in_range(parsed).astimezone(UTC),)
+    return who_had.Question(
+        who_had.address(arguments.address), moments, timedelta(seconds=arguments.tolerance)
+    )
 
 
-def _moment(written: str | None) -> datetime | None:
-    if written is None:
-        return None
-    try:
-        parsed = datetime.fromisoformat(written)
-    except ValueError:
-        raise BadRequest(f"--at: {written!r} is no time; write it like 2026-11-22T14:30:00") from None
-    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
-
-
-def _row(use: AddressUse) -> dict[str, str | None]:
+def _row(holder: Holder) -> dict[str, Any]:
     return {
-        "user": use.user_name,
-        "from": use.started_at.isoformat(timespec="seconds"),
-        "until": use.ended_at.isoformat(timespec="seconds") if use.ended_at else None,
-        "end_reason": use.end_reason,
-        "profile": use.profile_id,
-        "protocol": use.protocol,
-        "connection": use.connection_id,
-        "app": use.client_id,
-        "ipv4": use.ipv4,
-        "ipv6": use.ipv6,
+        "user": holder.user_name,
+        "from": _written(holder.started_at),
+        "until": _written(holder.ended_at),
+        "end_reason": holder.end_reason,
+        "profile": holder.profile_id,
+        "node": holder.node,
+        "protocol": holder.protocol,
+        "connection": holder.connection_id,
+        "app": holder.client_id,
+        "device": holder.device,
+        "ipv4": holder.ipv4,
+        "ipv6": holder.ipv6,
+        "sessions": [_session(session) for session in holder.sessions],
     }
+
+
+def _session(session: VpnSession) -> dict[str, str | None]:
+    return {
+        "from": _written(session.started_at),
+        "until": _written(session.ended_at),
+        "origin": session.origin,
+    }
+
+
+def _written(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")

@@ -56,7 +56,7 @@ def run_new_epoch(_arguments: argparse.Namespace, _settings: Settings) -> int:
         ]
         before, deployment.epoch = deployment.epoch, max([deployment.epoch, *known]) + 1
         audit.record(
-            db, "deployment.new_epoch", actor="cli", now=utc_now(), before=before, epoch=deployment.epoch
+            db, "deployment.new_epoch", actor=audit.CLI, now=utc_now(), before=before, epoch=deployment.epoch
         )
         print(f"epoch {before} → {deployment.epoch}; the nodes follow within seconds")
     return 0

@@ -18,7 +18,7 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import NodeUnreachable, PortalError
 from portal_app.models import Node
-from portal_app.services import identity, maintenance, occupancy, reconciliation, statistics
+from portal_app.services import audit, identity, maintenance, occupancy, reconciliation, statistics
 from portal_app.services.maintenance import Held, Occupants
 from portal_app.services.occupancy import NodeOccupancy
 from portal_app.services.statistics import NodeReport
@@ -222,7 +222,7 @@ def _span(seconds: int | None) -> str:
 def run_reconcile(arguments: argparse.Namespace, settings: Settings) -> int:
     node = _node(arguments.name)
     answer = reconciliation.by_operator(
-        Agents(settings), node, confirmed=arguments.confirm, actor="cli", now=utc_now
+        Agents(settings), node, confirmed=arguments.confirm, actor=audit.CLI, now=utc_now
     )
     data = {"node": node.name, "added": answer.get("added", 0), "removed": answer.get("removed", 0)}
     _print(arguments, data, lambda: "{node}: {added} added, {removed} removed".format_map(data))
@@ -233,7 +233,7 @@ def run_maintenance(arguments: argparse.Namespace, settings: Settings) -> int:
     node, on = _node(arguments.name), arguments.state == "on"
     if arguments.notice and not on:
         raise PortalError("--notice: only with maintenance on; off removes what users read")
-    maintenance.switch(Agents(settings), node, on=on, actor="cli", now=utc_now(), notice=arguments.notice)
+    maintenance.switch(Agents(settings), node, on=on, actor=audit.CLI, now=utc_now(), notice=arguments.notice)
     data = {"node": node.name, "maintenance": arguments.state}
     _print(arguments, data, lambda: "{node}: maintenance {maintenance}".format_map(data))
     return 0
@@ -250,7 +250,7 @@ def run_drain(arguments: argparse.Namespace, settings: Settings) -> int:
         agents,
         node,
         on=True,
-        actor="cli",
+        actor=audit.CLI,
         now=now,
         notice=arguments.notice,
         cut_at=cut_at,
@@ -260,7 +260,7 @@ def run_drain(arguments: argparse.Namespace, settings: Settings) -> int:
     left = _wait_until_few(agents, node, arguments.below, arguments.within.total_seconds())
     cut = 0
     if arguments.cut:
-        cut = maintenance.cut(agents, node, downloads=arguments.downloads, actor="cli", now=utc_now())
+        cut = maintenance.cut(agents, node, downloads=arguments.downloads, actor=audit.CLI, now=utc_now())
         # Downloads stay unless --downloads says otherwise, and so do their tunnels.
         left = _ask(agents, node)
     few = len(left.users) < arguments.below

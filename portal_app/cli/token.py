@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.services import tokens
+from portal_app.services import audit, tokens
 from portal_app.services.tokens import Listed, Scope
 from portal_app.settings import Settings
 from vpn_core import table
@@ -114,6 +114,6 @@ def _facts(listed: Listed) -> dict[str, object]:
 
 
 def _revoke(arguments: argparse.Namespace, _settings: Settings) -> int:
-    name = tokens.revoke(arguments.name, actor=tokens.CLI, now=utc_now())
+    name = tokens.revoke(arguments.name, actor=audit.CLI, now=utc_now())
     print(f"{name} is good for nothing any more")
     return 0

@@ -9,11 +9,10 @@ from portal_app import create_app
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.services import users
+from portal_app.services import audit, listing, users
 from portal_app.settings import Settings
 from vpn_core.messages import OPENVPN, WIREGUARD
 
-ACTOR = "cli"
 _LONGEST_FILE = 8192
 
 _Subparsers = argparse._SubParsersAction  # argparse has no public name for it
@@ -134,7 +133,7 @@ def _add(arguments: argparse.Namespace, settings: Settings) -> int:
         permissions=arguments.permission,
         password=arguments.password,
         exists_ok=arguments.exists_ok,
-        actor=ACTOR,
+        actor=audit.CLI,
         now=utc_now(),
     )
     if not added:
@@ -148,29 +147,30 @@ def _add(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _list(arguments: argparse.Namespace, _settings: Settings) -> int:
     with transaction(read_only=True) as db:
-        found = users.listed(db)
+        found = listing.every_user(db)
     if arguments.json:
         rows = [
             {
-                "name": user.name,
-                "permissions": user.permissions,
-                "disabled": user.is_disabled,
-                "has_password": has_password,
-                "connections": connections,
-                "created_at": user.created_at.isoformat(timespec="seconds"),
-                "last_seen_at": user.last_seen_at.isoformat(timespec="seconds")
-                if user.last_seen_at
+                "name": row.user.name,
+                "permissions": row.user.permissions,
+                "disabled": row.user.is_disabled,
+                "has_password": row.has_password,
+                "connections": row.connections,
+                "created_at": row.user.created_at.isoformat(timespec="seconds"),
+                "last_seen_at": row.user.last_seen_at.isoformat(timespec="seconds")
+                if row.user.last_seen_at
                 else None,
             }
-            for user, has_password, connections in found
+            for row in found
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    for user, has_password, connections in found:
-        state = "disabled" if user.is_disabled else "active" if has_password else "no password"
+    for row in found:
+        user = row.user
+        state = "disabled" if user.is_disabled else "active" if row.has_password else "no password"
         seen = f"seen {user.last_seen_at:%Y-%m-%d %H:%M} UTC" if user.last_seen_at else "never seen"
         rights = ", ".join(user.permissions) or "no permissions"
-        print(f"{user.name}: {state}, {rights}, {connections} connections, {seen}")
+        print(f"{user.name}: {state}, {rights}, {row.connections} connections, {seen}")
     return 0
 
 
@@ -178,7 +178,7 @@ def _passwd(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.password is None:
         _print_link(arguments.name, settings)
     else:
-        users.set_password(arguments.name, arguments.password, actor=ACTOR, now=utc_now())
+        users.set_password(arguments.name, arguments.password, actor=audit.CLI, now=utc_now())
         print(f"password of {arguments.name} set; signed out of every browser")
     return 0
 
@@ -189,7 +189,7 @@ def _permissions(arguments: argparse.Namespace, settings: Settings) -> int:
         arguments.permissions,
         access_permissions=settings.access_permissions,
         agents=Agents(settings),
-        actor=ACTOR,
+        actor=audit.CLI,
         now=utc_now(),
     )
     print(f"permissions of {arguments.name} set; {cut} connections cut")
@@ -205,7 +205,7 @@ def _configuration(arguments: argparse.Namespace, settings: Settings) -> int:
             arguments.device[:64],
             prefer_tcp=arguments.prefer_tcp,
             node=arguments.node,
-            actor=ACTOR,
+            actor=audit.CLI,
             now=utc_now(),
         )
     print(issued.config, end="")
@@ -213,25 +213,25 @@ def _configuration(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _disable(arguments: argparse.Namespace, settings: Settings) -> int:
-    cut = users.disable(arguments.name, agents=Agents(settings), actor=ACTOR, now=utc_now())
+    cut = users.disable(arguments.name, agents=Agents(settings), actor=audit.CLI, now=utc_now())
     print(f"disabled {arguments.name}; {cut} connections cut")
     return 0
 
 
 def _enable(arguments: argparse.Namespace, _settings: Settings) -> int:
-    users.enable(arguments.name, actor=ACTOR, now=utc_now())
+    users.enable(arguments.name, actor=audit.CLI, now=utc_now())
     print(f"enabled {arguments.name}")
     return 0
 
 
 def _delete(arguments: argparse.Namespace, settings: Settings) -> int:
-    cut = users.delete(arguments.name, agents=Agents(settings), actor=ACTOR, now=utc_now())
+    cut = users.delete(arguments.name, agents=Agents(settings), actor=audit.CLI, now=utc_now())
     print(f"deleted {arguments.name}; {cut} connections cut")
     return 0
 
 
 def _print_link(name: str, settings: Settings) -> None:
-    token = users.one_time_link(name, actor=ACTOR, now=utc_now())
+    token = users.one_time_link(name, actor=audit.CLI, now=utc_now())
     minutes = int(users.LINK_LIFE.total_seconds() // 60)
     print(f"{settings.portal_url}/set-password/{token}")
     print(f"{name} sets a password there, once, within {minutes} minutes.", file=sys.stderr)

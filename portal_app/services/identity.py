@@ -57,7 +57,9 @@ def enroll(instances: Mapping[str, str], now: datetime) -> list[str]:
                 .where(NodeStatus.node_number == known[name].number)
                 .values(instance_id=instances[name])
             )
-            audit.record(db, "node.enroll", actor="cli", object=name, now=now, instance=instances[name][:8])
+            audit.record(
+                db, "node.enroll", actor=audit.CLI, object=name, now=now, instance=instances[name][:8]
+            )
     return news
 
 

@@ -13,7 +13,7 @@ from portal_app.db import retried, transaction
 from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
 from portal_app.models import AddressUse, Node, NodeStatus, VpnSession
-from portal_app.services import journal, maintenance
+from portal_app.services import audit, journal, maintenance
 from vpn_core.messages import OPENVPN
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def take_leave(
     """
     try:
         agents.info(node)
-        maintenance.cut(agents, node, downloads=True, actor="cli", now=now(), reason=REMOVED)
+        maintenance.cut(agents, node, downloads=True, actor=audit.CLI, now=now(), reason=REMOVED)
         _read_to_the_end(agents, node, log_origins, now)
     except (NodeUnreachable, NodeRefused) as error:
         log("left_unread", level=logging.WARNING, node=node.name, error=str(error))

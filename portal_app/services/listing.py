@@ -39,6 +39,7 @@ CONNECTIONS = Order([Connection.id])
 
 _HAS_PASSWORD = exists().where(LocalAccount.user_id == User.id, LocalAccount.password_hash.is_not(None))
 _HELD = select(func.count(Connection.id)).where(Connection.user_id == User.id).scalar_subquery()
+_USERS = select(User, _HAS_PASSWORD, _HELD)
 _IS_OPEN = exists().where(VpnSession.connection_id == Connection.id, VpnSession.ended_at.is_(None))
 
 
@@ -75,16 +76,19 @@ class ConnectionFilter:
 
 def users(db: Session, *, disabled: bool | None, part: Part) -> tuple[list[UserRow], str | None]:
     """Return users by name, and the cursor of what follows."""
-    query = select(User, _HAS_PASSWORD, _HELD)
-    if disabled is not None:
-        query = query.where(User.is_disabled.is_(disabled))
+    query = _USERS if disabled is None else _USERS.where(User.is_disabled.is_(disabled))
     page = _read(db, query, USERS, part)
-    return [UserRow(user, bool(has), held) for user, has, held in page.rows], page.after
+    return [UserRow(*row) for row in page.rows], page.after
+
+
+def every_user(db: Session) -> list[UserRow]:
+    """Return each user by name."""
+    return [UserRow(*row) for row in db.execute(_USERS.order_by(User.name))]
 
 
 def user(db: Session, name: str) -> UserRow | None:
-    row = db.execute(select(User, _HAS_PASSWORD, _HELD).where(User.name == name)).one_or_none()
-    return None if row is None else UserRow(row[0], bool(row[1]), row[2])
+    row = db.execute(_USERS.where(User.name == name)).one_or_none()
+    return None if row is None else UserRow(*row)
 
 
 def authorizations(db: Session, user_id: int, part: Part) -> tuple[list[Authorization], str | None]:

@@ -103,7 +103,12 @@ class _Change:
             deployment.plan, deployment.plan_applied_at = self.plan.data, self.now
         if self.changes:
             audit.record(
-                self.db, "plan.apply", actor="cli", now=self.now, changes=self.changes, cut=len(self.ended)
+                self.db,
+                "plan.apply",
+                actor=audit.CLI,
+                now=self.now,
+                changes=self.changes,
+                cut=len(self.ended),
             )
         return Outcome(tuple(self.changes), tuple(self.ended), tuple(self.cuts))
 

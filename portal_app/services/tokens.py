@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 #: By this, programs that search repositories and logs for secrets know one of ours.
 PREFIX = "cwa_"
-CLI = "cli"
 DEFAULT_LIFE = timedelta(days=90)
 LONGEST_LIFE = timedelta(days=366)
 #: How old ``last_used_at`` may get before a call writes it again.
@@ -148,7 +147,7 @@ def make(
         )
     token = PREFIX + secrets.token_urlsafe(32)
     _insert(name, sorted(set(scopes)), token, life, maker, check, settings, source, now)
-    events.log("api_token_made", token=name, actor=maker or CLI)
+    events.log("api_token_made", token=name, actor=maker or audit.CLI)
     return token
 
 
@@ -177,11 +176,11 @@ def _insert(
         db.add(
             ApiToken(
                 name=name, token_hash=_hash(token), scopes=scopes, user_id=user.id if user else None,
-                created_by=maker or CLI, created_at=now, expires_at=now + life,
+                created_by=maker or audit.CLI, created_at=now, expires_at=now + life,
             )
         )  # fmt: skip
         audit.record(
-            db, "token made", actor=maker or CLI, object=name, source=source, now=now,
+            db, "token made", actor=maker or audit.CLI, object=name, source=source, now=now,
             scopes=scopes, expires_at=(now + life).isoformat(timespec="seconds"),
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sqlalchemy import delete as delete_from
-from sqlalchemy import exists, func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from portal_app import events
@@ -351,14 +351,6 @@ def _set_permissions(
             before=before, after=permissions, connections=len(ended),
         )  # fmt: skip
         return ended
-
-
-def listed(db: Session) -> list[tuple[User, bool, int]]:
-    """Return each user by name, whether a password is set, and how many connections there are."""
-    has_password = exists().where(LocalAccount.user_id == User.id, LocalAccount.password_hash.is_not(None))
-    held = select(func.count(Connection.id)).where(Connection.user_id == User.id).scalar_subquery()
-    rows = db.execute(select(User, has_password, held).order_by(User.name))
-    return [(user, bool(has), count) for user, has, count in rows]
 
 
 def _locked(db: Session, name: str) -> User:

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
@@ -24,7 +24,9 @@ _REST_OF_SECOND = timedelta(seconds=1) - timedelta(microseconds=1)
 
 @dataclass(frozen=True)
 class Question:
-    """``moments`` are in UTC: one, or two where clocks went back and a local time came twice."""
+    """``moments`` are in UTC: one, or two where clocks went back and a local time came twice. None is any
+    time.
+    """
 
     address: str
     moments: tuple[datetime, ...]
@@ -40,7 +42,8 @@ class Question:
 @dataclass(frozen=True)
 class Holder:
     """One connection that had the address. ``device`` is the name it had, while the connection lives;
-    ``sessions`` are those in the time that was asked for, latest first.
+    ``sessions`` are those in the time that was asked for, latest first. ``end_reason`` is of an address
+    that was given back.
     """
 
     user_name: str | None
@@ -55,6 +58,7 @@ class Holder:
     ipv6: str | None
     started_at: datetime
     ended_at: datetime | None
+    end_reason: str | None
     sessions: tuple[VpnSession, ...]
 
 
@@ -95,9 +99,10 @@ def moments(day: str, time_of_day: str, zone_name: str) -> tuple[datetime, ...]:
     try:
         zone = ZoneInfo(zone_name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise BadRequest(N_("This time zone is not known. Choose one from the list.")) from None
-    if wall.tzinfo is not None or not 1970 <= wall.year <= 9000:
+        raise BadRequest(N_("This time zone is not known. Use a name like Europe/Amsterdam.")) from None
+    if wall.tzinfo is not None:
         raise BadRequest(N_("The date or the time cannot be read. Write them like 2026-11-22 and 14:30:00."))
+    in_range(wall)
     both = [wall.replace(tzinfo=zone, fold=fold, microsecond=0).astimezone(UTC) for fold in (0, 1)]
     real = [
         moment
@@ -112,6 +117,13 @@ def moments(day: str, time_of_day: str, zone_name: str) -> tuple[datetime, ...]:
     return tuple(dict.fromkeys(real))
 
 
+def in_range(moment: datetime) -> datetime:
+    """Return a moment that can be calculated with; raises BadRequest for one that is too far away."""
+    if not 1970 <= moment.year <= 9000:
+        raise BadRequest(N_("The date or the time cannot be read. Write them like 2026-11-22 and 14:30:00."))
+    return moment
+
+
 def ask(
     question: Question, *, retention: timedelta, zone_name: str, actor: str, source: str | None, now: datetime
 ) -> Answer:
@@ -119,7 +131,7 @@ def ask(
 
     Raises BadRequest for a time in the future.
     """
-    if min(question.moments) > now:
+    if question.moments and min(question.moments) > now:
         raise BadRequest(N_("This time is in the future. Check the date and the time zone."))
     with transaction(read_only=True) as db:
         answer = find(db, question, retention=retention, now=now)
@@ -166,12 +178,14 @@ def find(db: Session, question: Question, *, retention: timedelta, now: datetime
     sessions = _sessions_of(db, uses, question)
     holders = [_of_use(use, sessions, names) for use in uses[:MOST_HOLDERS]]
     holders += _of_origins(db, came_from[:MOST_HOLDERS], names)
-    is_old = min(first for first, _last in question.spans) < now - retention
+    is_old = any(first < now - retention for first, _last in question.spans)
     return Answer(tuple(holders), is_cut, is_old)
 
 
 def _within(table: Any, question: Question) -> Any:
     """What was so at some time of the question: begun before its end, and not over before its begin."""
+    if not question.moments:
+        return true()
     return or_(
         *(
             and_(table.started_at <= last, or_(table.ended_at.is_(None), table.ended_at >= first))
@@ -247,5 +261,6 @@ def _holder(
         ipv6=row.ipv6,
         started_at=row.started_at,
         ended_at=row.ended_at,
+        end_reason=row.end_reason if isinstance(row, AddressUse) else None,
         sessions=tuple(sessions[:MOST_SESSIONS]),
     )

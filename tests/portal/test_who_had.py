@@ -1,6 +1,8 @@
 """Who had an address when: the question, the answer, and the trace that the question leaves."""
 
+import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +19,7 @@ from portal_app.models import AddressUse, AuditEvent, Connection, VpnSession
 from portal_app.services import who_had
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import LINUX, VpnApp, add_user, browser, csrf_token
+from tests.portal.commands import Done
 from tests.portal.pages import elements, problem
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
@@ -309,3 +312,59 @@ def test_more_holders_than_can_be_shown_are_cut_and_it_is_said(
 
     assert people(page) == ["user2", "user1"]
     assert "smaller tolerance" in page.text
+
+
+def test_command_asks_the_same_and_leaves_the_same_trace(run: Callable[..., Done]) -> None:
+    had("before", THEN - 2 * HOUR, THEN - HOUR, 1, end_reason="expired")
+    had("alice", THEN - HOUR + MINUTE, None, 2)
+    connected("alice", THEN - MINUTE, THEN + MINUTE, 2, origin="203.0.113.77")
+    tokyo = THEN + 9 * HOUR
+    times = (
+        ["--at", f"{THEN:%Y-%m-%dT%H:%M:%S}"],
+        ["--at", f"{tokyo:%Y-%m-%dT%H:%M:%S}", "--zone", "Asia/Tokyo"],
+        ["--at", f"{tokyo:%Y-%m-%dT%H:%M:%S}+09:00"],
+        ["--at", f"{THEN - 2 * HOUR - 3 * MINUTE:%Y-%m-%dT%H:%M:%S}", "--tolerance", "200"],
+    )
+
+    found = [run("address", "10.61.0.9", "--json", *words) for words in ([], *times)]
+
+    assert [[row["user"] for row in json.loads(done.out)] for done in found] == [
+        ["alice", "before"], ["alice"], ["alice"], ["alice"], ["before"],
+    ]  # fmt: skip
+    latest, earlier = json.loads(found[0].out)
+    assert (latest["until"], earlier["end_reason"]) == (None, "expired")
+    assert [session["origin"] for session in latest["sessions"]] == ["203.0.113.77"]
+    assert [row["user"] for row in json.loads(run("address", "203.0.113.77", "--json").out)] == ["alice"]
+    assert [row.actor for row in searches()] == ["cli"] * 6
+    assert [row.details["found"] for row in searches()] == [2, 1, 1, 1, 1, 1]
+
+
+def test_command_speaks_to_people_too(run: Callable[..., Done]) -> None:
+    had("alice", THEN - HOUR, None)
+
+    assert re.match(r"alice  \S+ - now  employees wireguard  0+1\n", run("address", "10.61.0.9").out)
+    assert run("address", "10.61.0.10").out == "nobody\n"
+    old = run("address", "10.61.0.9", "--at", f"{utc_now() - timedelta(days=40):%Y-%m-%d}")
+    assert "kept for 30 days" in old.error
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["alice"], "is not an address"),
+        (["10.61.0.9", "--at", "yesterday"], "--at: 'yesterday' is no time"),
+        (["10.61.0.9", "--at", "9999-12-31T23:00:00+00:00"], "cannot be read"),
+        (["10.61.0.9", "--at", "2100-01-01"], "in the future"),
+        (["10.61.0.9", "--at", "2026-01-01", "--zone", "Mars/Olympus"], "time zone is not known"),
+        (["10.61.0.9", "--tolerance", "-1"], "--tolerance"),
+    ],
+)
+def test_command_says_what_is_wrong_and_searches_nothing(
+    run: Callable[..., Done], words: list[str], said: str
+) -> None:
+    done = run("address", *words)
+
+    assert (done.status, done.out) == (1, "")
+    assert said in done.error
+    assert searches() == []
