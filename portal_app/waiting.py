@@ -9,13 +9,15 @@ on: until it is answered, everybody else is refused at once.
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import psycopg
 from psycopg import errors
-from sqlalchemy import Connection, Dialect, Engine, event
-from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy import Connection, Dialect, Engine, event, text
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 
 from portal_app.errors import Unavailable
 
@@ -57,6 +59,24 @@ def let_take(connection: Connection, seconds: float) -> None:
     driver = connection.connection.driver_connection
     if isinstance(driver, AnsweringConnection):
         driver.answer_seconds = seconds + ANSWER_SECONDS - STATEMENT_SECONDS
+
+
+@contextmanager
+def longer(connection: Connection, seconds: int) -> Iterator[None]:
+    """Let what is executed meanwhile take longer: work that nobody waits for."""
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, AnsweringConnection):
+        yield
+        return
+    connection.execute(text(f"SET statement_timeout = '{seconds}s'"))
+    let_take(connection, seconds)
+    try:
+        yield
+    finally:
+        driver.answer_seconds = ANSWER_SECONDS
+        # Where the transaction failed its rollback takes the setting back.
+        with suppress(DBAPIError):
+            connection.execute(text("RESET statement_timeout"))
 
 
 def connect(_dialect: Dialect, _record: Any, arguments: list[Any], named: dict[str, Any]) -> Any:

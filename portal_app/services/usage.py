@@ -15,6 +15,7 @@ from portal_app.db import retried, transaction
 from portal_app.errors import Unavailable
 from portal_app.models import AddressUse, UsageDay, UsageSample, VpnSession
 from portal_app.models.usage import ALL, ALL_NODES
+from portal_app.waiting import longer
 from vpn_core.messages import OPENVPN
 
 SLOT = timedelta(minutes=5)
@@ -24,6 +25,9 @@ SAMPLES_KEPT = timedelta(days=8)
 _SETTLED = timedelta(hours=1)
 #: So many days are made up for after an outage.
 _DAYS_BACK = 7
+
+#: The day of a large service has millions of sessions. Other jobs wait meanwhile.
+_COUNT_SECONDS = 30
 
 Key = tuple[str, int]
 
@@ -100,7 +104,8 @@ def count_day(day: date) -> bool:
     with transaction(read_only=True) as db:
         if db.get(UsageDay, (ALL, ALL_NODES, day.isoformat())) is not None:
             return False
-        rows = _days(db, day)
+        with longer(db.connection(), _COUNT_SECONDS):
+            rows = _days(db, day)
     with transaction() as db:
         db.execute(insert(UsageDay), rows)
     return True

@@ -1,5 +1,6 @@
 """A PostgreSQL that says nothing: every request is answered, and threads do not wait (reliability.md R25)."""
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -151,6 +152,25 @@ def test_migration_may_take_longer(relay, monkeypatch):
     with db.engine().connect() as connection:
         waiting.let_take(connection, 30)
         connection.execute(sleep)
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1/0"])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_work_that_nobody_waits_for_may_take_longer_and_only_that(relay, read_only, statement):
+    def deadlines(session):
+        connection = session.connection()
+        said = connection.scalar(sqlalchemy.text("SHOW statement_timeout"))
+        return said, connection.connection.driver_connection.answer_seconds
+
+    with contextlib.suppress(sqlalchemy.exc.DataError), db.transaction(read_only=read_only) as session:
+        before = deadlines(session)
+        with waiting.longer(session.connection(), 30):
+            assert deadlines(session) == ("30s", 30.5)
+            session.execute(sqlalchemy.text(statement))
+        assert deadlines(session) == before
+
+    with db.transaction(read_only=read_only) as session:
+        assert deadlines(session) == before == ("4s", 4.5)
 
 
 def test_long_list_of_statements_is_asked_in_parts(relay, monkeypatch):

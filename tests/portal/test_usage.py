@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.orm import Session
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
@@ -340,3 +341,16 @@ def test_line_has_a_gap_where_nothing_is_known() -> None:
 def test_bars_are_as_long_as_their_share_of_the_longest() -> None:
     assert [b.share for b in charts.bars([("a", 4), ("b", 1), ("c", 0)], str)] == [100, 25, 0]
     assert [b.share for b in charts.bars([("a", 0)], str)] == [0]
+
+
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_counting_a_large_day_may_take_longer_than_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, days = [], usage._days
+
+    def noted(db: Session, day: date) -> list[dict[str, Any]]:
+        asked.append(db.scalar(text("SHOW statement_timeout")))
+        return days(db, day)
+
+    monkeypatch.setattr(usage, "_days", noted)
+    assert usage.count_day(FRIDAY)
+    assert asked == ["30s"]
