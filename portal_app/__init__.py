@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> Flask:
     from portal_app.oauth import bearer, clients
     from portal_app.oauth import views as oauth_views
     from portal_app.services.pki import Signer
-    from portal_app.views import account, admin, admin_api, api_v3, health
+    from portal_app.views import account, admin, admin_api, api_v3, health, links
     from portal_app.views import brand as brand_view
     from portal_app.views import language as language_view
 
@@ -92,6 +92,7 @@ def create_app(settings: Settings) -> Flask:
     bearer.init_app(app)
     login.init_app(app)
     headers.init_app(app)
+    links.init_app(app)
     pages = (account.bp, admin.bp, language_view.bp, brand_view.bp)
     for blueprint in (oauth_views.bp, api_v3.bp, admin_api.bp, health.bp, *pages):
         app.register_blueprint(blueprint)

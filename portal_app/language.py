@@ -16,6 +16,7 @@ from babel.messages.pofile import read_po
 from babel.support import NullTranslations, Translations
 from flask import Flask, current_app, g, request
 from flask_babel import Babel, Domain, gettext, ngettext  # type: ignore[import-untyped]
+from markupsafe import Markup
 
 from portal_app.errors import N_, PortalError, SettingsError
 from portal_app.texts import Size, Text
@@ -63,7 +64,7 @@ def init_app(app: Flask, default: str = "en") -> None:
         time=time, machine_time=machine_time, day=day, size=size, rate=rate, number=number, percent=percent,
         ago=ago, duration=duration, exact_time=exact_time, put=put,
     )  # fmt: skip
-    app.jinja_env.globals.update(language_tag=tag, languages=LANGUAGES)
+    app.jinja_env.globals.update(language_tag=tag, languages=LANGUAGES, time_element=time_element)
 
 
 def tag() -> str:
@@ -158,6 +159,11 @@ def machine_time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
+def time_element(moment: datetime) -> Markup:
+    """Return ``time`` as an element that tells it to machines, too. Of Python, as lists have a hundred."""
+    return Markup(f'<time datetime="{machine_time(moment)}">{time(moment)}</time>')  # noqa: S704 - all ours
+
+
 def day(moment: date) -> str:
     return _day(moment, _locale())
 
@@ -173,12 +179,22 @@ def duration(length: timedelta) -> str:
 
 
 def number(value: float) -> str:
-    return numbers.format_decimal(value, locale=_locale())
+    return _decimal(value, None, _locale())
+
+
+@lru_cache(maxsize=4096)
+def _decimal(value: float, pattern: str | None, locale: Locale) -> str:
+    return numbers.format_decimal(value, format=pattern, locale=locale)
 
 
 def percent(value: float) -> str:
     """Return a share of 100 as the language writes it."""
-    return numbers.format_percent(value / 100, locale=_locale())
+    return _percent(value, _locale())
+
+
+@lru_cache(maxsize=4096)
+def _percent(value: float, locale: Locale) -> str:
+    return numbers.format_percent(value / 100, locale=locale)
 
 
 def size(count: int | None) -> str:
@@ -189,7 +205,7 @@ def size(count: int | None) -> str:
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     pattern = "#,##0.0" if unit else "#,##0"
-    return f"{numbers.format_decimal(value, format=pattern, locale=_locale())} {_UNITS[unit]}"
+    return f"{_decimal(value, pattern, _locale())} {_UNITS[unit]}"
 
 
 def rate(bytes_a_second: float) -> str:
@@ -199,4 +215,4 @@ def rate(bytes_a_second: float) -> str:
     while value >= 1000 and unit < len(units) - 1:
         value, unit = value / 1000, unit + 1
     pattern = "#,##0.0" if unit else "#,##0"
-    return f"{numbers.format_decimal(value, format=pattern, locale=_locale())} {units[unit]}"
+    return f"{_decimal(value, pattern, _locale())} {units[unit]}"

@@ -1,10 +1,10 @@
 """Templates are compiled once for each language, with the texts of that language in them.
 
 A list of fifty rows has several hundred texts. A text without values, ``_("Profile")``, is translated when
-its template is compiled and costs a page nothing; one with values is a call.
+its template is compiled and costs a page nothing; one with values is a call that finds it translated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import flask.templating
@@ -12,12 +12,12 @@ from flask import Flask
 from jinja2 import Template
 from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from portal_app import language
 
-#: What the lexer makes of ``_("…")``.
-_CONSTANT = ("name", "lparen", "string", "rparen")
+#: What the lexer makes of the begin of ``_("…")`` and ``_("…", name=value)``.
+_CALL = (("name",), ("lparen",), ("string",), ("rparen", "comma"))
 
 
 def init_app(app: Flask) -> None:
@@ -32,11 +32,16 @@ def init_app(app: Flask) -> None:
     )
     environment.policies["ext.i18n.trimmed"] = True
     # Jinja's own makes a context of its own for each call in a loop.
-    environment.globals["_"] = _with_values
+    environment.globals.update(_=_translated, _filled=_filled)
 
 
-def _with_values(message: str, **values: object) -> Markup:
-    return Markup(language.translated(message, language.tag())) % values  # noqa: S704 - texts are ours
+def _translated(message: str, **values: object) -> Markup:
+    return _filled(language.translated(message, language.tag()), **values)
+
+
+def _filled(said: str, **values: object) -> Markup:
+    """Return a text, which is ours, with its values; those are escaped."""
+    return Markup(said % {name: escape(value) for name, value in values.items()})  # noqa: S704
 
 
 class Environment(flask.templating.Environment):
@@ -58,24 +63,36 @@ class Environment(flask.templating.Environment):
 
 
 class _Constants(Extension):
-    """Puts the translation in the place of each ``_("…")`` without values."""
+    """Puts the translation in the place of each constant text: of all of ``_("…")``, or of the text alone."""
 
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
         tag = cast(Environment, self.environment).language or "en"
         seen: list[Token] = []
         for token in stream:
             seen.append(token)
-            if seen[0].value != "_" or any(t.type != kind for t, kind in zip(seen, _CONSTANT, strict=False)):
+            if seen[0].value != "_" or token.type not in _CALL[len(seen) - 1]:
                 yield from seen
                 seen = []
-            elif len(seen) == len(_CONSTANT):
-                yield from _constant(seen[2], tag)
+            elif len(seen) == len(_CALL):
+                said = language.translated(seen[2].value, tag)
+                yield from _constant(seen, said) if token.type == "rparen" else _call(seen, said)
                 seen = []
         yield from seen
 
 
-def _constant(text: Token, tag: str) -> list[Token]:
-    """Return ``("…" | safe)`` in a language: Jinja makes it part of the page around it."""
-    said = Markup(language.translated(text.value, tag)) % {}  # noqa: S704 - texts are ours
-    parts = (("lparen", "("), ("string", str(said)), ("pipe", "|"), ("name", "safe"), ("rparen", ")"))
-    return [Token(text.lineno, kind, value) for kind, value in parts]
+def _constant(seen: Sequence[Token], said: str) -> list[Token]:
+    """Return ``("…" | safe)``: Jinja makes it part of the page around it."""
+    parts = (
+        ("lparen", "("),
+        ("string", str(_filled(said))),
+        ("pipe", "|"),
+        ("name", "safe"),
+        ("rparen", ")"),
+    )
+    return [Token(seen[0].lineno, kind, value) for kind, value in parts]
+
+
+def _call(seen: Sequence[Token], said: str) -> list[Token]:
+    """Return ``_filled("…",``: the call finds the text translated."""
+    name, opening, text, comma = seen
+    return [Token(name.lineno, "name", "_filled"), opening, Token(text.lineno, "string", said), comma]

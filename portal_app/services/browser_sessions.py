@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from portal_app import systems
@@ -21,6 +21,17 @@ TOUCH_AFTER = timedelta(minutes=1)
 USED_FORMS_KEPT = 50
 #: How many sessions of a user are listed.
 MOST_LISTED = 50
+
+#: Built once: every page begins with it.
+_FIND = (
+    select(BrowserSession, User)
+    .join(User, User.id == BrowserSession.user_id)
+    .where(
+        BrowserSession.token_hash == bindparam("token_hash"),
+        BrowserSession.expires_at > bindparam("now"),
+        BrowserSession.last_seen_at > bindparam("last"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -61,15 +72,8 @@ def begin(db: Session, user: User, *, longest: timedelta, user_agent: str = "", 
 
 def find(db: Session, token: str, *, idle: timedelta, now: datetime) -> tuple[BrowserSession, User] | None:
     """Return a living session and its user: neither idle for too long nor past its absolute end."""
-    row = db.execute(
-        select(BrowserSession, User)
-        .join(User, User.id == BrowserSession.user_id)
-        .where(
-            BrowserSession.token_hash == token_hash(token),
-            BrowserSession.expires_at > now,
-            BrowserSession.last_seen_at > now - idle,
-        )
-    ).one_or_none()
+    values = {"token_hash": token_hash(token), "now": now, "last": now - idle}
+    row = db.execute(_FIND, values).one_or_none()
     return None if row is None else (row[0], row[1])
 
 

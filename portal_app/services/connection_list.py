@@ -166,7 +166,9 @@ def with_usage(agents: Agents, rows: Sequence[Row]) -> list[Row]:
         if row.connected and row.connection_id and row.node_ref is not None and not row.silent:
             wanted[row.node_ref].add(row.connection_id)
     found = live_usage.ask(agents, wanted)
-    return [replace(row, live=found.get(row.connection_id)) for row in rows]
+    return [
+        replace(row, live=found[row.connection_id]) if row.connection_id in found else row for row in rows
+    ]
 
 
 def _sessions(wanted: Filter) -> Any:

@@ -69,17 +69,29 @@ class Overview:
 def overview(db: Session, user: User, clients: Mapping[str, Client], *, now: datetime) -> Overview:
     """Return what a user connects with, what was used last first, and what was used before."""
     active = _uses(db, user, VpnSession.ended_at.is_(None), most=MOST)
-    by_connection: dict[str, list[Use]] = {}
-    for use in active:
-        by_connection.setdefault(use.connection_id, []).append(use)
-    devices = _apps(db, user, clients, by_connection, now) + downloads(db, user, by_connection, now=now)
-    devices.sort(key=lambda device: device.used_at or device.made_at, reverse=True)
+    devices = _devices(db, user, clients, active, now)
     known = {device.connection_id for device in devices}
     return Overview(
         devices=devices,
         ending=[use for use in active if use.connection_id not in known],
         earlier=_uses(db, user, VpnSession.ended_at.is_not(None), most=MOST_EARLIER),
     )
+
+
+def current(db: Session, user: User, clients: Mapping[str, Client], *, now: datetime) -> list[Device]:
+    """Return the devices alone."""
+    active = _uses(db, user, VpnSession.ended_at.is_(None), most=MOST)
+    return _devices(db, user, clients, active, now)
+
+
+def _devices(
+    db: Session, user: User, clients: Mapping[str, Client], active: Sequence[Use], now: datetime
+) -> list[Device]:
+    by_connection: dict[str, list[Use]] = {}
+    for use in active:
+        by_connection.setdefault(use.connection_id, []).append(use)
+    found = _apps(db, user, clients, by_connection, now) + downloads(db, user, by_connection, now=now)
+    return sorted(found, key=lambda device: device.used_at or device.made_at, reverse=True)
 
 
 def downloads(

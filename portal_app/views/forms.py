@@ -1,11 +1,8 @@
 """What pages read from forms and queries, bounded and checked."""
 
-import hashlib
 from collections.abc import Collection
-from pathlib import Path
-from urllib.parse import quote, urlencode
 
-from flask import current_app, request, url_for
+from flask import request
 
 from portal_app.errors import N_, BadRequest
 from portal_app.services import paging
@@ -59,19 +56,3 @@ def number(name: str) -> int:
     """Return a small number of the address; what is none is 0."""
     value = request.args.get(name, "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 7 else 0
-
-
-def here(**changes: str | None) -> str:
-    """Return the path and query of this page with some values changed; None takes one away."""
-    values = {name: value for name, value in request.args.items() if name not in changes}
-    values |= {name: value for name, value in changes.items() if value}
-    return quote(request.path) + (f"?{urlencode(values)}" if values else "")
-
-
-def static_url(name: str) -> str:
-    """Return the address of a static file; its digest in it lets browsers keep the file until it changes."""
-    digests: dict[str, str] = current_app.extensions.setdefault("static digests", {})
-    if name not in digests:
-        content = Path(current_app.static_folder or "", name).read_bytes()
-        digests[name] = hashlib.sha256(content).hexdigest()[:12]
-    return url_for("static", filename=name, v=digests[name])

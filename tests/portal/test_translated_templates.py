@@ -51,6 +51,17 @@ def test_no_call_is_left_for_a_text_without_values(
         assert template.render() == '<td title="de:User">de:Since</td>'
 
 
+def test_call_for_a_text_with_values_finds_it_translated(
+    app: Flask, said: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said["End %(name)s"] = "%(name)s beenden"
+    with app.test_request_context(headers={"Accept-Language": "de"}):
+        app.jinja_env.loader = DictLoader({"page.html": '<a title="{{ _("End %(name)s", name=x) }}">'})
+        template = app.jinja_env.get_template("page.html")
+        monkeypatch.setattr(language, "translated", None)
+        assert template.render(x="<x>") == '<a title="&lt;x&gt; beenden">'
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -60,6 +71,8 @@ def test_no_call_is_left_for_a_text_without_values(
         ("{{ _('Say \"yes\"') }}", 'Say "yes"'),
         ('{% set a = _("One") %}{{ a ~ _("Two") }}', "OneTwo"),
         ("{{ _(x) }}", "<x>"),
+        ('{{ _("One" "Two %(n)s", n=x) }}', "OneTwo &lt;x&gt;"),
+        ('{{ _("%(a)s", a=_("%(n)s", n=x)) }}', "&lt;x&gt;"),
         ("{% trans name=x %}Hello {{ name }}{% endtrans %}", "Hello &lt;x&gt;"),
         ('{{ ngettext("%(num)s user", "%(num)s users", 2) }}', "2 users"),
     ],

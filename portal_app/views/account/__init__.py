@@ -1,18 +1,10 @@
 """Pages of a user: a module for each; everybody sees and ends only what is theirs (reliability.md W7)."""
 
 from flask import Blueprint, Response, make_response, render_template, request
-from flask.blueprints import BlueprintSetupState
 
 from portal_app import portal, systems
-from portal_app.views import forms
 
 bp = Blueprint("account", __name__)
-
-
-@bp.record
-def _set_up_pages(state: BlueprintSetupState) -> None:
-    environment = state.app.jinja_env
-    environment.globals.update(static_url=forms.static_url, here=forms.here)
 
 
 @bp.app_context_processor

@@ -82,7 +82,7 @@ def user(user_id: int) -> str:
         found = people.get(db, user_id)
         has_account, has_password = people.has_account(db, found)
         values = {
-            "devices": devices.overview(db, found, portal().clients, now=now).devices,
+            "devices": devices.current(db, found, portal().clients, now=now),
             "history": people.history(db, found),
             "sign_ins": people.sign_ins(db, found),
             "held": people.held(db, found, now=now),
