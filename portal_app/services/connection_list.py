@@ -8,7 +8,7 @@ from datetime import datetime
 from ipaddress import ip_address
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from portal_app.agents import Agents
@@ -91,10 +91,8 @@ def read(
 ) -> Listed:
     """Return a page of ``Row``."""
     query = _sessions(wanted) if wanted.now_only else _connections(wanted)
-    count = len(
-        db.execute(query.with_only_columns(VpnSession.session_id if wanted.now_only else Connection.id)
-                   .limit(MOST_COUNTED + 1)).all()
-    )  # fmt: skip
+    found = query.with_only_columns(VpnSession.session_id if wanted.now_only else Connection.id)
+    count = db.scalar(select(func.count()).select_from(found.limit(MOST_COUNTED + 1).subquery())) or 0
     order, more = _order(wanted.now_only, by_user)
     page = paging.read(
         db,

@@ -188,12 +188,17 @@ def make_only_lab(name: str, *words: str) -> None:
     assert done.returncode == 0, log.read_text()[-4000:]
 
 
+def have(host: Host, packages: str) -> None:
+    """Install packages that are not there."""
+    if host.run(f"dpkg -s {packages}", check=False).returncode != 0:
+        install = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
+        host.run(f"apt-get update -qq && {install} {packages}", timeout=300)
+
+
 def prepare_client(host: Host, deployment: Deployment) -> None:
     """Put the official library, our browser, and the portal's CA onto a client host."""
     host.put({"causeway-lab.crt": deployment.ca_file.read_bytes()}, "/usr/local/share/ca-certificates")
-    if host.run(f"dpkg -s {CLIENT_PACKAGES}", check=False).returncode != 0:
-        install = "DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
-        host.run(f"apt-get update -qq && {install} {CLIENT_PACKAGES}", timeout=300)
+    have(host, CLIENT_PACKAGES)
     host.run("update-ca-certificates")
     library = importlib.util.find_spec("eduvpn_common")
     assert library is not None

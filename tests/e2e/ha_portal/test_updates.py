@@ -1,5 +1,6 @@
 """Portals are deployed one after the other, and nobody notices."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 
 from portal_app import migrations
 from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, one_holder, primary, sql
-from tests.e2e.hosts import Deployment, Host, OfficialApp, checkout, wait_until
+from tests.e2e.hosts import Deployment, Host, OfficialApp, checkout, have, wait_until
 from tests.e2e.multi_node.world import Pings
 
 #: What apps and browsers wait for an answer at least.
@@ -58,14 +59,38 @@ def deploy_under_people(
     assert {protocol: p.lost() for protocol, p in pings.items()} == {"udp": 0, "tcp": 0}
 
 
-def test_changed_setting_is_deployed_and_nobody_notices(
-    deployment: Deployment, make_app: Callable[[str], OfficialApp]
-) -> None:
-    tags = ["--tags", "portal,web_frontend,virtual_ip"]
-    deploy_under_people(deployment, make_app, *tags, "-e", "portal_name=Changed")
+LOGO = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4"><rect width="4" height="4"/></svg>'
 
+
+def test_changed_settings_are_deployed_and_nobody_notices(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp], tmp_path: Path
+) -> None:
+    logo, changed = tmp_path / "logo.svg", tmp_path / "changed.json"
+    logo.write_text(LOGO)
+    brand = {
+        "portal_name": "Changed",
+        "portal_logo": str(logo),
+        "portal_accent_color": "#7a1f5c",
+        "portal_support_contact": "https://help.example.org",
+        "portal_default_language": "nl",
+    }
+    changed.write_text(json.dumps(brand))
+    tags = ["--tags", "portal,web_frontend,virtual_ip"]
+    deploy_under_people(deployment, make_app, *tags, "-e", f"@{changed}")
+
+    name = deployment.portal_url.removeprefix("https://")
     for portal in deployment.hosts("portals"):
-        assert "Changed" in portal.output("cat /etc/causeway/portal/settings.toml")
+        have(portal, "curl")
+        curl = f"curl -fsSLk --connect-to {name}:443:localhost:443 {deployment.portal_url}"
+        page = portal.output(f"{curl}/")
+        assert '<html lang="nl"' in page
+        assert "<span>Changed</span>" in page
+        assert 'href="https://help.example.org"' in page
+        paths = re.findall(r'(?:src|href)="(/brand/[^"]+)"', page)
+        assert len(paths) == 2, page
+        served = [portal.output(f"{curl}{path}") for path in paths]
+        assert LOGO in served
+        assert any("--accent: #7a1f5c" in sheet for sheet in served)
 
 
 #: Adds and takes nothing away, as all do.
