@@ -17,7 +17,7 @@ INVENTORY = .lab/$(NAME)/inventory
 PLAYBOOK = $(BIN)/ansible-playbook --inventory $(INVENTORY)
 
 # What tests on this machine itself need, beside the lab's hosts.
-TEST_PACKAGES := chromium iproute2 iputils-ping openvpn postgresql wireguard-go wireguard-tools
+TEST_PACKAGES := chromium curl iproute2 iputils-ping openvpn postgresql wireguard-go wireguard-tools
 
 say = @printf '\n\033[1m%s\033[0m\n' "$(1)"
 

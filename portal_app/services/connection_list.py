@@ -20,6 +20,8 @@ from portal_app.services.live_usage import Live
 from portal_app.services.nodes import NodeRef
 from portal_app.services.throttles import Limit
 
+#: A row here says more than those of other lists: a page stays below 60 kB, and quick.
+PAGE_SIZE = 25
 #: Counting ends here: beyond it the exact number helps nobody, and costs.
 MOST_COUNTED = 1000
 #: A page that refreshes itself asks the same again and again: that is written down once an hour.
@@ -100,6 +102,7 @@ def read(
         paging.Order(order, descending=descending),
         before=before,
         after=after,
+        size=PAGE_SIZE,
     )
     rows = page.rows if wanted.now_only else _with_sessions(db, page.rows)
     return Listed(replace(page, rows=[_row(*row) for row in rows]), count)

@@ -444,7 +444,7 @@ def test_an_administrator_finds_a_connection_by_user_and_by_address(app: Flask, 
 def test_long_lists_of_connections_have_pages(
     app: Flask, node: AgentServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("portal_app.services.paging.PAGE_SIZE", 2)
+    monkeypatch.setattr("portal_app.services.connection_list.PAGE_SIZE", 2)
     for name in ("alice", "bob", "carol"):
         make_configuration(signed_in(app, name))
     admin = signed_in(app, "root", ["admin"])
