@@ -135,7 +135,7 @@ AS_ROOT = $(if $(SUDO),trap '$(GIVE_BACK)' EXIT; $(SUDO))
 .PHONY: test
 test: check test-packages ## everything but the long faults, the end-to-end tests on lab hosts included
 	$(call say,Running the tests of portal and agent (about 15 minutes))
-	@$(AS_ROOT) $(BIN)/pytest --quiet --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
+	@$(AS_ROOT) $(BIN)/pytest --quiet --durations=25 --durations-min=3 --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
 	$(call say,Running the tests of the lab itself (about 3 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --durations=5 --tb=short -m "lab and not faults" tests/lab
 	$(call say,Running the tests on lab hosts: two topologies at a time (about 50 minutes))

@@ -180,13 +180,12 @@ def test_files_are_compressed_and_pages_are_not(deployment: Deployment) -> None:
     """The length of a page that has a secret beside what others wrote tells nothing about it (BREACH)."""
     page = Browser(deployment.ca_file).open(deployment.portal_url + "/")
     (sheet,) = re.findall(r'rel="stylesheet" href="(/static/[^"]+)"', page.text)
+    curl = ["curl", "-sSL", "--compressed", "-o", "/dev/null", "-D", "-", "--cacert", str(deployment.ca_file)]
 
     def encoding(path: str) -> str:
         done = subprocess.run(
-            ["curl", "-sSL", "--compressed", "-o", "/dev/null", "-D", "-", "--cacert", str(deployment.ca_file),
-             deployment.portal_url + path],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            [*curl, deployment.portal_url + path], capture_output=True, text=True, check=True
+        )
         return ",".join(re.findall(r"(?i)^content-encoding: (\w+)", done.stdout, re.M))
 
     assert [encoding(path) for path in (sheet, "/")] == ["gzip", ""]
