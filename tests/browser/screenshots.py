@@ -3,6 +3,7 @@
 ``make screenshots`` runs this and writes ``docs/images``; it tests nothing.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from flask import Flask
 from playwright.sync_api import Browser
 
 from portal_app.settings import Settings
-from tests.browser.world import fill_for_pictures, sign_in
+from tests.browser.world import fill_for_pictures, nodes_answered, sign_in
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import ORIGIN
+from vpn_core.messages import Usage
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 PAGES = {
@@ -39,8 +41,14 @@ def test_pictures(
     height: int,
     scheme: str,
 ) -> None:
-    make_nodes(3)
+    nodes = make_nodes(3)
     values = fill_for_pictures(app, settings)
+    for node in nodes:
+        for at, (name, connection) in enumerate(node.connections.items(), 1):
+            handshake = int(time.time()) - 17 * at
+            node.used[name] = Usage(
+                name, connection.protocol, True, 5_400_000 * at, 193_000_000 * at, last_handshake_at=handshake
+            )
     IMAGES.mkdir(exist_ok=True)
     context = chromium.new_context(
         ignore_https_errors=True,
@@ -51,6 +59,7 @@ def test_pictures(
     page.goto(f"{ORIGIN}/sign-in")
     sign_in(page, "root")
     for name, url in PAGES.items():
+        nodes_answered()
         page.goto(ORIGIN + url.format(**values))
         page.screenshot(path=IMAGES / f"{name}-{screen}.png")
     context.close()
