@@ -1,8 +1,9 @@
 """How long the pages of administration take over 100,000 users and connections and millions of sessions.
 
 ``python -m benchmarks.pages`` (root, nginx) runs nginx and gunicorn as the roles configure them, on SQLite
-and on PostgreSQL, and a bare Flask ``hello`` beside them. Each page is asked in turns with ``hello``, over a
-kept-alive connection each; what counts is the time to the first byte of the answer.
+and on PostgreSQL, and a bare Flask ``hello`` beside them, all on one core. Each page is asked in turns with
+``hello``, over a kept-alive connection each; what counts is the time to the first byte of the answer. Ten
+simulated agents on the other core say what goes through the connections that a page shows.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 import psycopg
 from flask import Flask
 
-from benchmarks.stage import namespace, portal, table
+from benchmarks.stage import agents, namespace, portal, table
 from benchmarks.stage.apps import Https
 from benchmarks.stage.processes import on_core
 from benchmarks.stage.web import Site, portal_and_hello
@@ -150,7 +151,7 @@ def measure(kind: str, directory: Path, people: int, sessions: int) -> list[list
     with ExitStack() as stack:
         with on_core(0):
             place = stack.enter_context(portal.portal(kind, directory, durable=True))
-            portal.apply_plan(10, 16, openvpn={"ipv4": "10.128.0.0/11", "ipv6": "fd43:62::/96"})
+            shares = portal.apply_plan(10, 16, openvpn={"ipv4": "10.128.0.0/11", "ipv6": "fd43:62::/96"})
             began = time.monotonic()
             fill(place.settings.database_url, people, sessions)
             print(f"{kind}: filled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
@@ -164,6 +165,8 @@ def measure(kind: str, directory: Path, people: int, sessions: int) -> list[list
                 portal_and_hello(directory, place.deployment, place.settings_file)
             )
         stack.enter_context(on_core(1))
+        addresses = {share["number"]: share["agent_address"] for share in shares}
+        stack.enter_context(agents.simulated(place.deployment, addresses))
         root, bare = Asking(served, token), Asking(hello, token)
         pages = list(pages_of(app))
         urls = sorted([*pages, *(f"{page}?{query}" for page, query in SEARCHES.items() if page in pages)])

@@ -9,6 +9,7 @@ from datetime import time as clock
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 from babel import Locale, dates, numbers
 from babel.messages.mofile import write_mo
@@ -168,9 +169,10 @@ def day(moment: date) -> str:
     return _day(moment, _locale())
 
 
-def ago(moment: datetime, now: datetime) -> str:
-    """Return how long ago something was, roughly: ``3 minutes ago``."""
-    return dates.format_timedelta(moment - now, add_direction=True, locale=_locale())
+def ago(moment: datetime, now: datetime, *, short: bool = False) -> str:
+    """Return how long ago something was, roughly: ``3 minutes ago``, or ``3 min ago``."""
+    form: Literal["short", "long"] = "short" if short else "long"
+    return dates.format_timedelta(moment - now, add_direction=True, format=form, locale=_locale())
 
 
 def duration(length: timedelta) -> str:

@@ -150,6 +150,9 @@ class _Agent:
             return 200, self._events(dict(pair.split("=") for pair in query.split("&")))
         if path == "/n/connections":
             return self._replace(WantedSet.parse(json.loads(body)))
+        if path == "/n/usage":
+            # Whatever is asked about is in use.
+            return 200, {"usage": [self._usage(name) for name in query.partition("=")[2].split(",")]}
         connection_id = path.rpartition("/")[2]
         if method == "PUT":
             admit = Admit.parse(json.loads(body))
@@ -162,6 +165,9 @@ class _Agent:
             self.generation = max(self.generation, cut.generation)
             return 200, Usage(connection_id, "wireguard", False, 0, 0).to_dict()
         return 404, {"error": "not simulated"}
+
+    def _usage(self, connection_id: str) -> dict[str, Any]:
+        return Usage(connection_id, "openvpn", True, 1_000_000, 20_000_000, ipv4="10.128.0.2").to_dict()
 
     def _info(self) -> dict[str, Any]:
         return NodeInfo(
