@@ -1,7 +1,10 @@
 """The portal over TLS on a loopback port, and Debian's Chromium, in which its name leads there."""
 
+import ctypes
+import os
 import queue
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +35,28 @@ ARGUMENTS = [
     "--disable-component-update",
     "--no-first-run",
 ]
+
+
+_CLONE_NEWNET = 0x40000000
+
+
+@pytest.fixture(autouse=True)
+def own_network() -> Iterator[None]:
+    """A loopback of this test's own, where that can be had (root).
+
+    Chromium drops what it loads when any interface comes or goes, and other tests and labs make some.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open() as before:
+        assert libc.unshare(_CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield
+        finally:
+            assert libc.setns(before.fileno(), _CLONE_NEWNET) == 0
 
 
 @pytest.fixture
