@@ -86,14 +86,14 @@ def bars(values: Sequence[tuple[str, float]], write: Callable[[float], str]) -> 
 
 
 def _columns(times: Sequence[str], x: Callable[[int], float]) -> list[Tick]:
+    """Return the ticks below: each where its time begins, as several points may be on one day."""
     last = len(times) - 1
     if last < 1:
         return [Tick(x(0), label, "start") for label in times]
-    step = math.ceil(last / (_LABELS - 1))
+    begins = [number for number, label in enumerate(times) if number == 0 or label != times[number - 1]]
+    step = max(1, math.ceil((len(begins) - 1) / (_LABELS - 1)))
     anchors = {0: "start", last: "end"}
-    return [
-        Tick(x(number), times[number], anchors.get(number, "middle")) for number in range(0, last + 1, step)
-    ]
+    return [Tick(x(number), times[number], anchors.get(number, "middle")) for number in begins[::step]]
 
 
 def _line(series: Series, x: Callable[[int], float], y: Callable[[float], float]) -> Line:

@@ -354,3 +354,14 @@ def test_counting_a_large_day_may_take_longer_than_a_request(monkeypatch: pytest
     monkeypatch.setattr(usage, "_days", noted)
     assert usage.count_day(FRIDAY)
     assert asked == ["30s"]
+
+
+def test_ticks_are_where_their_days_begin() -> None:
+    """A point each six hours, from noon on the 20th."""
+    days = ["20"] * 2 + [str(day) for day in range(21, 28) for _ in range(4)]
+    chart = charts.line_chart([charts.Series("x", [1] * len(days))], days, str)
+
+    unit = (chart.right - chart.left) / (len(days) - 1)
+    assert [(round((tick.at - chart.left) / unit), tick.label) for tick in chart.columns] == [
+        (0, "20"), (6, "22"), (14, "24"), (22, "26"),
+    ]  # fmt: skip
