@@ -183,7 +183,8 @@ def _living(user: User, now: datetime) -> tuple[ColumnElement[bool], ...]:
 def _downloaded(user: User, now: datetime) -> tuple[ColumnElement[bool], ...]:
     return (
         Connection.user_id == user.id,
-        Connection.authorization_id.is_(None),
+        # Not "is null": SQLite would look through the downloads of everybody, by the index of that column.
+        func.coalesce(Connection.authorization_id, 0) == 0,
         Connection.expires_at > now,
     )
 
