@@ -7,7 +7,6 @@ simulated agents on the other core say what goes through the connections that a 
 """
 
 import argparse
-import re
 import sqlite3
 import statistics
 import sys
@@ -41,7 +40,7 @@ SEARCHES = {
     "/admin/audit": "actor=user000777",
 }
 #: Which one of them, where a page is about one.
-_ONE = {"<int:number>": "0", "<profile_id>": portal.PROFILE, "<int(max=2147483647):user_id>": "1077"}
+_ONE = {"number": 0, "profile_id": portal.PROFILE, "user_id": 1077}
 #: Asks about what was chosen in a list before.
 NO_PAGE = "/admin/connections/end"
 ASKED, WARM = 40, 5
@@ -174,10 +173,11 @@ def measure(kind: str, directory: Path, people: int, sessions: int) -> list[list
 
 
 def pages_of(app: Flask) -> Iterator[str]:
-    """Yield the address of each page of administration; raises KeyError where which one is not said above."""
+    """Yield the path of each page of administration; raises KeyError where which one is not said above."""
+    paths = app.url_map.bind("")
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/admin") and "GET" in (rule.methods or ()) and rule.rule != NO_PAGE:
-            yield re.sub("<[^>]+>", lambda found: _ONE[found[0]], rule.rule)
+            yield paths.build(rule.endpoint, {name: _ONE[name] for name in rule.arguments})
 
 
 def compare(root: Asking, bare: Asking, url: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from portal_app.services import audit, who_had
 from portal_app.services.who_had import Holder
 from portal_app.settings import Settings
 
+_UTC = "UTC"
 _MOST_TOLERANCE = 86_400
 
 
@@ -31,10 +32,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("address", help="IPv4 or IPv6 address, without a port")
     parser.add_argument("--at", metavar="TIME", help="moment, such as 2026-11-22T14:30:00")
     parser.add_argument(
-        "--zone", default="UTC", metavar="ZONE", help="time zone of --at, such as Europe/Amsterdam (UTC)"
+        "--zone", metavar="ZONE", help="time zone of --at, such as Europe/Amsterdam (default: UTC)"
     )
     parser.add_argument(
-        "--tolerance", type=int, default=0, metavar="SECONDS", help="how far a clock may have been off (0)"
+        "--tolerance",
+        type=int,
+        metavar="SECONDS",
+        help="how far the clock behind --at may have been off (default: 0)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run)
@@ -44,7 +48,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     answer = who_had.ask(
         _question(arguments),
         retention=timedelta(days=settings.retention_days),
-        zone_name=arguments.zone,
+        zone_name=arguments.zone or _UTC,
         actor=audit.CLI,
         source=None,
         now=utc_now(),
@@ -74,23 +78,27 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _question(arguments: argparse.Namespace) -> who_had.Question:
     """Return what is asked; raises BadRequest with the option that is wrong."""
-    if not 0 <= arguments.tolerance <= _MOST_TOLERANCE:
+    address, tolerance = who_had.address(arguments.address), arguments.tolerance or 0
+    if arguments.at is None:
+        for name in ("zone", "tolerance"):
+            if getattr(arguments, name) is not None:
+                raise BadRequest(f"--{name}: only with --at; without it every time is searched")
+        return who_had.Question(address, (), timedelta())
+    if not 0 <= tolerance <= _MOST_TOLERANCE:
         raise BadRequest(f"--tolerance: from 0 to {_MOST_TOLERANCE} seconds")
-    moments: tuple[datetime, ...] = ()
-    if arguments.at is not None:
-        try:
-            parsed = datetime.fromisoformat(arguments.at)
-        except ValueError:
-            raise BadRequest(
-                f"--at: {arguments.at!r} is no time; write it like 2026-11-22T14:30:00"
-            ) from None
-        if parsed.tzinfo is None:
-            moments = who_had.moments(f"{parsed:%Y-%m-%d}", f"{parsed:%H:%M:%S}", arguments.zone)
-        else:
-            moments = (who_had.in_range(parsed).astimezone(UTC),)
-    return who_had.Question(
-        who_had.address(arguments.address), moments, timedelta(seconds=arguments.tolerance)
-    )
+    return who_had.Question(address, _moments(arguments.at, arguments.zone), timedelta(seconds=tolerance))
+
+
+def _moments(written: str, zone: str | None) -> tuple[datetime, ...]:
+    try:
+        parsed = datetime.fromisoformat(written)
+    except ValueError:
+        raise BadRequest(f"--at: {written!r} is no time; write it like 2026-11-22T14:30:00") from None
+    if parsed.tzinfo is None:
+        return who_had.moments(f"{parsed:%Y-%m-%d}", f"{parsed:%H:%M:%S}", zone or _UTC)
+    if zone is not None:
+        raise BadRequest("--zone: the time of --at has a zone already")
+    return (who_had.in_range(parsed).astimezone(UTC),)
 
 
 def _row(holder: Holder) -> dict[str, Any]:

@@ -357,7 +357,10 @@ def test_command_speaks_to_people_too(run: Callable[..., Done]) -> None:
         (["10.61.0.9", "--at", "9999-12-31T23:00:00+00:00"], "cannot be read"),
         (["10.61.0.9", "--at", "2100-01-01"], "in the future"),
         (["10.61.0.9", "--at", "2026-01-01", "--zone", "Mars/Olympus"], "time zone is not known"),
-        (["10.61.0.9", "--tolerance", "-1"], "--tolerance"),
+        (["10.61.0.9", "--at", "2026-01-01", "--tolerance", "-1"], "--tolerance: from 0"),
+        (["10.61.0.9", "--tolerance", "60"], "--tolerance: only with --at"),
+        (["10.61.0.9", "--zone", "Asia/Tokyo"], "--zone: only with --at"),
+        (["10.61.0.9", "--at", "2026-01-01T10:00:00+01:00", "--zone", "Asia/Tokyo"], "has a zone already"),
     ],
 )
 def test_command_says_what_is_wrong_and_searches_nothing(

@@ -10,7 +10,7 @@ import pytest
 
 from portal_app import migrations
 from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, one_holder, primary, sql
-from tests.e2e.hosts import Deployment, Host, OfficialApp, checkout, have, wait_until
+from tests.e2e.hosts import Deployment, Host, OfficialApp, checkout, wait_until
 from tests.e2e.multi_node.world import Pings
 
 #: What apps and browsers wait for an answer at least.
@@ -80,7 +80,6 @@ def test_changed_settings_are_deployed_and_nobody_notices(
 
     name = deployment.portal_url.removeprefix("https://")
     for portal in deployment.hosts("portals"):
-        have(portal, "curl")
         curl = f"curl -fsSLk --connect-to {name}:443:localhost:443 {deployment.portal_url}"
         page = portal.output(f"{curl}/")
         assert '<html lang="nl"' in page
