@@ -4,8 +4,8 @@ Every text of a page goes through gettext; ``portal_app/translations`` has a cat
 English, which is in the code. Apps and scripts read English: their answers are not translated.
 """
 
+import math
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from datetime import time as clock
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -133,15 +133,15 @@ def _locale_of(language: str) -> Locale:
 def time(moment: datetime) -> str:
     """Return date and time of day in UTC: ``29 Nov 2026, 14:05``."""
     locale, moment = _locale(), moment.astimezone(UTC)
-    return f"{_day(moment.date(), locale)}, {_minute(clock(moment.hour, moment.minute), locale)}"
+    return f"{_day(moment.date(), locale)}, {minute(moment)}"
 
 
-# A list has a hundred times, and many lists the same days and minutes.
-@lru_cache(maxsize=4096)
-def _minute(of_day: clock, locale: Locale) -> str:
-    return dates.format_skeleton("Hm", datetime.combine(date.min, of_day, UTC), tzinfo=UTC, locale=locale)
+def minute(moment: datetime) -> str:
+    """Return the time of day, which all our languages write like this (tests/unit/test_language.py)."""
+    return f"{moment.hour:02}:{moment.minute:02}"
 
 
+# A list has a hundred times, and many lists the same days.
 @lru_cache(maxsize=4096)
 def _day(moment: date, locale: Locale) -> str:
     return dates.format_skeleton("yMMMd", moment, locale=locale)
@@ -150,10 +150,9 @@ def _day(moment: date, locale: Locale) -> str:
 def exact_time(moment: datetime, zone: tzinfo = UTC) -> str:
     """Return date and time of day with seconds, in a time zone: ``29 Nov 2026, 14:05:09 UTC+01:00``."""
     moment = moment.astimezone(zone)
-    hour = dates.format_skeleton("Hms", moment, tzinfo=zone, locale=_locale())
     offset = f"{moment:%z}"
     name = "UTC" if offset == "+0000" else f"UTC{offset[:3]}:{offset[3:5]}"
-    return f"{day(moment.date())}, {hour} {name}"
+    return f"{day(moment.date())}, {minute(moment)}:{moment.second:02} {name}"
 
 
 def machine_time(moment: datetime) -> str:
@@ -172,12 +171,37 @@ def day(moment: date) -> str:
 def ago(moment: datetime, now: datetime, *, short: bool = False) -> str:
     """Return how long ago something was, roughly: ``3 minutes ago``, or ``3 min ago``."""
     form: Literal["short", "long"] = "short" if short else "long"
-    return dates.format_timedelta(moment - now, add_direction=True, format=form, locale=_locale())
+    return _length(moment - now, 0.85, form, True, _locale())
 
 
 def duration(length: timedelta) -> str:
     """Return a length of time, roughly: ``3 hours``."""
-    return dates.format_timedelta(length, locale=_locale(), threshold=1.5)
+    return _length(length, 1.5, "long", False, _locale())
+
+
+def _length(
+    length: timedelta, threshold: float, form: Literal["short", "long"], directed: bool, locale: Locale
+) -> str:
+    """Write a length as Babel does; of those that are written alike it is asked for one."""
+    seconds = length.total_seconds()
+    count, limit = abs(seconds), math.inf
+    for _unit, unit in dates.TIMEDELTA_UNITS:
+        if count >= unit * threshold:
+            rounded = unit * round(count / unit)
+            # Not where it would be enough for the next longer unit.
+            count = rounded if rounded < limit else count
+            break
+        limit = unit * threshold
+    return _rounded(-count if seconds < 0 else count, threshold, form, directed, locale)
+
+
+@lru_cache(maxsize=4096)
+def _rounded(
+    seconds: float, threshold: float, form: Literal["short", "long"], directed: bool, locale: Locale
+) -> str:
+    return dates.format_timedelta(
+        timedelta(seconds=seconds), threshold=threshold, add_direction=directed, format=form, locale=locale
+    )
 
 
 def number(value: float) -> str:

@@ -24,7 +24,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from portal_app import portal, roles
 from portal_app.clock import utc_now
-from portal_app.db import transaction
+from portal_app.db import connected, transaction
 from portal_app.errors import N_, Forbidden, Unavailable
 from portal_app.models import User
 from portal_app.roles import Right
@@ -91,6 +91,7 @@ def init_app(app: Flask) -> None:
 def _forget_last_request() -> None:
     # Where an application context outlives a request, as in a shell or a test, ``g`` does too.
     g.pop("login", None)
+    g.pop("csrf_field", None)
     g.pop("new_visitor", None)
     g.pop("refused", None)
     g.pop("language", None)
@@ -236,10 +237,12 @@ def own_path(target: str | None) -> str:
 
 
 def csrf_field() -> Markup:
-    """Return the hidden field that every form of ours has."""
-    return Markup('<input type="hidden" name="csrf_token" value="{}">').format(
-        _csrf_serializer().dumps(_browser_key())
-    )
+    """Return the hidden field that every form of ours has: the same one in all forms of a page."""
+    if "csrf_field" not in g:
+        token = _csrf_serializer().dumps(_browser_key())
+        g.csrf_field = Markup('<input type="hidden" name="csrf_token" value="{}">').format(token)
+    field: Markup = g.csrf_field
+    return field
 
 
 def _look_up() -> Login | None:
@@ -248,21 +251,20 @@ def _look_up() -> Login | None:
         return None
     now = utc_now()
     idle = timedelta(seconds=portal().settings.browser_session_seconds)
-    with transaction(read_only=True) as db:
+    with connected(read_only=True) as db:
         found = browser_sessions.find(db, token, idle=idle, now=now)
     if found is None:
         return None
-    session, user = found
     # What a page asks by itself keeps nobody signed in (W2); the header can only shorten a session.
     by_itself = "X-Live" in request.headers
-    if not by_itself and now - session.last_seen_at >= browser_sessions.TOUCH_AFTER:
+    if not by_itself and now - found.last_seen_at >= browser_sessions.TOUCH_AFTER:
         try:
             with transaction() as db:
-                browser_sessions.touch(db, session, now=now)
+                browser_sessions.touch(db, token, found.user, now=now)
         except (Unavailable, DBAPIError):
             # A database that only reads still shows pages (R28); the session just ends a little earlier.
             logger.warning("browser session not touched: the database does not take it")
-    return Login(user, token, session.signed_in_at or session.created_at)
+    return Login(found.user, token, found.signed_in_at)
 
 
 def _known_login() -> Login | None:

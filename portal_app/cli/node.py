@@ -169,7 +169,9 @@ def _nodes_table(found: list[NodeReport]) -> str:
 def run_show(arguments: argparse.Namespace, _settings: Settings) -> int:
     node = _node(arguments.name)
     with transaction(read_only=True) as db:
-        report = next(r for r in statistics.nodes(db, now=utc_now()) if r.number == node.number)
+        report = statistics.node(db, node.number, now=utc_now())
+        if report is None:
+            raise PortalError(f"node {node.name!r} was removed this moment")
         used = next(o for o in occupancy.nodes(db) if o.number == node.number)
         held = maintenance.held_downloads(db, node.number)
     data = asdict(report) | {key: asdict(used)[key] for key in ("shares", "processes")}

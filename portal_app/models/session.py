@@ -27,6 +27,13 @@ class VpnSession(Base):
             postgresql_where=text("origin IS NOT NULL"),
             sqlite_where=text("origin IS NOT NULL"),
         ),
+        # With open sessions in it, SQLite would take them for a few, find them here and sort them.
+        Index(
+            "ix_vpn_sessions_over_ended_at",
+            "ended_at",
+            postgresql_where=text("ended_at IS NOT NULL"),
+            sqlite_where=text("ended_at IS NOT NULL"),
+        ),
     )
     node_number: Mapped[int] = mapped_column(primary_key=True)
     session_id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -38,7 +45,7 @@ class VpnSession(Base):
     ipv6: Mapped[str | None] = mapped_column(String(39))
     origin: Mapped[str | None] = mapped_column(String(60))
     started_at: Mapped[datetime]
-    ended_at: Mapped[datetime | None] = mapped_column(index=True)
+    ended_at: Mapped[datetime | None]
     received_bytes: Mapped[int | None] = mapped_column(BigInteger)
     sent_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
@@ -54,6 +61,8 @@ def _of_open_sessions(name: str, *columns: Any) -> Index:
 _of_open_sessions("started_at", VpnSession.started_at, VpnSession.node_number, VpnSession.session_id)
 _of_open_sessions("user", folded(VpnSession.user_name), VpnSession.node_number, VpnSession.session_id)
 _of_open_sessions("connection_id", VpnSession.connection_id)
+_of_open_sessions("node_number", VpnSession.node_number, VpnSession.connection_id)
+_of_open_sessions("profile_id", VpnSession.profile_id, VpnSession.protocol, VpnSession.connection_id)
 _of_open_sessions("ipv4", VpnSession.ipv4)
 _of_open_sessions("ipv6", VpnSession.ipv6)
 _of_open_sessions("origin", VpnSession.origin)

@@ -3,18 +3,16 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from portal_app.errors import N_
-from portal_app.models import Deployment, Node, NodeStatus
-from portal_app.services import background_errors, checks, fullness, peers, statistics
+from portal_app.services import background_errors, checks, peers, statistics
 from portal_app.services.authorities import CertificateReport
 from portal_app.services.capacity import Range
 from portal_app.services.jobs import JobReport
 from portal_app.services.peers import Comparison
+from portal_app.services.statistics import Seen
 from portal_app.texts import Text, text
 from vpn_core.messages import WIREGUARD
 
@@ -38,6 +36,8 @@ class Concern:
 def found(
     db: Session,
     *,
+    nodes: Iterable[Seen],
+    applied_at: datetime | None,
     ranges: Sequence[Range],
     certificates: Sequence[CertificateReport],
     reports: Sequence[JobReport],
@@ -46,9 +46,9 @@ def found(
 ) -> list[Concern]:
     """Return every concern, the bad ones first."""
     concerns = [
-        *_of_database(db),
+        *_of_database(db, applied_at),
         *_of_jobs(reports),
-        *_of_nodes(db, now),
+        *(concern for seen in nodes for concern in of_node(seen, now)),
         *_of_portals(portals, now),
         *_of_certificates(certificates),
         *_of_ranges(ranges),
@@ -57,9 +57,9 @@ def found(
     return sorted(concerns, key=lambda concern: concern.level != BAD)
 
 
-def of_node(node: Node, status: NodeStatus | None, full: Iterable[Text], *, now: datetime) -> list[Concern]:
+def of_node(seen: Seen, now: datetime) -> list[Concern]:
     """Return what is wrong with one node."""
-    info: dict[str, Any] = (status.info if status else None) or {}
+    node, status = seen.node, seen.status
     concerns = []
     state = statistics.state(status, now)
     if message := _STATES.get(state):
@@ -70,12 +70,12 @@ def of_node(node: Node, status: NodeStatus | None, full: Iterable[Text], *, now:
         concerns.append(
             Concern(BAD, text(N_("%(node)s has a problem."), node=node.name), status.error, node.number)
         )
-    for problem in statistics.problems(info, now):
+    for problem in statistics.problems(seen.info, now):
         said = text(N_("%(node)s reports a problem."), node=node.name)
         concerns.append(Concern(WARN, said, problem, node.number))
     concerns += [
         Concern(WARN, text(N_("%(node)s is nearly full."), node=node.name), remark, node.number)
-        for remark in full
+        for remark in seen.full
     ]
     return concerns
 
@@ -88,19 +88,8 @@ _STATES = {
 }
 
 
-def _of_nodes(db: Session, now: datetime) -> Iterator[Concern]:
-    full = fullness.remarks(db)
-    rows = db.execute(
-        select(Node, NodeStatus)
-        .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
-        .order_by(Node.number)
-    )
-    for node, status in rows:
-        yield from of_node(node, status, full.get(node.number, []), now=now)
-
-
-def _of_database(db: Session) -> Iterator[Concern]:
-    if db.scalar(select(Deployment.plan_applied_at)) is None:
+def _of_database(db: Session, applied_at: datetime | None) -> Iterator[Concern]:
+    if applied_at is None:
         yield Concern(BAD, text(N_("No plan was applied yet, so there are no nodes. Run site.yml.")))
     replication = checks.replication(db)
     if replication is not None and replication.waits and not replication.standbys:

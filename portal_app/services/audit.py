@@ -4,17 +4,18 @@ Rows are added and read here; nothing changes or takes one away but age (retenti
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import bindparam, func, insert, or_, select
 from sqlalchemy.orm import Session
 
+from portal_app.db import Database
 from portal_app.models import AuditEvent, User
 from portal_app.services import exports, paging
-from portal_app.statements import Asked, Statement
+from portal_app.statements import Asked, Rows, Statement, run
 
 #: One file holds so many acts.
 MOST_EXPORTED = 100_000
@@ -25,6 +26,8 @@ ORDER = paging.Order([AuditEvent.at, AuditEvent.id], descending=True)
 #: Who acts without being a user: the command line, the controller, a visitor whom nobody knows yet.
 CLI, CONTROLLER, VISITOR = "cli", "controller", "visitor"
 _SCRIPTS = "api:"
+#: What a way of signing in notes of each try.
+SIGNED_IN, SIGN_IN_FAILED = "signed in", "sign-in failed"
 
 #: As wide as the columns; what is longer says so by its end.
 _LONGEST = {"actor": 255, "action": 60, "object": 255, "source": 60}
@@ -80,18 +83,35 @@ def is_no_user(name: str) -> bool:
     return folded in (CLI, CONTROLLER, VISITOR) or folded.startswith(_SCRIPTS)
 
 
-def on_user(db: Session, user: User, actions: Sequence[str], *, most: int) -> list[AuditEvent]:
-    """Return the newest of these acts upon a user, the newest first, since there is the account."""
-    query = select(AuditEvent).where(
-        AuditEvent.object == user.name, AuditEvent.at >= user.created_at, AuditEvent.action.in_(actions)
+_SIGN_INS = Statement(
+    select(AuditEvent.at, AuditEvent.action, AuditEvent.source)
+    .where(
+        AuditEvent.object == bindparam("name"),
+        AuditEvent.at >= bindparam("since"),
+        or_(AuditEvent.action == SIGNED_IN, AuditEvent.action == SIGN_IN_FAILED),
     )
-    return list(db.scalars(query.order_by(AuditEvent.at.desc()).limit(most)))
+    .order_by(AuditEvent.at.desc())
+    .limit(bindparam("most"))
+)
+_OF_CONTROLLERS = Statement(
+    select(*AuditEvent.__table__.columns)
+    .where(AuditEvent.actor == CONTROLLER)
+    .order_by(AuditEvent.at.desc())
+    .limit(bindparam("most"))
+)
 
 
-def of_controllers(db: Session, *, most: int) -> list[AuditEvent]:
-    """Return what the controllers did and reported last."""
-    query = select(AuditEvent).where(AuditEvent.actor == CONTROLLER)
-    return list(db.scalars(query.order_by(AuditEvent.at.desc()).limit(most)))
+def sign_ins(db: Database, user: User, *, most: int) -> Rows:
+    """Return when and from where a user signed in or failed to, the newest first.
+
+    What is older than the account was somebody else who had the name.
+    """
+    return run(db, _SIGN_INS, {"name": user.name, "since": user.created_at, "most": most})
+
+
+def of_controllers(db: Database, *, most: int) -> Rows:
+    """Return what the controllers did and reported last, as in ``AuditEvent``."""
+    return run(db, _OF_CONTROLLERS, {"most": most})
 
 
 def about(db: Session, user: User, *, most: int) -> list[AuditEvent]:
@@ -124,20 +144,24 @@ class Filter:
 
 
 def page(db: Session, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
-    """Return acts, newest first."""
+    """Return acts as in ``AuditEvent``, newest first."""
     return paging.read(db, filtered(wanted), ORDER, before=before, after=after)
 
 
-def actions(db: Session) -> list[str]:
-    """Return the actions that the log has, in their order: one look into the index for each."""
-    found: list[str] = []
-    last: str | None = ""
-    while len(found) < _MOST_ACTIONS:
-        last = db.scalar(select(func.min(AuditEvent.action)).where(AuditEvent.action > last))
-        if last is None:
-            break
-        found.append(last)
-    return found
+def _different_actions() -> Statement:
+    """Ask for each action that follows the one before: one look into the index for each."""
+    found = select(func.min(AuditEvent.action).label("action")).cte("found", recursive=True)
+    following = select(func.min(AuditEvent.action)).where(AuditEvent.action > found.c.action)
+    found = found.union_all(select(following.scalar_subquery()).where(found.c.action.is_not(None)))
+    return Statement(select(found.c.action).where(found.c.action.is_not(None)).limit(_MOST_ACTIONS))
+
+
+_ACTIONS = _different_actions()
+
+
+def actions(db: Database) -> list[str]:
+    """Return the actions that the log has, in their order."""
+    return [row.action for row in run(db, _ACTIONS)]
 
 
 def csv_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
@@ -149,7 +173,7 @@ def csv_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
 
 def json_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
     """Yield the filtered acts, a JSON object per line; the last says so when there are more."""
-    for number, (event,) in enumerate(exports.rows(filtered(wanted), ORDER, most=most)):
+    for number, event in enumerate(exports.rows(filtered(wanted), ORDER, most=most)):
         if number == most:
             yield json.dumps({"cut_after": most}) + "\n"
             return
@@ -166,7 +190,7 @@ def json_lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
 
 def filtered(wanted: Filter) -> Any:
     """Return what asks for these acts, without an order."""
-    query = select(AuditEvent)
+    query = select(*AuditEvent.__table__.columns)
     for column, value in (
         (AuditEvent.actor, wanted.actor),
         (AuditEvent.action, wanted.action),
@@ -181,7 +205,6 @@ def filtered(wanted: Filter) -> Any:
     return query
 
 
-def _cells(row: tuple[AuditEvent]) -> list[object]:
-    (event,) = row
+def _cells(event: Any) -> list[object]:
     details = json.dumps(event.details, ensure_ascii=False) if event.details else ""
     return [event.at, event.actor, event.action, event.object, event.source, details]

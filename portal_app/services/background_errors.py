@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Engine, bindparam, delete, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.orm import Session
 
 from portal_app import db as database
 from portal_app.clock import utc_now
-from portal_app.db import retried, transaction
+from portal_app.db import Database, retried, transaction
 from portal_app.errors import Unavailable
 from portal_app.models import BackgroundError
 from portal_app.services.peers import host_name
+from portal_app.statements import Rows, Statement, run
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +72,17 @@ def flush() -> None:
         logger.warning("background errors were not written down: %s", type(error).__name__)
 
 
-def recent(db: Session, *, now: datetime, within: timedelta = KEPT) -> list[BackgroundError]:
-    """Return what was seen ``within`` that time, the last seen first."""
-    query = select(BackgroundError).where(BackgroundError.last_seen_at > now - within)
-    return list(db.scalars(query.order_by(BackgroundError.last_seen_at.desc()).limit(MOST_KINDS)))
+_RECENT = Statement(
+    select(*BackgroundError.__table__.columns)
+    .where(BackgroundError.last_seen_at > bindparam("since"))
+    .order_by(BackgroundError.last_seen_at.desc())
+    .limit(MOST_KINDS)
+)
+
+
+def recent(db: Database, *, now: datetime, within: timedelta = KEPT) -> Rows:
+    """Return what was seen ``within`` that time as in ``BackgroundError``, the last seen first."""
+    return run(db, _RECENT, {"since": now - within})
 
 
 def describe(error: BaseException) -> str:

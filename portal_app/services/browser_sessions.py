@@ -8,23 +8,31 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, inspect, select, update
 from sqlalchemy.orm import Session
 
 from portal_app import systems
+from portal_app.db import Database
 from portal_app.models import BrowserSession, User
+from portal_app.statements import Statement, run
 
 #: How old ``last_seen_at`` may get before a request writes it again: reading a page writes at most once a
 #: minute.
 TOUCH_AFTER = timedelta(minutes=1)
 
+_OF_USER = tuple(attribute.key for attribute in inspect(User).column_attrs)
 USED_FORMS_KEPT = 50
 #: How many sessions of a user are listed.
 MOST_LISTED = 50
 
-#: Built once: every page begins with it.
-_FIND = (
-    select(BrowserSession, User)
+#: Every page begins with it.
+_FIND = Statement(
+    select(
+        *(getattr(User, key) for key in _OF_USER),
+        BrowserSession.signed_in_at,
+        BrowserSession.created_at.label("began_at"),
+        BrowserSession.last_seen_at.label("session_seen_at"),
+    )
     .join(User, User.id == BrowserSession.user_id)
     .where(
         BrowserSession.token_hash == bindparam("token_hash"),
@@ -32,6 +40,15 @@ _FIND = (
         BrowserSession.last_seen_at > bindparam("last"),
     )
 )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A living session: whose it is, as the database has them now, and when they signed in."""
+
+    user: User
+    signed_in_at: datetime
+    last_seen_at: datetime
 
 
 @dataclass(frozen=True)
@@ -70,18 +87,19 @@ def begin(db: Session, user: User, *, longest: timedelta, user_agent: str = "", 
     return token
 
 
-def find(db: Session, token: str, *, idle: timedelta, now: datetime) -> tuple[BrowserSession, User] | None:
-    """Return a living session and its user: neither idle for too long nor past its absolute end."""
-    values = {"token_hash": token_hash(token), "now": now, "last": now - idle}
-    row = db.execute(_FIND, values).one_or_none()
-    return None if row is None else (row[0], row[1])
+def find(db: Database, token: str, *, idle: timedelta, now: datetime) -> Found | None:
+    """Return a living session: neither idle for too long nor past its absolute end."""
+    row = run(db, _FIND, {"token_hash": token_hash(token), "now": now, "last": now - idle}).one_or_none()
+    if row is None:
+        return None
+    user = User(**{key: getattr(row, key) for key in _OF_USER})
+    return Found(user, row.signed_in_at or row.began_at, row.session_seen_at)
 
 
-def touch(db: Session, session: BrowserSession, *, now: datetime) -> None:
-    db.execute(
-        update(BrowserSession).where(BrowserSession.token_hash == session.token_hash).values(last_seen_at=now)
-    )
-    db.execute(update(User).where(User.id == session.user_id).values(last_seen_at=now))
+def touch(db: Session, token: str, user: User, *, now: datetime) -> None:
+    here = BrowserSession.token_hash == token_hash(token)
+    db.execute(update(BrowserSession).where(here).values(last_seen_at=now))
+    db.execute(update(User).where(User.id == user.id).values(last_seen_at=now))
 
 
 def use_form(db: Session, token: str, form_key: str) -> bool:

@@ -1,14 +1,17 @@
 """How much of each profile's ranges is in use: over all nodes, and on one. Reads only."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, select
 
-from portal_app.models import Node, NodeStatus, Offer, Profile
+from portal_app.db import Database
+from portal_app.models import Offer, Profile
 from portal_app.services.fullness import Use, uses
+from portal_app.services.statistics import Seen
+from portal_app.statements import Statement, run
 from vpn_core.messages import OPENVPN, WIREGUARD
 
 
@@ -35,23 +38,30 @@ class Part:
     use: Use
 
 
-def parts(db: Session, *, number: int | None = None, profile_id: str | None = None) -> list[Part]:
-    """Return the parts of every node and profile, or of one, in the order of numbers and profiles."""
-    query = (
-        select(Offer)
-        .join(Profile, Profile.profile_id == Offer.profile_id)
-        .order_by(Offer.node_number, Profile.position)
-    )
-    infos = select(NodeStatus.node_number, NodeStatus.info)
-    if number is not None:
-        query, infos = query.where(Offer.node_number == number), infos.where(NodeStatus.node_number == number)
-    if profile_id is not None:
-        query = query.where(Offer.profile_id == profile_id)
-    said: dict[int, dict[str, Any]] = {node: info or {} for node, info in db.execute(infos)}
-    return [part for offer in db.scalars(query) for part in _parts(offer, said.get(offer.node_number, {}))]
+_OFFERS = Statement(
+    select(*Offer.__table__.columns)
+    .join(Profile, Profile.profile_id == Offer.profile_id)
+    .where(Offer.node_number.between(bindparam("first"), bindparam("last")))
+    .order_by(Offer.node_number, Profile.position)
+)
+_PROFILES = Statement(select(*Profile.__table__.columns).order_by(Profile.position))
 
 
-def _parts(offer: Offer, info: dict[str, Any]) -> list[Part]:
+def parts(db: Database, nodes: Sequence[Seen]) -> list[Part]:
+    """Return what these nodes, which are in their order, serve; in the order of numbers and profiles."""
+    if not nodes:
+        return []
+    said = {seen.node.number: seen.info for seen in nodes}
+    offers = run(db, _OFFERS, {"first": nodes[0].node.number, "last": nodes[-1].node.number})
+    return [
+        part
+        for offer in offers
+        if offer.node_number in said
+        for part in _parts(offer, said[offer.node_number])
+    ]
+
+
+def _parts(offer: Any, info: dict[str, Any]) -> list[Part]:
     found = []
     for use in uses(offer, info):
         if use.protocol == WIREGUARD:
@@ -65,14 +75,14 @@ def _parts(offer: Offer, info: dict[str, Any]) -> list[Part]:
     return found
 
 
-def ranges(db: Session) -> list[Range]:
-    """Return the ranges of every profile in the order of the inventory."""
-    names: dict[int, str] = dict(db.execute(select(Node.number, Node.name)).all())
+def ranges(db: Database, nodes: Sequence[Seen], of_nodes: Sequence[Part]) -> list[Range]:
+    """Return the ranges of every profile in the order of the inventory; needs all nodes and their parts."""
+    names = {seen.node.number: seen.node.name for seen in nodes}
     by_range: defaultdict[tuple[str, str], list[Part]] = defaultdict(list)
-    for part in parts(db):
+    for part in of_nodes:
         by_range[part.profile_id, part.use.protocol].append(part)
     found = []
-    for profile in db.scalars(select(Profile).order_by(Profile.position)):
+    for profile in run(db, _PROFILES):
         for protocol, range_ in ((WIREGUARD, profile.wireguard), (OPENVPN, profile.openvpn)):
             if range_ is not None:
                 found.append(_range(profile, protocol, range_, by_range[profile.profile_id, protocol], names))
@@ -80,7 +90,7 @@ def ranges(db: Session) -> list[Range]:
 
 
 def _range(
-    profile: Profile, protocol: str, range_: dict[str, Any], of_nodes: list[Part], names: dict[int, str]
+    profile: Any, protocol: str, range_: dict[str, Any], of_nodes: list[Part], names: dict[int, str]
 ) -> Range:
     fullest = max(of_nodes, key=lambda part: part.use.percent, default=None)
     return Range(

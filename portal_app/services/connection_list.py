@@ -2,23 +2,24 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_address
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from portal_app.agents import Agents
-from portal_app.db import retried, transaction
+from portal_app.db import Database, retried, transaction
 from portal_app.models import Authorization, Connection, Node, NodeStatus, Profile, User, VpnSession
 from portal_app.names import begins, folded
 from portal_app.services import audit, live_usage, paging, throttles
 from portal_app.services.live_usage import Live
 from portal_app.services.nodes import NodeRef
 from portal_app.services.throttles import Limit
+from portal_app.statements import Statement, run
 
 #: A row here says more than those of other lists: a page stays below 60 kB, and quick.
 PAGE_SIZE = 25
@@ -76,16 +77,30 @@ class Listed:
     count: int
 
 
-_COLUMNS = (
-    Connection,
-    VpnSession,
+#: A configuration's columns are called so in a line, those of a session as they are.
+_HELD = "held_"
+_OF_HELD = [
+    getattr(Connection, key).label(_HELD + key)
+    for key in (
+        "id", "node_number", "profile_id", "protocol", "ipv4", "ipv6", "display_name", "choice", "created_at",
+        "expires_at",
+    )
+]  # fmt: skip
+_OF_SESSION = [
+    VpnSession.session_id, VpnSession.node_number, VpnSession.profile_id, VpnSession.protocol,
+    VpnSession.ipv4, VpnSession.ipv6, VpnSession.user_name, VpnSession.origin, VpnSession.started_at,
+]  # fmt: skip
+_OF_BOTH = [
     User.id.label("user_id"),
-    User.name.label("user_name"),
+    User.name.label("user"),
     Profile.display_name.label("profile"),
-    Node,
+    Node.number.label("number"),
+    Node.name.label("node"),
+    Node.agent_address,
     NodeStatus.failing_since,
     Authorization.client_id,
-)
+]
+_SESSIONS, _CONNECTIONS = [*_OF_SESSION, *_OF_HELD, *_OF_BOTH], [*_OF_HELD, *_OF_BOTH]
 
 
 def read(
@@ -104,8 +119,8 @@ def read(
         after=after,
         size=PAGE_SIZE,
     )
-    rows = page.rows if wanted.now_only else _with_sessions(db, page.rows)
-    return Listed(replace(page, rows=[_row(*row) for row in rows]), count)
+    rows = _of_sessions(page.rows) if wanted.now_only else _with_sessions(db, page.rows)
+    return Listed(replace(page, rows=rows), count)
 
 
 def record_search(
@@ -137,27 +152,16 @@ def _record_search(
         )
 
 
-def of_user(db: Session, user: User, *, most: int) -> list[Row]:
+def of_user(db: Database, user: User, *, most: int) -> list[Row]:
     """Return what a user has connected now, the latest first."""
-    # What is older than the account is about somebody else who had the name.
-    query = select(VpnSession).where(
-        VpnSession.ended_at.is_(None),
-        VpnSession.user_name == user.name,
-        VpnSession.started_at >= user.created_at,
-    )
-    found = db.execute(
-        _joined(query, now_only=True)
-        .order_by(VpnSession.started_at.desc(), VpnSession.session_id)
-        .limit(most)
-    )
-    return [_row(*row) for row in found]
+    return _of_sessions(run(db, _OF_USER, {"name": user.name, "since": user.created_at, "most": most}))
 
 
 def chosen(db: Session, ids: Collection[str]) -> list[Row]:
     """Return the connections with these ids that are there, as somebody is to end them."""
     query = select(Connection).where(Connection.id.in_(ids))
     found = db.execute(_joined(query, now_only=False).order_by(User.name, Connection.id)).all()
-    return [_row(*row) for row in _with_sessions(db, found)]
+    return _with_sessions(db, found)
 
 
 def with_usage(agents: Agents, rows: Sequence[Row]) -> list[Row]:
@@ -248,11 +252,11 @@ def _joined(query: Any, now_only: bool) -> Any:
         query = query.outerjoin(Connection, Connection.id == VpnSession.connection_id)
         base: Any = VpnSession
         query = query.outerjoin(User, User.id == Connection.user_id)
-        columns: Any = _COLUMNS
+        columns = _SESSIONS
     else:
         query = query.select_from(Connection).join(User, User.id == Connection.user_id)
         base = Connection
-        columns = [column for column in _COLUMNS if column is not VpnSession]
+        columns = _CONNECTIONS
     return (
         query.outerjoin(Profile, Profile.profile_id == base.profile_id)
         .outerjoin(Node, Node.number == base.node_number)
@@ -262,51 +266,63 @@ def _joined(query: Any, now_only: bool) -> Any:
     )
 
 
-def _with_sessions(db: Session, rows: Sequence[Any]) -> list[Any]:
-    """Put the latest open session, or None, into rows of connections."""
+#: What is older than the account is about somebody else who had the name.
+_OF_USER = Statement(
+    _joined(
+        select(VpnSession).where(
+            VpnSession.ended_at.is_(None),
+            VpnSession.user_name == bindparam("name"),
+            VpnSession.started_at >= bindparam("since"),
+        ),
+        now_only=True,
+    )
+    .order_by(VpnSession.started_at.desc(), VpnSession.session_id)
+    .limit(bindparam("most"))
+)
+
+
+def _of_sessions(found: Iterable[Any]) -> list[Row]:
+    return [_row(line, line, line.profile_id, line.protocol, line.node_number) for line in found]
+
+
+def _with_sessions(db: Session, lines: Sequence[Any]) -> list[Row]:
+    """Return connections, each with the latest session of it that is open, if there is one."""
     open_ones = (
-        select(VpnSession)
+        select(VpnSession.connection_id, *_OF_SESSION)
         .where(
-            VpnSession.connection_id.in_([row[0].id for row in rows]),
+            VpnSession.connection_id.in_([line.held_id for line in lines]),
             VpnSession.ended_at.is_(None),
         )
         .order_by(VpnSession.started_at)
     )
-    latest = {session.connection_id: session for session in db.scalars(open_ones)}
-    return [(row[0], latest.get(row[0].id), *row[1:]) for row in rows]
+    latest = {session.connection_id: session for session in db.execute(open_ones)}
+    return [
+        _row(line, latest.get(line.held_id), line.held_profile_id, line.held_protocol, line.held_node_number)
+        for line in lines
+    ]
 
 
-def _row(
-    connection: Connection | None,
-    session: VpnSession | None,
-    user_id: int | None,
-    user_name: str | None,
-    profile: str | None,
-    node: Node | None,
-    failing_since: datetime | None,
-    client_id: str | None,
-) -> Row:
-    leased = (connection.ipv4, connection.ipv6) if connection is not None else ()
-    used = (session.ipv4, session.ipv6) if session is not None else ()
-    either: Any = connection if connection is not None else session
-    since = session.started_at if session is not None else connection.created_at if connection else None
-    assert since is not None  # noqa: S101 - a row is one of both
+def _row(line: Any, session: Any, profile_id: str, protocol: str, node_number: int) -> Row:
+    """Return what a line says of a configuration, which may have ended, and of a session of it, or None."""
+    addresses = [line.held_ipv4, line.held_ipv6]
+    if session is not None:
+        addresses += [session.ipv4, session.ipv6]
     return Row(
-        connection_id=connection.id if connection is not None else "",
+        connection_id=line.held_id or "",
         session_id=session.session_id if session is not None else "",
-        user_id=user_id,
-        user=user_name or (session.user_name if session is not None else None) or "",
-        device=connection.display_name if connection is not None else "",
-        by_app=client_id is not None,
-        profile=profile or either.profile_id,
-        protocol=either.protocol,
-        node=node.name if node is not None else str(either.node_number),
-        node_ref=NodeRef(node.number, node.name, node.agent_address) if node is not None else None,
-        silent=failing_since is not None,
-        choice=connection.choice if connection is not None else None,
-        addresses=tuple(dict.fromkeys(filter(None, (*leased, *used)))),
+        user_id=line.user_id,
+        user=line.user or (session.user_name if session is not None else None) or "",
+        device=line.held_display_name or "",
+        by_app=line.client_id is not None,
+        profile=line.profile or profile_id,
+        protocol=protocol,
+        node=line.node or str(node_number),
+        node_ref=NodeRef(line.number, line.node, line.agent_address) if line.node is not None else None,
+        silent=line.failing_since is not None,
+        choice=line.held_choice,
+        addresses=tuple(dict.fromkeys(filter(None, addresses))),
         origin=session.origin if session is not None else None,
-        since=since,
-        until=connection.expires_at if connection is not None else None,
+        since=session.started_at if session is not None else line.held_created_at,
+        until=line.held_expires_at,
         connected=session is not None,
     )

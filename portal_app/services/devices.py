@@ -3,15 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
+from portal_app.db import Database
 from portal_app.errors import NotFound
 from portal_app.models import Authorization, Connection, Node, Profile, User, VpnSession
 from portal_app.oauth.clients import Client
 from portal_app.services import audit, authorizations, connections
 from portal_app.services.connections import Ended
+from portal_app.statements import Statement, run
 
 #: How many devices, tunnels and earlier sessions a user sees.
 MOST, MOST_EARLIER = 200, 20
@@ -66,21 +69,34 @@ class Overview:
     earlier: list[Use]
 
 
+def _living(user_id: Any, now: Any) -> tuple[ColumnElement[bool], ...]:
+    return (Authorization.user_id == user_id, Authorization.expires_at > now)
+
+
+def _downloaded(user_id: Any, now: Any) -> tuple[ColumnElement[bool], ...]:
+    return (
+        Connection.user_id == user_id,
+        # Not "is null": SQLite would look through the downloads of everybody, by the index of that column.
+        func.coalesce(Connection.authorization_id, 0) == 0,
+        Connection.expires_at > now,
+    )
+
+
 def overview(db: Session, user: User, clients: Mapping[str, Client], *, now: datetime) -> Overview:
     """Return what a user connects with, what was used last first, and what was used before."""
-    active = _uses(db, user, VpnSession.ended_at.is_(None), most=MOST)
+    active = _uses(db, user, _OPEN)
     devices = _devices(db, user, clients, active, now)
     known = {device.connection_id for device in devices}
     return Overview(
         devices=devices,
         ending=[use for use in active if use.connection_id not in known],
-        earlier=_uses(db, user, VpnSession.ended_at.is_not(None), most=MOST_EARLIER),
+        earlier=_uses(db, user, _OVER),
     )
 
 
 def current(db: Session, user: User, clients: Mapping[str, Client], *, now: datetime) -> list[Device]:
     """Return the devices alone."""
-    active = _uses(db, user, VpnSession.ended_at.is_(None), most=MOST)
+    active = _uses(db, user, _OPEN)
     return _devices(db, user, clients, active, now)
 
 
@@ -94,39 +110,51 @@ def _devices(
     return sorted(found, key=lambda device: device.used_at or device.made_at, reverse=True)
 
 
+_SEEN = select(
+    func.max(func.coalesce(VpnSession.ended_at, VpnSession.started_at), type_=VpnSession.started_at.type)
+).where(VpnSession.connection_id == Connection.id)
+_DOWNLOADS = Statement(
+    select(
+        Connection.id,
+        Connection.display_name,
+        Connection.protocol,
+        Connection.created_at,
+        Connection.expires_at,
+        Profile.display_name.label("profile"),
+        # When the nodes saw it last; of what is open, when that began.
+        _SEEN.scalar_subquery().label("used_at"),
+    )
+    .join(Profile, Profile.profile_id == Connection.profile_id)
+    .where(*_downloaded(bindparam("user"), bindparam("now")))
+    .order_by(Connection.created_at.desc())
+    .limit(MOST)
+)
+
+
 def downloads(
-    db: Session, user: User, active: Mapping[str, Sequence[Use]] | None = None, *, now: datetime
+    db: Database, user: User, active: Mapping[str, Sequence[Use]] | None = None, *, now: datetime
 ) -> list[Device]:
     """Return a user's downloaded configurations, the newest first."""
-    query = (
-        select(Connection, Profile.display_name)
-        .join(Profile, Profile.profile_id == Connection.profile_id)
-        .where(*_downloaded(user, now))
-        .order_by(Connection.created_at.desc())
-        .limit(MOST)
-    )
-    rows = db.execute(query).all()
-    seen = _last_seen(db, [connection.id for connection, _profile in rows])
     return [
         Device(
-            name=connection.display_name,
+            name=row.display_name,
             authorization_id=None,
-            connection_id=connection.id,
-            profile=profile,
-            protocol=connection.protocol,
-            made_at=connection.created_at,
-            until=connection.expires_at,
-            used_at=seen.get(connection.id),
-            uses=(active or {}).get(connection.id, []),
+            connection_id=row.id,
+            profile=row.profile,
+            protocol=row.protocol,
+            made_at=row.created_at,
+            until=row.expires_at,
+            used_at=row.used_at,
+            uses=(active or {}).get(row.id, []),
         )
-        for connection, profile in rows
+        for row in run(db, _DOWNLOADS, {"user": user.id, "now": now})
     ]
 
 
 def counts(db: Session, user: User, *, now: datetime) -> tuple[int, int, int]:
     """Return how many apps, downloaded configurations and open tunnels a user has."""
-    apps = select(func.count(Authorization.id)).where(*_living(user, now))
-    downloaded = select(func.count(Connection.id)).where(*_downloaded(user, now))
+    apps = select(func.count(Authorization.id)).where(*_living(user.id, now))
+    downloaded = select(func.count(Connection.id)).where(*_downloaded(user.id, now))
     own = select(Connection.id).where(Connection.user_id == user.id)
     tunnels = select(func.count(VpnSession.session_id)).where(
         VpnSession.connection_id.in_(own), VpnSession.ended_at.is_(None)
@@ -164,7 +192,7 @@ def rename(db: Session, user: User, connection_id: str, name: str, source: str |
     """Give one of the user's downloaded configurations another name; raises NotFound."""
     renamed = db.execute(
         update(Connection)
-        .where(Connection.id == connection_id, *_downloaded(user, now))
+        .where(Connection.id == connection_id, *_downloaded(user.id, now))
         .values(display_name=name)
         .returning(Connection.id)
         .execution_options(synchronize_session=False)
@@ -176,89 +204,88 @@ def rename(db: Session, user: User, connection_id: str, name: str, source: str |
     )
 
 
-def _living(user: User, now: datetime) -> tuple[ColumnElement[bool], ...]:
-    return (Authorization.user_id == user.id, Authorization.expires_at > now)
-
-
-def _downloaded(user: User, now: datetime) -> tuple[ColumnElement[bool], ...]:
-    return (
-        Connection.user_id == user.id,
-        # Not "is null": SQLite would look through the downloads of everybody, by the index of that column.
-        func.coalesce(Connection.authorization_id, 0) == 0,
-        Connection.expires_at > now,
+_APPS = Statement(
+    select(
+        Authorization.id,
+        Authorization.client_id,
+        Authorization.authorized_at,
+        Authorization.expires_at,
+        Authorization.last_used_at,
+        Connection.id.label("connection_id"),
+        Connection.protocol,
+        Profile.display_name.label("profile"),
     )
+    .outerjoin(Connection, Connection.authorization_id == Authorization.id)
+    .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
+    .where(*_living(bindparam("user"), bindparam("now")))
+    .order_by(Authorization.authorized_at.desc())
+    .limit(MOST)
+)
 
 
 def _apps(
-    db: Session,
+    db: Database,
     user: User,
     clients: Mapping[str, Client],
     active: Mapping[str, Sequence[Use]],
     now: datetime,
 ) -> list[Device]:
-    query = (
-        select(Authorization, Connection, Profile.display_name)
-        .outerjoin(Connection, Connection.authorization_id == Authorization.id)
-        .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
-        .where(*_living(user, now))
-        .order_by(Authorization.authorized_at.desc())
-        .limit(MOST)
-    )
     return [
         Device(
             name=clients[app.client_id].name if app.client_id in clients else app.client_id,
             authorization_id=app.id,
-            connection_id="" if connection is None else connection.id,
-            profile=profile or "",
-            protocol="" if connection is None else connection.protocol,
+            connection_id=app.connection_id or "",
+            profile=app.profile or "",
+            protocol=app.protocol or "",
             made_at=app.authorized_at,
             until=app.expires_at,
             used_at=app.last_used_at,
-            uses=[] if connection is None else active.get(connection.id, []),
+            uses=active.get(app.connection_id, []),
         )
-        for app, connection, profile in db.execute(query)
+        for app in run(db, _APPS, {"user": user.id, "now": now})
     ]
 
 
-def _last_seen(db: Session, ids: Sequence[str]) -> dict[str, datetime]:
-    """Return when the nodes saw a connection last: now for what is open is when that began."""
-    if not ids:
-        return {}
-    moment = func.max(
-        func.coalesce(VpnSession.ended_at, VpnSession.started_at), type_=VpnSession.started_at.type
-    )
-    query = (
-        select(VpnSession.connection_id, moment)
-        .where(VpnSession.connection_id.in_(ids))
-        .group_by(VpnSession.connection_id)
-    )
-    return dict(db.execute(query).all())
-
-
-def _uses(db: Session, user: User, which: ColumnElement[bool], *, most: int) -> list[Use]:
-    query = (
-        select(VpnSession, Node.name, Profile.display_name, Connection.display_name.label("device"))
+def _of_uses(which: ColumnElement[bool], most: int) -> Statement:
+    own = Connection.user_id == bindparam("user")
+    return Statement(
+        select(
+            *VpnSession.__table__.columns,
+            Node.name.label("node"),
+            Profile.display_name.label("profile"),
+            Connection.display_name.label("device"),
+        )
         .outerjoin(Node, Node.number == VpnSession.node_number)
         .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
-        .outerjoin(Connection, (Connection.id == VpnSession.connection_id) & (Connection.user_id == user.id))
+        .outerjoin(
+            Connection,
+            (Connection.id == VpnSession.connection_id) & own,
+        )
         # What is older than the account is about somebody else who had the name.
-        .where(VpnSession.user_name == user.name, VpnSession.started_at >= user.created_at, which)
+        .where(VpnSession.user_name == bindparam("name"), VpnSession.started_at >= bindparam("since"), which)
         .order_by(VpnSession.started_at.desc())
         .limit(most)
     )
+
+
+_OPEN = _of_uses(VpnSession.ended_at.is_(None), MOST)
+_OVER = _of_uses(VpnSession.ended_at.is_not(None), MOST_EARLIER)
+
+
+def _uses(db: Database, user: User, which: Statement) -> list[Use]:
     return [
         Use(
-            device=device or "",
-            profile=profile or session.profile_id,
-            protocol=session.protocol,
-            node=node or str(session.node_number),
-            addresses=tuple(filter(None, (session.ipv4, session.ipv6))),
-            origin=session.origin,
-            started_at=session.started_at,
-            ended_at=session.ended_at,
-            received_bytes=session.received_bytes,
-            sent_bytes=session.sent_bytes,
-            connection_id=session.connection_id,
+            device=row.device or "",
+            profile=row.profile or row.profile_id,
+            protocol=row.protocol,
+            node=row.node or str(row.node_number),
+            addresses=tuple(filter(None, (row.ipv4, row.ipv6))),
+            origin=row.origin,
+            started_at=row.started_at,
+            ended_at=row.ended_at,
+            received_bytes=row.received_bytes,
+            sent_bytes=row.sent_bytes,
+            connection_id=row.connection_id,
         )
-        for session, node, profile, device in db.execute(query)
+        for row in run(db, which, {"user": user.id, "name": user.name, "since": user.created_at})
     ]

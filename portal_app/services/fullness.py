@@ -70,23 +70,12 @@ def of(offer: Offer, info: Mapping[str, Any] | None) -> Use | None:
     )
 
 
-def remarks(db: Session) -> dict[int, list[Text]]:
-    """Return what there is to say about nearly full shares, by the number of the node."""
-    found: dict[int, list[Text]] = {}
-    rows = db.execute(
-        select(Offer, NodeStatus.info)
-        .outerjoin(NodeStatus, NodeStatus.node_number == Offer.node_number)
-        .where(Offer.full_since.is_not(None))
-        .order_by(Offer.profile_id)
-    )
-    for offer, info in rows:
-        full = of(offer, info)
-        if full is not None:
-            said = text(
-                _REMARKS[full.protocol], profile=offer.profile_id, percent=full.percent, places=full.places
-            )
-            found.setdefault(offer.node_number, []).append(said)
-    return found
+def remark(offer: Offer, info: Mapping[str, Any] | None) -> Text | None:
+    """Return what there is to say about a nearly full share."""
+    full = of(offer, info)
+    if full is None:
+        return None
+    return text(_REMARKS[full.protocol], profile=offer.profile_id, percent=full.percent, places=full.places)
 
 
 @retried

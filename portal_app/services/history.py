@@ -36,7 +36,7 @@ class Filter:
 
 
 def page(db: Session, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
-    """Return rows of a session and its node's name, which is None for a node that is gone."""
+    """Return rows with what a ``VpnSession`` has, and ``node``: its name, or None for one that is gone."""
     return paging.read(db, filtered(wanted), ORDER, before=before, after=after)
 
 
@@ -47,7 +47,8 @@ def lines(wanted: Filter, *, most: int = MOST_EXPORTED) -> Iterator[str]:
 
 def filtered(wanted: Filter) -> Any:
     """Return what asks for these sessions and their nodes' names, without an order."""
-    query = select(VpnSession, Node.name).outerjoin(Node, Node.number == VpnSession.node_number)
+    columns = VpnSession.__table__.columns
+    query = select(*columns, Node.name.label("node")).outerjoin(Node, Node.number == VpnSession.node_number)
     for column, value in (
         (VpnSession.user_name, wanted.user),
         (VpnSession.profile_id, wanted.profile_id),
@@ -69,15 +70,14 @@ def filtered(wanted: Filter) -> Any:
     return query
 
 
-def _cells(row: Any) -> list[object]:
-    session, node = row
+def _cells(session: Any) -> list[object]:
     seconds = (
         None if session.ended_at is None else int((session.ended_at - session.started_at).total_seconds())
     )
     return [
         session.user_name,
         session.profile_id,
-        node or str(session.node_number),
+        session.node or str(session.node_number),
         session.protocol,
         session.connection_id,
         session.ipv4,

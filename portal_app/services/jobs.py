@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
+from portal_app.db import Database
 from portal_app.errors import N_
 from portal_app.models import PeriodicJob
 from portal_app.settings import Settings
+from portal_app.statements import Statement, run
 from portal_app.texts import Text, text
 
 #: A job that has not begun for so many of its intervals, and for so long, does not run.
@@ -54,9 +55,12 @@ class JobReport:
     missed: bool
 
 
-def reports(db: Session, settings: Settings, *, now: datetime) -> list[JobReport]:
+_ROWS = Statement(select(*PeriodicJob.__table__.columns).order_by(PeriodicJob.name))
+
+
+def reports(db: Database, settings: Settings, *, now: datetime) -> list[JobReport]:
     """Return every job, also those that never ran and those of another release."""
-    rows = {row.name: row for row in db.scalars(select(PeriodicJob).order_by(PeriodicJob.name))}
+    rows = {row.name: row for row in run(db, _ROWS)}
     known = intervals(settings)
     return [_report(name, rows.get(name), known.get(name), now) for name in [*known, *(rows.keys() - known)]]
 

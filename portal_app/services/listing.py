@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 
 from portal_app.errors import BadRequest
 from portal_app.models import (
-    AuditEvent,
     Authorization,
     Connection,
     LocalAccount,
@@ -78,7 +77,7 @@ def users(db: Session, *, disabled: bool | None, part: Part) -> tuple[list[UserR
     """Return users by name, and the cursor of what follows."""
     query = _USERS if disabled is None else _USERS.where(User.is_disabled.is_(disabled))
     page = _read(db, query, USERS, part)
-    return [UserRow(*row) for row in page.rows], page.after
+    return [UserRow(*row[:3]) for row in page.rows], page.after
 
 
 def every_user(db: Session) -> list[UserRow]:
@@ -140,21 +139,19 @@ def _with_sessions(db: Session, rows: Sequence[Any]) -> list[ConnectionRow]:
     )
     for session in db.scalars(open_ones.order_by(VpnSession.started_at, VpnSession.session_id)):
         of.setdefault(session.connection_id, []).append(session)
-    return [ConnectionRow(c, user, node, client, of.get(c.id, [])) for c, user, node, client in rows]
+    return [ConnectionRow(c, user, node, client, of.get(c.id, [])) for c, user, node, client, *_ in rows]
 
 
-def sessions(
-    db: Session, wanted: history.Filter, part: Part
-) -> tuple[list[tuple[VpnSession, str | None]], str | None]:
-    """Return sessions with the name of their node (None when it is gone), the newest first."""
+def sessions(db: Session, wanted: history.Filter, part: Part) -> tuple[list[Any], str | None]:
+    """Return sessions as ``history.page`` does, the newest first."""
     page = _read(db, history.filtered(wanted), history.ORDER, part)
-    return [(session, node) for session, node in page.rows], page.after
+    return page.rows, page.after
 
 
-def acts(db: Session, wanted: audit.Filter, part: Part) -> tuple[list[AuditEvent], str | None]:
+def acts(db: Session, wanted: audit.Filter, part: Part) -> tuple[list[Any], str | None]:
     """Return rows of the audit log, the newest first."""
     page = _read(db, audit.filtered(wanted), audit.ORDER, part)
-    return [row[0] for row in page.rows], page.after
+    return page.rows, page.after
 
 
 def _read(db: Session, query: Any, order: Order, part: Part) -> Page:

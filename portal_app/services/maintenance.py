@@ -261,10 +261,10 @@ def _is_announced(db: Session, node: "NodeAddress", downloads: bool, cut_at: dat
 
 def in_the_way(db: Session, number: int) -> tuple[int, int]:
     """Return how many connections of apps a node has, and how many that people downloaded."""
-    made_by_app = Connection.authorization_id.is_not(None)
-    counted = select(made_by_app, func.count()).where(Connection.node_number == number).group_by(made_by_app)
-    found: dict[bool, int] = {bool(by_app): count for by_app, count in db.execute(counted)}
-    return found.get(True, 0), found.get(False, 0)
+    here = select(func.count()).select_from(Connection).where(Connection.node_number == number)
+    downloaded = here.where(Connection.authorization_id.is_(None))
+    total, of_downloads = db.execute(select(here.scalar_subquery(), downloaded.scalar_subquery())).one()
+    return total - of_downloads, of_downloads
 
 
 def _to_cut(node: "NodeAddress", downloads: bool) -> tuple[ColumnElement[bool], ...]:

@@ -30,7 +30,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Page:
-    """Some rows of a list, and the cursors of the pages around it; None where there is none."""
+    """Some rows of a list, and the cursors of the pages around it; None where there is none.
+
+    Behind its own columns a row has those of the order.
+    """
 
     rows: list[Any]
     before: str | None
@@ -63,18 +66,18 @@ def read(
         query = query.where(columns[0] <= at[0] if descending else columns[0] >= at[0])
     else:
         backwards, descending = False, order.descending
-    query = query.add_columns(*columns).order_by(*(c.desc() if descending else c.asc() for c in columns))
+    places = (column.label(f"place_{number}") for number, column in enumerate(columns))
+    query = query.add_columns(*places).order_by(*(c.desc() if descending else c.asc() for c in columns))
     found = list(db.execute(query.limit(size + 1)).all())
     more, found = len(found) > size, found[:size]
     if backwards:
         found.reverse()
-    places = [_cursor(row[-len(columns) :]) for row in (found[:1] + found[-1:])]
-    rows = [row[: -len(columns)] for row in found]
-    if not rows:
+    if not found:
         return Page([], None, None)
+    first, last = (_cursor(row[-len(columns) :]) for row in (found[0], found[-1]))
     comes_before = more if backwards else at is not None
     comes_after = True if backwards else more
-    return Page(rows, places[0] if comes_before else None, places[-1] if comes_after else None)
+    return Page(found, first if comes_before else None, last if comes_after else None)
 
 
 def is_cursor(cursor: str, order: Order) -> bool:

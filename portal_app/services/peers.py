@@ -18,10 +18,11 @@ from pathlib import Path
 from cryptography import x509
 from sqlalchemy import select
 
-from portal_app.db import retried, transaction
+from portal_app.db import connected, retried, transaction
 from portal_app.errors import N_
 from portal_app.models import Portal
 from portal_app.settings import Settings
+from portal_app.statements import Statement, run
 from portal_app.texts import Text, text
 
 #: A controller writes what its portal has this often.
@@ -143,10 +144,13 @@ def introduce(name: str, found: Mapping[str, str], now: datetime) -> None:
             db.delete(other)
 
 
+_PORTALS = Statement(select(*Portal.__table__.columns).order_by(Portal.name))
+
+
 def compare(name: str) -> Iterator[Comparison]:
     """Compare the portal ``name`` with every other one."""
-    with transaction(read_only=True) as db:
-        portals = {portal.name: portal for portal in db.scalars(select(Portal).order_by(Portal.name))}
+    with connected(read_only=True) as db:
+        portals = {portal.name: portal for portal in run(db, _PORTALS)}
     own = portals.pop(name).digests if name in portals else {}
     for other in portals.values():
         subjects = sorted(own.keys() | other.digests.keys())

@@ -6,11 +6,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, and_, cast, exists, false, func, literal, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    String,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.orm import Session
 
 from portal_app import roles
-from portal_app.db import is_postgresql
+from portal_app.db import Database, is_postgresql
 from portal_app.errors import N_, Forbidden, NotFound
 from portal_app.models import (
     Authorization,
@@ -25,28 +38,29 @@ from portal_app.names import begins, folded
 from portal_app.roles import Right
 from portal_app.services import audit, paging, profiles, tokens
 from portal_app.settings import Settings
+from portal_app.statements import Rows, Statement, run
 
 #: What of a user's past and of their acts one page shows.
 MOST_SHOWN = 20
-#: Acts of signing in (services/sign_in.py).
-SIGN_INS = ("signed in", "sign-in failed")
 NO_USER = N_("There is no such user. Perhaps somebody has deleted it.")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One user of a list; ``connections`` are the configurations held."""
+    """One user of a list (a row with what a ``User`` has); ``connections`` are the configurations held."""
 
-    user: User
+    user: Any
     roles: list[str]
     connections: int
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one profile is for a user, by which rule: nothing is asked, hidden, has, lacks."""
+    """Whether one profile (a row with what a ``Profile`` has) is for a user, by which rule: nothing is asked,
+    hidden, has, lacks.
+    """
 
-    profile: Profile
+    profile: Any
     allowed: bool
     rule: str
     permissions: tuple[str, ...] = ()
@@ -104,72 +118,104 @@ def read(
         found.append(_has_one_of(db, _of_roles(settings)))
     order = [User.created_at, User.id] if by_time else [folded(User.name), User.id]
     page = paging.read(
-        db, select(User).where(*found), paging.Order(order, descending=descending), before=before, after=after
+        db,
+        select(*User.__table__.columns).where(*found),
+        paging.Order(order, descending=descending),
+        before=before,
+        after=after,
     )
-    users = [row[0] for row in page.rows]
     by_user = (
         select(Connection.user_id, func.count())
-        .where(Connection.user_id.in_([user.id for user in users]))
+        .where(Connection.user_id.in_([user.id for user in page.rows]))
         .group_by(Connection.user_id)
     )
     counts: dict[int, int] = dict(db.execute(by_user).all())
-    rows = [Row(user, roles.held(user.permissions, settings), counts.get(user.id, 0)) for user in users]
+    rows = [Row(user, roles.held(user.permissions, settings), counts.get(user.id, 0)) for user in page.rows]
     return paging.Page(rows, page.before, page.after)
 
 
-def history(db: Session, user: User) -> Sequence[Any]:
-    """Return the last sessions: ``VpnSession``, name of the profile and of the node."""
-    return db.execute(
-        select(VpnSession, Profile.display_name, Node.name)
-        .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
-        .outerjoin(Node, Node.number == VpnSession.node_number)
-        # What is older than the account is about somebody else who had the name; so it is below.
-        .where(VpnSession.user_name == user.name, VpnSession.started_at >= user.created_at)
-        .order_by(VpnSession.started_at.desc())
-        .limit(MOST_SHOWN)
-    ).all()
+#: What is older than an account is about somebody else who had the name.
+_HISTORY = Statement(
+    select(*VpnSession.__table__.columns, Profile.display_name.label("profile"), Node.name.label("node"))
+    .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
+    .outerjoin(Node, Node.number == VpnSession.node_number)
+    .where(VpnSession.user_name == bindparam("name"), VpnSession.started_at >= bindparam("since"))
+    .order_by(VpnSession.started_at.desc())
+    .limit(MOST_SHOWN)
+)
 
 
-def sign_ins(db: Session, user: User) -> list[SignIn]:
-    found = audit.on_user(db, user, SIGN_INS, most=MOST_SHOWN)
-    return [SignIn(act.at, act.action == SIGN_INS[0], act.source) for act in found]
+def history(db: Database, user: User) -> Rows:
+    """Return the last sessions as in ``VpnSession``, with the names of ``profile`` and ``node``, or None."""
+    return run(db, _HISTORY, {"name": user.name, "since": user.created_at})
 
 
-def held(db: Session, user: User, *, now: datetime) -> Held:
-    rows = db.execute(
-        select(Connection.authorization_id.is_not(None), func.count())
-        .where(Connection.user_id == user.id)
-        .group_by(Connection.authorization_id.is_not(None))
+def sign_ins(db: Database, user: User) -> list[SignIn]:
+    found = audit.sign_ins(db, user, most=MOST_SHOWN)
+    return [SignIn(act.at, act.action == audit.SIGNED_IN, act.source) for act in found]
+
+
+_OWNED = Connection.user_id == bindparam("user")
+_HELD = Statement(
+    select(
+        *(
+            select(func.count()).where(*which).scalar_subquery().label(name)
+            for name, which in {
+                "of_apps": (_OWNED, Connection.authorization_id.is_not(None)),
+                # Not "is null": SQLite would look through the downloads of everybody.
+                "by_hand": (_OWNED, func.coalesce(Connection.authorization_id, 0) == 0),
+                "apps": (
+                    Authorization.user_id == bindparam("user"), Authorization.expires_at > bindparam("now"),
+                ),
+            }.items()
+        )
     )
-    counts = {bool(of_app): count for of_app, count in rows}
-    apps = select(func.count()).where(Authorization.user_id == user.id, Authorization.expires_at > now)
-    made = tokens.count_of(db, user.id, now=now)
-    return Held(counts.get(True, 0), counts.get(False, 0), db.scalar(apps) or 0, made)
+)  # fmt: skip
 
 
-def has_account(db: Session, user: User) -> tuple[bool, bool]:
+def held(db: Database, user: User, *, now: datetime) -> Held:
+    (row,) = run(db, _HELD, {"user": user.id, "now": now})
+    return Held(row.of_apps, row.by_hand, row.apps, tokens.count_of(db, user.id, now=now))
+
+
+_HAS_PASSWORD = Statement(
+    select(LocalAccount.password_hash.is_not(None).label("is_set")).where(
+        LocalAccount.user_id == bindparam("user")
+    )
+)
+
+
+def has_account(db: Database, user: User) -> tuple[bool, bool]:
     """Tell whether a password of this user is kept here, and whether there is one by now."""
-    account = db.get(LocalAccount, user.id)
-    return account is not None, account is not None and account.password_hash is not None
+    account = run(db, _HAS_PASSWORD, {"user": user.id}).one_or_none()
+    return account is not None, account is not None and bool(account.is_set)
 
 
-def verdicts(db: Session, permissions: Collection[str]) -> list[Verdict]:
+def verdicts(db: Database, permissions: Collection[str]) -> list[Verdict]:
     """Return for each profile of the deployment which rule allows or denies it."""
-    found = db.scalars(select(Profile).order_by(Profile.priority.desc(), Profile.position))
-    return [_verdict(profile, permissions) for profile in found]
+    return [_verdict(profile, permissions) for profile in run(db, *profiles.ALL)]
 
 
-def decisions(db: Session, user: User) -> list[tuple[Connection, str, str]]:
-    """Return the connections that are there, the last one made first, with names of profile and node."""
-    found = db.execute(
-        select(Connection, func.coalesce(Profile.display_name, Connection.profile_id), Node.name)
-        .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
-        .join(Node, Node.number == Connection.node_number)
-        .where(Connection.user_id == user.id)
-        .order_by(Connection.created_at.desc())
-        .limit(MOST_SHOWN)
+_DECISIONS = Statement(
+    select(
+        Connection.created_at,
+        Connection.display_name,
+        Connection.protocol,
+        Connection.choice,
+        func.coalesce(Profile.display_name, Connection.profile_id).label("profile"),
+        Node.name.label("node"),
     )
-    return [(connection, profile, node) for connection, profile, node in found]
+    .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
+    .join(Node, Node.number == Connection.node_number)
+    .where(Connection.user_id == bindparam("user"))
+    .order_by(Connection.created_at.desc())
+    .limit(MOST_SHOWN)
+)
+
+
+def decisions(db: Database, user: User) -> Rows:
+    """Return the connections that are there, the last one made first, with names of profile and node."""
+    return run(db, _DECISIONS, {"user": user.id})
 
 
 def loses(
@@ -224,7 +270,7 @@ def check_keeps_role(user: User, by: User, permissions: Collection[str], setting
         )
 
 
-def _verdict(profile: Profile, permissions: Collection[str]) -> Verdict:
+def _verdict(profile: Any, permissions: Collection[str]) -> Verdict:
     if profile.hidden:
         return Verdict(profile, False, "hidden")
     if profile.permissions is None:

@@ -228,7 +228,7 @@ def _begin(
         throttles.give_back(db, buckets, now=now)
         if old_token is not None:
             browser_sessions.end(db, old_token)
-        audit.record(db, "signed in", actor=user.name, object=user.name, source=source, now=now)
+        audit.record(db, audit.SIGNED_IN, actor=user.name, object=user.name, source=source, now=now)
         return browser_sessions.begin(db, user, longest=longest, user_agent=user_agent, now=now)
 
 
@@ -238,7 +238,7 @@ def _record_failure(name: str | None, source: str | None, now: datetime) -> None
     key = "nobody" if name is None else hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32]
     with transaction() as db:
         if throttles.take(db, [AUDITED.bucket(key)], now=now) == 0:
-            audit.record(db, "sign-in failed", actor=audit.VISITOR, object=name, source=source, now=now)
+            audit.record(db, audit.SIGN_IN_FAILED, actor=audit.VISITOR, object=name, source=source, now=now)
 
 
 def _whole_seconds(moment: datetime) -> int:

@@ -1,22 +1,26 @@
 """How the service is used: nodes, profiles, active sessions. Reads only."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from portal_app.certificates import Certificate
+from portal_app.db import Database
 from portal_app.errors import N_
 from portal_app.models import Connection, Node, NodeStatus, Offer, Profile, VpnSession
 from portal_app.services import fullness
 from portal_app.services.nodes import UP
+from portal_app.statements import Statement, run_together
 from portal_app.texts import Text, text
 from vpn_core.messages import OPENVPN, WIREGUARD
 
+#: No node has a higher number.
+HIGHEST = 2**31 - 1
 UP_STATE, DOWN, MAINTENANCE, HELD, NEVER_SEEN = "up", "down", "maintenance", "held", "never seen"
 
 
@@ -71,31 +75,72 @@ class ProfileReport:
         return max(self.percentage_in_use, self.wireguard_percentage_allocated)
 
 
-def nodes(
-    db: Session, *, now: datetime, numbers: Collection[int] | None = None, counted: bool = True
-) -> list[NodeReport]:
-    """Return every node, or those with these numbers, in their order.
+@dataclass(frozen=True)
+class Seen:
+    """A node, its status once it was asked, and what there is to say about its nearly full shares.
 
-    Without ``counted`` nobody's connections are counted, which takes a while where there are many.
+    Both have what a ``Node`` and a ``NodeStatus`` have, and are only to read.
     """
-    query = select(Node, NodeStatus).outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
-    of_node = select(Connection.node_number, func.count()).group_by(Connection.node_number)
-    if numbers is not None:
-        query = query.where(Node.number.in_(numbers))
-        of_node = of_node.where(Connection.node_number.in_(numbers))
-    connections: dict[int, int] = dict(db.execute(of_node).all()) if counted else {}
-    rows = db.execute(query.order_by(Node.number)).all()
-    full = fullness.remarks(db)
-    return [
-        _node(node, status, connections.get(node.number, 0), full.get(node.number, []), now)
-        for node, status in rows
-    ]
+
+    node: Node
+    status: NodeStatus | None
+    full: list[Text]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What it said last; empty before."""
+        return (self.status.info if self.status else None) or {}
 
 
-def _node(
-    node: Node, status: NodeStatus | None, connections: int, full: list[Text], now: datetime
-) -> NodeReport:
-    info: dict[str, Any] = (status.info if status else None) or {}
+_FIRST: Any = bindparam("first")
+_LAST: Any = bindparam("last")
+_NODES = Statement(
+    select(*Node.__table__.columns).where(Node.number.between(_FIRST, _LAST)).order_by(Node.number)
+)
+_STATUS = Statement(
+    select(*NodeStatus.__table__.columns).where(NodeStatus.node_number.between(_FIRST, _LAST))
+)
+_FULL = Statement(
+    select(*Offer.__table__.columns)
+    .where(Offer.node_number.between(_FIRST, _LAST), Offer.full_since.is_not(None))
+    .order_by(Offer.profile_id)
+)
+
+
+def seen(db: Database, first: int = 0, last: int = HIGHEST) -> list[Seen]:
+    """Return every node from one number to another, in their order."""
+    between = {"first": first, "last": last}
+    found, states, offers = run_together(db, [(one, between) for one in (_NODES, _STATUS, _FULL)])
+    status = {row.node_number: row for row in states}
+    full: defaultdict[int, list[Text]] = defaultdict(list)
+    for offer in offers:
+        own = status.get(offer.node_number)
+        if (said := fullness.remark(offer, own.info if own else None)) is not None:
+            full[offer.node_number].append(said)
+    return [Seen(node, status.get(node.number), full[node.number]) for node in found]
+
+
+def nodes(db: Session, *, now: datetime) -> list[NodeReport]:
+    """Return a report on every node. It counts everybody's connections, which takes a while."""
+    connections = connections_of_nodes(db)
+    return [report(one, connections=connections.get(one.node.number, 0), now=now) for one in seen(db)]
+
+
+def node(db: Session, number: int, *, now: datetime) -> NodeReport | None:
+    """Return a report on one node, None when there is none with this number."""
+    count = select(func.count()).select_from(Connection).where(Connection.node_number == number)
+    connections = db.scalar(count) or 0
+    return next((report(one, connections=connections, now=now) for one in seen(db, number, number)), None)
+
+
+def connections_of_nodes(db: Session) -> dict[int, int]:
+    """Return how many connections each node has; those without any are not in it."""
+    query = select(Connection.node_number, func.count()).group_by(Connection.node_number)
+    return dict(db.execute(query).all())
+
+
+def report(seen: Seen, *, connections: int, now: datetime) -> NodeReport:
+    node, status, info = seen.node, seen.status, seen.info
     load = info.get("rel_load_average") or []
     certificate = _certificate(info)
     return NodeReport(
@@ -116,7 +161,7 @@ def _node(
         generation=node.generation,
         certificate_serial=f"{certificate.serial_number:x}" if certificate else None,
         certificate_ends=certificate.not_after if certificate else None,
-        remarks=tuple(map(str, (*_remarks(status, info, now), *full))),
+        remarks=tuple(map(str, (*_remarks(status, info, now), *seen.full))),
     )
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, bindparam, func, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from portal_app import events, roles
-from portal_app.db import retried, transaction
+from portal_app.db import Database, retried, transaction
 from portal_app.errors import (
     N_,
     BadRequest,
@@ -34,6 +34,7 @@ from portal_app.roles import Right
 from portal_app.services import audit, paging, profiles, throttles
 from portal_app.services.throttles import Limit
 from portal_app.settings import Settings
+from portal_app.statements import Statement, run
 
 logger = logging.getLogger(__name__)
 
@@ -207,13 +208,22 @@ def page(
         # The index that lets one living token have a name is in this order, too.
         query, order = ApiToken.revoked_at.is_(None), paging.Order([ApiToken.name])
     found = paging.read(db, _with_makers().where(query), order, before=before, after=after)
-    return replace(found, rows=[_listed(token, maker, settings, now) for token, maker in found.rows])
+    return replace(found, rows=[_listed(token, maker, settings, now) for token, maker, *_ in found.rows])
 
 
-def count_of(db: Session, user_id: int, *, now: datetime) -> int:
+_COUNT = Statement(
+    select(func.count().label("living")).where(
+        ApiToken.user_id == bindparam("user"),
+        ApiToken.revoked_at.is_(None),
+        ApiToken.expires_at > bindparam("now"),
+    )
+)
+
+
+def count_of(db: Database, user_id: int, *, now: datetime) -> int:
     """Return how many tokens a user made that are neither revoked nor expired."""
-    living = ApiToken.revoked_at.is_(None), ApiToken.expires_at > now
-    return db.scalar(select(func.count()).where(ApiToken.user_id == user_id, *living)) or 0
+    (row,) = run(db, _COUNT, {"user": user_id, "now": now})
+    return int(row.living)
 
 
 def _with_makers() -> Select[ApiToken, User]:

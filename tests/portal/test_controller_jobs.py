@@ -112,10 +112,10 @@ def test_every_full_share_of_every_node_is_said_and_kept_apart(
 
     assert len(full_events(caplog)) == 4
     with transaction(read_only=True) as session:
-        said = fullness.remarks(session)
+        seen = statistics.seen(session)
     remark = "profile {}: 90 % of 100 WireGuard addresses in use"
     both = [remark.format("employees"), remark.format("lab")]
-    assert {node: list(map(str, texts)) for node, texts in said.items()} == {0: both, 1: both}
+    assert [list(map(str, one.full)) for one in seen] == [both, both]
 
 
 def test_two_portals_say_it_once(node: AgentServer, caplog: pytest.LogCaptureFixture) -> None:

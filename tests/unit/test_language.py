@@ -1,13 +1,19 @@
 """Whatever people read is translated, and into each language."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from babel import Locale, dates
+from flask import Flask, g
+from hypothesis import given
+from hypothesis import strategies as st
 from jinja2 import Environment, nodes
 
-from portal_app.language import LANGUAGES
+from portal_app.language import _LOCALES, LANGUAGES, ago, duration, exact_time, minute
 from vpn_control import translations
 
 TEMPLATES = Path(translations.PORTAL, "templates")
@@ -131,3 +137,36 @@ def _constants(node: nodes.Node) -> Iterator[str]:
             yield from _constants(part)
     elif isinstance(node, nodes.Filter) and node.node is not None:
         yield from _constants(node.node)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@given(
+    seconds=st.integers(-4 * 10**7, 4 * 10**7) | st.integers(-6000, 6000),
+    micro=st.integers(0, 999_999),
+)
+def test_lengths_are_written_as_babel_writes_them(language: str, seconds: int, micro: int) -> None:
+    length = timedelta(seconds=seconds, microseconds=micro)
+    locale = Locale.parse(_LOCALES[language])
+    now = datetime(2026, 11, 29, tzinfo=UTC)
+    with _in(language):
+        assert duration(length) == dates.format_timedelta(length, threshold=1.5, locale=locale)
+        for short, form in ((False, "long"), (True, "short")):
+            wanted = dates.format_timedelta(length, add_direction=True, format=form, locale=locale)  # type: ignore[arg-type]
+            assert ago(now + length, now, short=short) == wanted
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@given(moment=st.datetimes(timezones=st.just(UTC)))
+def test_times_of_day_are_written_as_the_language_does(language: str, moment: datetime) -> None:
+    locale = Locale.parse(_LOCALES[language])
+    assert minute(moment) == dates.format_skeleton("Hm", moment, tzinfo=UTC, locale=locale)
+    with _in(language):
+        assert dates.format_skeleton("Hms", moment, tzinfo=UTC, locale=locale) in exact_time(moment)
+
+
+@contextmanager
+def _in(language: str) -> Iterator[None]:
+    """Let texts speak a language as in a request for a page."""
+    with Flask("test").test_request_context():
+        g.language = language
+        yield

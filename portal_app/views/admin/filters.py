@@ -5,14 +5,14 @@ from typing import Any
 
 from flask import Response, request
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from portal_app import login
 from portal_app.clock import utc_now
-from portal_app.db import retried, transaction
+from portal_app.db import Database, retried, transaction
 from portal_app.errors import N_, BadRequest
 from portal_app.models import Node, Profile
 from portal_app.services import audit
+from portal_app.statements import Statement, run
 
 #: What lies beyond is a slip of the pen, and not what every database can hold.
 _YEARS = range(1970, 9001)
@@ -38,16 +38,16 @@ def _day(text: str) -> datetime | None:
     return datetime(found.year, found.month, found.day, tzinfo=UTC)
 
 
-def profile_choices(db: Session) -> list[tuple[str, str]]:
-    rows = db.execute(select(Profile.profile_id, Profile.display_name).order_by(Profile.position))
-    return [(row.profile_id, row.display_name) for row in rows]
+_PROFILES = Statement(select(Profile.profile_id, Profile.display_name).order_by(Profile.position))
+_NODES = Statement(select(Node.number, Node.name).order_by(Node.number))
 
 
-def node_choices(db: Session) -> list[tuple[str, str]]:
-    return [
-        (str(row.number), row.name)
-        for row in db.execute(select(Node.number, Node.name).order_by(Node.number))
-    ]
+def profile_choices(db: Database) -> list[tuple[str, str]]:
+    return [(row.profile_id, row.display_name) for row in run(db, _PROFILES)]
+
+
+def node_choices(db: Database) -> list[tuple[str, str]]:
+    return [(str(row.number), row.name) for row in run(db, _NODES)]
 
 
 def with_chosen(choices: list[tuple[str, str]], value: str) -> list[tuple[str, str]]:

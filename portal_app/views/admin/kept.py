@@ -28,6 +28,16 @@ def _count() -> Live:
         return statistics.live(db)
 
 
+def connections_of_nodes() -> dict[int, int]:
+    """Return how many connections each node has, at most ten seconds ago."""
+    return _kept("admin connections of nodes", LIVE_SECONDS, _count_of_nodes)
+
+
+def _count_of_nodes() -> dict[int, int]:
+    with transaction(read_only=True) as db:
+        return statistics.connections_of_nodes(db)
+
+
 def web_certificate() -> x509.Certificate | None:
     """Return what this host's web server shows."""
     return _kept(

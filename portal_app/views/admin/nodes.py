@@ -1,5 +1,6 @@
 """The nodes as the controller last saw them, and what an administrator tells them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -21,10 +22,10 @@ from portal_app.services.attention import Concern
 from portal_app.services.capacity import Part
 from portal_app.services.maintenance import Occupants
 from portal_app.services.reconciliation import Preview
-from portal_app.services.statistics import NodeReport
+from portal_app.services.statistics import NodeReport, Seen
 from portal_app.texts import Text, text
 from portal_app.views import forms
-from portal_app.views.admin import bp
+from portal_app.views.admin import bp, kept
 from vpn_core.messages import WIREGUARD
 
 #: Load in percent of the processors from which a node is shown as busy (spec portal.md, section 2).
@@ -54,6 +55,7 @@ class State:
 class NodeView:
     """One node: the report, what is wrong, and what it serves. ``free`` are WireGuard addresses."""
 
+    status: NodeStatus | None
     report: NodeReport
     state: State
     concerns: list[Concern]
@@ -91,6 +93,7 @@ def state_of(report: NodeReport) -> State:
 @bp.get("/nodes")
 @requires(Right.SEE)
 def nodes() -> str:
+    connections = kept.connections_of_nodes()
     with transaction(read_only=True) as db:
         page = paging.read(
             db,
@@ -99,31 +102,22 @@ def nodes() -> str:
             before=forms.cursor("before"),
             after=forms.cursor("after"),
         )
-        views = _views(db, [number for (number,) in page.rows])
+        views = _views(db, page.rows[0][0], page.rows[-1][0], connections) if page.rows else []
     return render_template("admin/nodes.html", nodes=views, page=page)
 
 
-def _views(db: Session, numbers: list[int]) -> list[NodeView]:
-    now = utc_now()
-    rows = db.execute(
-        select(Node, NodeStatus)
-        .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
-        .where(Node.number.in_(numbers))
-    )
-    seen = {node.number: (node, status) for node, status in rows}
-    full = fullness.remarks(db)
+def _views(db: Session, first: int, last: int, connections: Mapping[int, int]) -> list[NodeView]:
+    seen = statistics.seen(db, first, last)
     parts: dict[int, list[Part]] = {}
-    for part in capacity.parts(db, number=numbers[0] if len(numbers) == 1 else None):
+    for part in capacity.parts(db, seen):
         parts.setdefault(part.node_number, []).append(part)
-    return [
-        NodeView(
-            report,
-            state_of(report),
-            attention.of_node(*seen[report.number], full.get(report.number, []), now=now),
-            parts.get(report.number, []),
-        )
-        for report in statistics.nodes(db, now=now, numbers=numbers)
-    ]
+    return [_view(one, parts.get(one.node.number, []), connections.get(one.node.number, 0)) for one in seen]
+
+
+def _view(seen: Seen, parts: list[Part], connections: int) -> NodeView:
+    now = utc_now()
+    report = statistics.report(seen, connections=connections, now=now)
+    return NodeView(seen.status, report, state_of(report), attention.of_node(seen, now), parts)
 
 
 @bp.get("/nodes/<int:number>")
@@ -142,9 +136,8 @@ def _find(number: int) -> Node:
 
 def _page(node: Node, *, problem: str = "", preview: Preview | None = None) -> str:
     with transaction(read_only=True) as db:
-        (view,) = _views(db, [node.number])
-        status = db.get(NodeStatus, node.number)
         by_app, downloaded = maintenance.in_the_way(db, node.number)
+        (view,) = _views(db, node.number, node.number, {node.number: by_app + downloaded})
     may_manage = Right.MANAGE in login.required().rights
     if preview is None and may_manage and view.report.state == statistics.HELD:
         preview = _preview(node)
@@ -152,7 +145,7 @@ def _page(node: Node, *, problem: str = "", preview: Preview | None = None) -> s
     return render_template(
         "admin/node.html",
         node=view,
-        status=status,
+        status=view.status,
         by_app=by_app,
         downloaded=downloaded,
         delays=[(minutes, _delay(minutes)) for minutes in DELAYS],

@@ -1,18 +1,20 @@
 """How the service is, at a glance: what needs attention first, then who uses what."""
 
+from collections.abc import Sequence
+from datetime import datetime
+
 from flask import render_template
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
 
 from portal_app import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.login import requires
-from portal_app.models import Deployment, Node, NodeStatus
+from portal_app.models import Deployment
 from portal_app.roles import Right
 from portal_app.services import attention, authorities, capacity, jobs, peers, statistics
 from portal_app.services.authorities import CertificateReport
-from portal_app.services.statistics import NodeReport
+from portal_app.services.statistics import NodeReport, Seen
 from portal_app.views.admin import bp, kept
 from portal_app.views.admin.nodes import state_of
 
@@ -27,19 +29,21 @@ def overview() -> str:
     portals = list(peers.compare(peers.host_name()))
     settings = portal().settings
     with transaction(read_only=True) as db:
-        ranges = capacity.ranges(db)
-        certificates = authorities.of_portal(settings, web, now=now) + _of_nodes(db)
+        seen = statistics.seen(db)
+        ranges = capacity.ranges(db, seen, capacity.parts(db, seen))
+        applied_at = db.scalar(select(Deployment.plan_applied_at))
+        certificates = authorities.of_portal(settings, web, now=now) + _of_nodes(seen, now)
         found = attention.found(
             db,
+            nodes=seen,
+            applied_at=applied_at,
             ranges=ranges,
             certificates=certificates,
             reports=jobs.reports(db, settings, now=now),
             portals=portals,
             now=now,
         )
-        nodes = statistics.nodes(db, now=now, counted=False)
-        total = db.scalar(select(func.count()).select_from(Node))
-        applied_at = db.scalar(select(Deployment.plan_applied_at))
+    nodes = [statistics.report(one, connections=0, now=now) for one in seen]
     return render_template(
         "admin/overview.html",
         found=found[:MOST_CONCERNS],
@@ -48,7 +52,7 @@ def overview() -> str:
         ranges=ranges,
         nodes=[(report, state_of(report)) for report in sorted(nodes, key=_first)[:MOST_NODES]],
         up=sum(report.state == statistics.UP_STATE for report in nodes),
-        total=total,
+        total=len(nodes),
         certificates=sorted(certificates, key=_days_left)[:MOST_CERTIFICATES],
         web_known=web is not None,
         release=peers.release(),
@@ -56,10 +60,8 @@ def overview() -> str:
     )
 
 
-def _of_nodes(db: Session) -> list[CertificateReport]:
-    rows = db.execute(select(Node.number, Node.name, NodeStatus.info).join(NodeStatus))
-    now = utc_now()
-    reports = [authorities.of_node(number, name, info or {}, now=now) for number, name, info in rows]
+def _of_nodes(seen: Sequence[Seen], now: datetime) -> list[CertificateReport]:
+    reports = [authorities.of_node(one.node.number, one.node.name, one.info, now=now) for one in seen]
     return [report for report in reports if report is not None]
 
 

@@ -10,7 +10,7 @@ from portal_app.login import requires
 from portal_app.models import Deployment, Node, Offer, Profile
 from portal_app.render import client_config
 from portal_app.roles import Right
-from portal_app.services import capacity, transports
+from portal_app.services import capacity, statistics, transports
 from portal_app.services.capacity import Part, Range
 from portal_app.services.statistics import Live
 from portal_app.views.admin import bp, kept
@@ -29,7 +29,8 @@ def profiles() -> str:
     counts = kept.counts()
     with transaction(read_only=True) as db:
         found = list(db.scalars(select(Profile).order_by(Profile.position)))
-        ranges = capacity.ranges(db)
+        seen = statistics.seen(db)
+        ranges = capacity.ranges(db, seen, capacity.parts(db, seen))
     views = [_view(profile, ranges, counts) for profile in found]
     return render_template("admin/profiles.html", profiles=views)
 
@@ -50,9 +51,9 @@ def profile(profile_id: str) -> str:
         found = db.get(Profile, profile_id)
         if found is None:
             abort(404)
-        ranges = capacity.ranges(db)
-        parts = capacity.parts(db, profile_id=profile_id)
-        names: dict[int, str] = dict(db.execute(select(Node.number, Node.name)).all())
+        seen = statistics.seen(db)
+        parts = capacity.parts(db, seen)
+        ranges = capacity.ranges(db, seen, parts)
         row = db.execute(
             select(Offer, Node.hostname)
             .join(Node, Node.number == Offer.node_number)
@@ -61,6 +62,7 @@ def profile(profile_id: str) -> str:
             .limit(1)
         ).one_or_none()
         plan = db.scalar(select(Deployment.plan))
+    names = {one.node.number: one.node.name for one in seen}
     examples = []
     if row is not None:
         port = (plan or {}).get("wireguard", {}).get("port")
@@ -70,11 +72,11 @@ def profile(profile_id: str) -> str:
         view=_view(found, ranges, counts),
         profile=found,
         transports=transports.supported(found),
-        parts=[(names.get(part.node_number, ""), part) for part in _in_order(parts)],
+        parts=[(names[part.node_number], part) for part in _in_order(parts, profile_id)],
         examples=examples,
     )
 
 
-def _in_order(parts: list[Part]) -> list[Part]:
-    """Return the fullest first."""
-    return sorted(parts, key=lambda part: -part.use.percent)
+def _in_order(parts: list[Part], profile_id: str) -> list[Part]:
+    """Return those of a profile, the fullest first."""
+    return sorted((p for p in parts if p.profile_id == profile_id), key=lambda part: -part.use.percent)

@@ -107,7 +107,7 @@ def _node(call: Call) -> Node:
 
 def _shown(call: Call, node: Node) -> dict[str, Any]:
     with transaction(read_only=True) as db:
-        report = next((r for r in statistics.nodes(db, now=call.now) if r.number == node.number), None)
+        report = statistics.node(db, node.number, now=call.now)
         status = db.get(NodeStatus, node.number)
         offers = db.scalars(
             select(Offer).where(Offer.node_number == node.number).order_by(Offer.profile_id)

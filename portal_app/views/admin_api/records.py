@@ -24,7 +24,7 @@ def _sessions(call: Call) -> dict[str, Any]:
     )
     with transaction(read_only=True) as db:
         found, after = listing.sessions(db, wanted, call.part)
-    return page([shapes.session(row, node) for row, node in found], after)
+    return page([shapes.session(row) for row in found], after)
 
 
 def _acts(call: Call) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from portal_app.models import AuditEvent, Authorization, Profile, VpnSession
+from portal_app.models import Authorization, Profile
 from portal_app.oauth.clients import Client
 from portal_app.services.listing import ConnectionRow, UserRow
 from portal_app.services.statistics import (
@@ -298,10 +298,11 @@ def profile(row: Profile, nodes: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def session(row: VpnSession, node_name: str | None) -> dict[str, Any]:
+def session(row: Any) -> dict[str, Any]:
+    """``row`` is one of ``history.page``."""
     return {
         "id": row.session_id,
-        "node": node_name or str(row.node_number),
+        "node": row.node or str(row.node_number),
         "user": row.user_name,
         "profile": row.profile_id,
         "protocol": row.protocol,
@@ -316,7 +317,7 @@ def session(row: VpnSession, node_name: str | None) -> dict[str, Any]:
     }
 
 
-def act(row: AuditEvent) -> dict[str, Any]:
+def act(row: Any) -> dict[str, Any]:
     return {
         "id": row.id,
         "at": time(row.at),
