@@ -14,7 +14,8 @@ from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 from markupsafe import Markup, escape
 
-from portal_app import language
+from portal_app import language, writing
+from portal_app.writing import Writer
 
 #: What the lexer makes of the begin of ``_("…")`` and ``_("…", name=value)``.
 _CALL = (("name",), ("lparen",), ("string",), ("rparen", "comma"))
@@ -26,8 +27,8 @@ def init_app(app: Flask) -> None:
     app.jinja_options = {**app.jinja_options, "extensions": ["jinja2.ext.i18n", _Constants]}
     environment = app.jinja_env
     environment.install_gettext_callables(  # type: ignore[attr-defined]  # of its i18n extension
-        lambda text: language.translated(text, language.tag()),
-        lambda one, many, count: language.translated_count(one, many, count, language.tag()),
+        lambda text: language.writer().translated(text),
+        lambda one, many, count: language.writer().translated_count(one, many, count),
         newstyle=True,
     )
     environment.policies["ext.i18n.trimmed"] = True
@@ -36,7 +37,7 @@ def init_app(app: Flask) -> None:
 
 
 def _translated(message: str, **values: object) -> Markup:
-    return _filled(language.translated(message, language.tag()), **values)
+    return _filled(language.writer().translated(message), **values)
 
 
 def _filled(said: str, **values: object) -> Markup:
@@ -47,26 +48,32 @@ def _filled(said: str, **values: object) -> Markup:
 class Environment(flask.templating.Environment):
     """The templates as Flask knows them, each as it was compiled for the language of the request."""
 
-    #: Tag of the language whose texts are compiled in; None reads that of the request.
-    language: str | None = None
+    #: Whose texts are compiled in, and who writes times and numbers; None takes that of the request.
+    writer: Writer | None = None
 
     def _load_template(self, name: str, globals: Any) -> Template:
         """Return a template. All that asks for one comes here: render, extends, include, import."""
-        if self.language is not None:
+        if self.writer is not None:
             return super()._load_template(name, globals)
         speaking: dict[str, Environment] = self.__dict__.setdefault("speaking", {})
         tag = language.tag()
         if tag not in speaking:
-            speaking[tag] = self.overlay()
-            speaking[tag].language = tag
+            speaking[tag] = self._speaking(writing.writer(tag))
         return speaking[tag]._load_template(name, globals)
+
+    def _speaking(self, writer: Writer) -> "Environment":
+        found: Environment = self.overlay()
+        found.writer = writer
+        found.filters = {**self.filters, **writer.filters()}
+        found.globals = {**self.globals, "time_element": writer.time_element}
+        return found
 
 
 class _Constants(Extension):
     """Puts the translation in the place of each constant text: of all of ``_("…")``, or of the text alone."""
 
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
-        tag = cast(Environment, self.environment).language or "en"
+        writer = cast(Environment, self.environment).writer or writing.writer("en")
         seen: list[Token] = []
         for token in stream:
             seen.append(token)
@@ -74,7 +81,7 @@ class _Constants(Extension):
                 yield from seen
                 seen = []
             elif len(seen) == len(_CALL):
-                said = language.translated(seen[2].value, tag)
+                said = writer.translated(seen[2].value)
                 yield from _constant(seen, said) if token.type == "rparen" else _call(seen, said)
                 seen = []
         yield from seen

@@ -15,10 +15,12 @@ from sqlalchemy.orm import Session
 from portal_app.db import Database
 from portal_app.models import AuditEvent, User
 from portal_app.services import exports, paging
-from portal_app.statements import Asked, Rows, Statement, run
+from portal_app.statements import Asked, Rows, Statement, at_most, run
 
 #: One file holds so many acts.
 MOST_EXPORTED = 100_000
+#: Sign-ins of a user, and acts of controllers, that a page shows.
+_MOST_LATEST = 20
 #: So many different actions can be chosen from; there are some dozens.
 _MOST_ACTIONS = 200
 ORDER = paging.Order([AuditEvent.at, AuditEvent.id], descending=True)
@@ -91,27 +93,27 @@ _SIGN_INS = Statement(
         or_(AuditEvent.action == SIGNED_IN, AuditEvent.action == SIGN_IN_FAILED),
     )
     .order_by(AuditEvent.at.desc())
-    .limit(bindparam("most"))
+    .limit(at_most(_MOST_LATEST))
 )
 _OF_CONTROLLERS = Statement(
     select(*AuditEvent.__table__.columns)
     .where(AuditEvent.actor == CONTROLLER)
     .order_by(AuditEvent.at.desc())
-    .limit(bindparam("most"))
+    .limit(at_most(_MOST_LATEST))
 )
 
 
-def sign_ins(db: Database, user: User, *, most: int) -> Rows:
+def sign_ins(db: Database, user: User) -> Rows:
     """Return when and from where a user signed in or failed to, the newest first.
 
     What is older than the account was somebody else who had the name.
     """
-    return run(db, _SIGN_INS, {"name": user.name, "since": user.created_at, "most": most})
+    return run(db, _SIGN_INS, {"name": user.name, "since": user.created_at})
 
 
-def of_controllers(db: Database, *, most: int) -> Rows:
+def of_controllers(db: Database) -> Rows:
     """Return what the controllers did and reported last, as in ``AuditEvent``."""
-    return run(db, _OF_CONTROLLERS, {"most": most})
+    return run(db, _OF_CONTROLLERS)
 
 
 def about(db: Session, user: User, *, most: int) -> list[AuditEvent]:
@@ -153,7 +155,7 @@ def _different_actions() -> Statement:
     found = select(func.min(AuditEvent.action).label("action")).cte("found", recursive=True)
     following = select(func.min(AuditEvent.action)).where(AuditEvent.action > found.c.action)
     found = found.union_all(select(following.scalar_subquery()).where(found.c.action.is_not(None)))
-    return Statement(select(found.c.action).where(found.c.action.is_not(None)).limit(_MOST_ACTIONS))
+    return Statement(select(found.c.action).where(found.c.action.is_not(None)).limit(at_most(_MOST_ACTIONS)))
 
 
 _ACTIONS = _different_actions()

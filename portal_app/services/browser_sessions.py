@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from portal_app import systems
 from portal_app.db import Database
 from portal_app.models import BrowserSession, User
-from portal_app.statements import Statement, run
+from portal_app.statements import Statement, at_most, run
 
 #: How old ``last_seen_at`` may get before a request writes it again: reading a page writes at most once a
 #: minute.
@@ -137,7 +137,7 @@ def listed(db: Session, user_id: int, token: str, *, idle: timedelta, now: datet
             BrowserSession.last_seen_at > now - idle,
         )
         .order_by((BrowserSession.token_hash != this), BrowserSession.last_seen_at.desc())
-        .limit(MOST_LISTED)
+        .limit(at_most(MOST_LISTED))
     )
     return [
         Listed(

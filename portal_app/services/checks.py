@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from sqlalchemy import func, select
-from sqlalchemy import text as sql
+from sqlalchemy import func, select, table
 from sqlalchemy.orm import Session
 
 from portal_app import db, migrations
@@ -22,6 +21,7 @@ from portal_app.db import transaction
 from portal_app.errors import N_, PortalError
 from portal_app.models import Deployment
 from portal_app.settings import Settings
+from portal_app.statements import Statement, run
 from portal_app.texts import Size, Text, text
 
 #: Clocks further apart than this are reported (reliability.md R61).
@@ -193,14 +193,17 @@ class Replication:
     standbys: int
 
 
+_REPLICATION = Statement(
+    select(
+        (func.current_setting("synchronous_standby_names") != "").label("waits"),
+        select(func.count()).select_from(table("pg_stat_replication")).scalar_subquery().label("standbys"),
+    )
+)
+
+
 def replication(session: Session) -> Replication | None:
     """Return None where there is nothing to know: SQLite, or PostgreSQL without any standby."""
     if session.get_bind().dialect.name == "sqlite":
         return None
-    waits, standbys = session.execute(
-        sql(
-            "SELECT current_setting('synchronous_standby_names') <> '',"
-            " (SELECT count(*) FROM pg_stat_replication)"
-        )
-    ).one()
-    return Replication(waits, standbys) if waits or standbys else None
+    (found,) = run(session, _REPLICATION)
+    return Replication(found.waits, found.standbys) if found.waits or found.standbys else None

@@ -16,13 +16,14 @@ from portal_app.db import Database, retried, transaction
 from portal_app.models import Authorization, Connection, Node, NodeStatus, Profile, User, VpnSession
 from portal_app.names import begins, folded
 from portal_app.services import audit, live_usage, paging, throttles
-from portal_app.services.live_usage import Live
+from portal_app.services.live_usage import Asked, Live
 from portal_app.services.nodes import NodeRef
 from portal_app.services.throttles import Limit
-from portal_app.statements import Statement, run
+from portal_app.statements import Statement, at_most, run
 
 #: A row here says more than those of other lists: a page stays below 60 kB, and quick.
 PAGE_SIZE = 25
+MOST_OF_USER = 50
 #: Counting ends here: beyond it the exact number helps nobody, and costs.
 MOST_COUNTED = 1000
 #: A page that refreshes itself asks the same again and again: that is written down once an hour.
@@ -71,10 +72,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Listed:
-    """``count`` is at most ``MOST_COUNTED`` + 1."""
+    """``count`` is at most ``MOST_COUNTED`` + 1; ``asked`` is for ``with_usage``."""
 
     page: paging.Page
     count: int
+    asked: Asked
 
 
 #: A configuration's columns are called so in a line, those of a session as they are.
@@ -104,12 +106,17 @@ _SESSIONS, _CONNECTIONS = [*_OF_SESSION, *_OF_HELD, *_OF_BOTH], [*_OF_HELD, *_OF
 
 
 def read(
-    db: Session, wanted: Filter, *, by_user: bool, descending: bool, before: str = "", after: str = ""
+    db: Session,
+    agents: Agents,
+    wanted: Filter,
+    *,
+    by_user: bool,
+    descending: bool,
+    before: str = "",
+    after: str = "",
 ) -> Listed:
-    """Return a page of ``Row``."""
+    """Return a page of ``Row``, and ask its nodes what goes through them."""
     query = _sessions(wanted) if wanted.now_only else _connections(wanted)
-    found = query.with_only_columns(VpnSession.session_id if wanted.now_only else Connection.id)
-    count = db.scalar(select(func.count()).select_from(found.limit(MOST_COUNTED + 1).subquery())) or 0
     order, more = _order(wanted.now_only, by_user)
     page = paging.read(
         db,
@@ -120,7 +127,11 @@ def read(
         size=PAGE_SIZE,
     )
     rows = _of_sessions(page.rows) if wanted.now_only else _with_sessions(db, page.rows)
-    return Listed(replace(page, rows=rows), count)
+    asked = ask(agents, rows)
+    found = query.with_only_columns(VpnSession.session_id if wanted.now_only else Connection.id)
+    counted = found.limit(at_most(MOST_COUNTED + 1)).subquery()
+    count = db.scalar(select(func.count()).select_from(counted)) or 0
+    return Listed(replace(page, rows=rows), count, asked)
 
 
 def record_search(
@@ -152,9 +163,9 @@ def _record_search(
         )
 
 
-def of_user(db: Database, user: User, *, most: int) -> list[Row]:
+def of_user(db: Database, user: User) -> list[Row]:
     """Return what a user has connected now, the latest first."""
-    return _of_sessions(run(db, _OF_USER, {"name": user.name, "since": user.created_at, "most": most}))
+    return _of_sessions(run(db, _OF_USER, {"name": user.name, "since": user.created_at}))
 
 
 def chosen(db: Session, ids: Collection[str]) -> list[Row]:
@@ -164,13 +175,18 @@ def chosen(db: Session, ids: Collection[str]) -> list[Row]:
     return _with_sessions(db, found)
 
 
-def with_usage(agents: Agents, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with what their nodes say; a node that was silent already is not waited for."""
+def ask(agents: Agents, rows: Sequence[Row]) -> Asked:
+    """Ask the nodes of these rows; one that was silent already is not asked."""
     wanted: dict[NodeRef, set[str]] = defaultdict(set)
     for row in rows:
         if row.connected and row.connection_id and row.node_ref is not None and not row.silent:
             wanted[row.node_ref].add(row.connection_id)
-    found = live_usage.ask(agents, wanted)
+    return live_usage.begin(agents, wanted)
+
+
+def with_usage(rows: Sequence[Row], asked: Asked) -> list[Row]:
+    """Return the rows with what their nodes say. It waits for them: the database is to be free by then."""
+    found = asked.found()
     return [
         replace(row, live=found[row.connection_id]) if row.connection_id in found else row for row in rows
     ]
@@ -277,7 +293,7 @@ _OF_USER = Statement(
         now_only=True,
     )
     .order_by(VpnSession.started_at.desc(), VpnSession.session_id)
-    .limit(bindparam("most"))
+    .limit(at_most(MOST_OF_USER))
 )
 
 

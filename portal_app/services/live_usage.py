@@ -8,11 +8,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 from portal_app.agents import Agents
+from portal_app.errors import PortalError
 from portal_app.services.nodes import NodeRef
 from vpn_core.messages import Usage
 
@@ -61,27 +63,34 @@ class _Memory:
 _memory = _Memory()
 
 
-def ask(
-    agents: Agents, wanted: Mapping[NodeRef, Collection[str]], *, seconds: float = SECONDS
-) -> dict[str, Live]:
-    """Return what nodes say about these connections of theirs; who does not answer in time says nothing."""
-    calls = [
-        partial(agents.usage, node, only=sorted(set(ids)), seconds=seconds)
-        for node, ids in wanted.items()
-        if ids
-    ]
-    found: dict[str, Live] = {}
-    if not calls:
-        return found
-    answers = agents.together(calls, seconds=seconds)
-    now = time.monotonic()
-    for call, answer in zip(calls, answers, strict=True):
-        if isinstance(answer, Exception):
-            continue
-        asked = set(call.keywords["only"])
-        # A node speaks of what it was asked for, and no other's.
-        found.update({u.connection_id: _live(u, now) for u in answer if u.connection_id in asked})
-    return found
+class Asked:
+    """What nodes were asked, while whoever asked goes on."""
+
+    def __init__(self, agents: Agents, wanted: Mapping[NodeRef, Collection[str]], seconds: float) -> None:
+        self._ends_at = time.monotonic() + seconds
+        self._calls = [
+            (set(ids), agents.start(partial(agents.usage, node, only=sorted(set(ids)), seconds=seconds)))
+            for node, ids in wanted.items()
+            if ids
+        ]
+
+    def found(self) -> dict[str, Live]:
+        """Return what they say; who does not answer in time says nothing."""
+        said: dict[str, Live] = {}
+        for ids, call in self._calls:
+            try:
+                answer = call.result(max(0.0, self._ends_at - time.monotonic()))
+            except (FutureTimeoutError, PortalError):
+                continue
+            now = time.monotonic()
+            # A node speaks of what it was asked for, and no other's.
+            said.update({u.connection_id: _live(u, now) for u in answer if u.connection_id in ids})
+        return said
+
+
+def begin(agents: Agents, wanted: Mapping[NodeRef, Collection[str]], *, seconds: float = SECONDS) -> Asked:
+    """Ask nodes about these connections of theirs, all at once; wait for nobody yet."""
+    return Asked(agents, wanted, seconds)
 
 
 def _live(usage: Usage, now: float) -> Live:

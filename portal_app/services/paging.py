@@ -15,6 +15,8 @@ from typing import Any
 from sqlalchemy import tuple_
 from sqlalchemy.orm import Session
 
+from portal_app.statements import at_most
+
 PAGE_SIZE = 50
 #: A name of 255 characters, each of four bytes, and some more.
 LONGEST_CURSOR = 1600
@@ -68,7 +70,7 @@ def read(
         backwards, descending = False, order.descending
     places = (column.label(f"place_{number}") for number, column in enumerate(columns))
     query = query.add_columns(*places).order_by(*(c.desc() if descending else c.asc() for c in columns))
-    found = list(db.execute(query.limit(size + 1)).all())
+    found = list(db.execute(query.limit(at_most(size + 1))).all())
     more, found = len(found) > size, found[:size]
     if backwards:
         found.reverse()

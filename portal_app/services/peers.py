@@ -8,21 +8,22 @@ import hashlib
 import json
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from sqlalchemy import select
 
-from portal_app.db import connected, retried, transaction
+from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import N_
 from portal_app.models import Portal
 from portal_app.settings import Settings
-from portal_app.statements import Statement, run
+from portal_app.statements import Rows, Statement, run
 from portal_app.texts import Text, text
 
 #: A controller writes what its portal has this often.
@@ -147,10 +148,21 @@ def introduce(name: str, found: Mapping[str, str], now: datetime) -> None:
 _PORTALS = Statement(select(*Portal.__table__.columns).order_by(Portal.name))
 
 
+def known(db: Database) -> Rows:
+    """Return what each portal introduced itself with, as in ``Portal``, by name."""
+    return run(db, _PORTALS)
+
+
 def compare(name: str) -> Iterator[Comparison]:
     """Compare the portal ``name`` with every other one."""
     with connected(read_only=True) as db:
-        portals = {portal.name: portal for portal in run(db, _PORTALS)}
+        found = known(db)
+    return differences(found, name)
+
+
+def differences(found: Iterable[Any], name: str) -> Iterator[Comparison]:
+    """Yield what differs at every other of these portals."""
+    portals = {portal.name: portal for portal in found}
     own = portals.pop(name).digests if name in portals else {}
     for other in portals.values():
         subjects = sorted(own.keys() | other.digests.keys())

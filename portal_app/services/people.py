@@ -38,7 +38,7 @@ from portal_app.names import begins, folded
 from portal_app.roles import Right
 from portal_app.services import audit, paging, profiles, tokens
 from portal_app.settings import Settings
-from portal_app.statements import Rows, Statement, run
+from portal_app.statements import Rows, Statement, at_most, run
 
 #: What of a user's past and of their acts one page shows.
 MOST_SHOWN = 20
@@ -141,7 +141,7 @@ _HISTORY = Statement(
     .outerjoin(Node, Node.number == VpnSession.node_number)
     .where(VpnSession.user_name == bindparam("name"), VpnSession.started_at >= bindparam("since"))
     .order_by(VpnSession.started_at.desc())
-    .limit(MOST_SHOWN)
+    .limit(at_most(MOST_SHOWN))
 )
 
 
@@ -151,7 +151,7 @@ def history(db: Database, user: User) -> Rows:
 
 
 def sign_ins(db: Database, user: User) -> list[SignIn]:
-    found = audit.sign_ins(db, user, most=MOST_SHOWN)
+    found = audit.sign_ins(db, user)
     return [SignIn(act.at, act.action == audit.SIGNED_IN, act.source) for act in found]
 
 
@@ -209,7 +209,7 @@ _DECISIONS = Statement(
     .join(Node, Node.number == Connection.node_number)
     .where(Connection.user_id == bindparam("user"))
     .order_by(Connection.created_at.desc())
-    .limit(MOST_SHOWN)
+    .limit(at_most(MOST_SHOWN))
 )
 
 

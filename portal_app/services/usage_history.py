@@ -1,16 +1,18 @@
 """What was counted by ``usage``, for pages: over a period, of one profile and node or of all. Reads only."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, func, select
 
-from portal_app.models import UsageDay, UsageSample
+from portal_app.db import Database
+from portal_app.models import Node, Profile, UsageDay, UsageSample
 from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.services import usage
+from portal_app.statements import Rows, Statement, run
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,93 @@ class Traffic:
     sent_bytes: int
 
 
-def points(db: Session, period: Period, profile_id: str, node_number: int, *, now: datetime) -> list[Point]:
+_DAYS = Statement(
+    select(*UsageDay.__table__.columns).where(
+        UsageDay.profile_id == bindparam("profile"),
+        UsageDay.node_number == bindparam("node"),
+        UsageDay.day.between(bindparam("first"), bindparam("last")),
+    )
+)
+_SAMPLES = Statement(
+    select(UsageSample.slot, UsageSample.connections, UsageSample.users).where(
+        UsageSample.profile_id == bindparam("profile"),
+        UsageSample.node_number == bindparam("node"),
+        UsageSample.protocol == ALL,
+        UsageSample.slot >= bindparam("first"),
+    )
+)
+_SUMS = (
+    func.max(UsageDay.users).label("users"),
+    func.max(UsageDay.peak_connections).label("peak_connections"),
+    func.sum(UsageDay.sessions).label("sessions"),
+    func.sum(UsageDay.received_bytes).label("received_bytes"),
+    func.sum(UsageDay.sent_bytes).label("sent_bytes"),
+)
+_BETWEEN = UsageDay.day.between(bindparam("first"), bindparam("last"))
+#: From those that there are: what is read of each is together in the table.
+_BY_PROFILE = Statement(
+    select(UsageDay.profile_id.label("key"), *_SUMS)
+    .join(Profile, Profile.profile_id == UsageDay.profile_id)
+    .where(UsageDay.node_number == bindparam("node"), _BETWEEN)
+    .group_by(UsageDay.profile_id)
+)
+_BY_NODE = Statement(
+    select(UsageDay.node_number.label("key"), *_SUMS)
+    .join(Node, Node.number == UsageDay.node_number)
+    .where(UsageDay.profile_id == bindparam("profile"), _BETWEEN)
+    .group_by(UsageDay.node_number)
+)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The whole days of a period that were counted, by their dates: of one profile and node, or of all."""
+
+    period: Period
+    profile_id: str
+    node_number: int
+    first: date
+    last: date
+    by_day: Mapping[str, Any]
+
+
+def read_days(db: Database, period: Period, profile_id: str, node_number: int, *, now: datetime) -> Counted:
+    """Read the days of one profile and node, or of all."""
+    first, last = span(period, now)
+    found = {row.day: row for row in _days(db, profile_id, node_number, first, last)}
+    if (profile_id, node_number) != (ALL, ALL_NODES):
+        # A day that was counted without this profile or node had nobody there.
+        for row in _days(db, ALL, ALL_NODES, first, last):
+            found.setdefault(row.day, _nobody(row))
+    return Counted(period, profile_id, node_number, first, last, found)
+
+
+def _days(db: Database, profile_id: str, node_number: int, first: date, last: date) -> Rows:
+    between = {"first": first.isoformat(), "last": last.isoformat()}
+    return run(db, _DAYS, {"profile": profile_id, "node": node_number} | between)
+
+
+def _nobody(row: Any) -> Any:
+    known = row.peak_connections is not None
+    peak = 0 if known else None
+    nothing = {"users": 0, "sessions": 0, "received_bytes": 0, "sent_bytes": 0, "clients": {}}
+    return row._replace(peak_connections=peak, peak_users=peak, **nothing)
+
+
+def points(db: Database, days: Counted, *, now: datetime) -> list[Point]:
     """Return the points of a period, the oldest first; the last one of samples is not over yet."""
+    period = days.period
     if not period.is_of_samples:
         return [
-            Point(begin, end, _most(d.peak_connections for d in days), _most(d.peak_users for d in days))
-            for begin, end, days in _steps(db, period, profile_id, node_number, now=now)
+            Point(begin, end, _most(d.peak_connections for d in step), _most(d.peak_users for d in step))
+            for begin, end, step in _steps(days)
         ]
     slots = int(period.point / usage.SLOT)
     last = usage.slot_of(now) // slots
     first = last - int(timedelta(days=period.days) / period.point) + 1
     known = _samples(db, ALL, ALL_NODES, first * slots)
-    own = (
-        known
-        if (profile_id, node_number) == (ALL, ALL_NODES)
-        else _samples(db, profile_id, node_number, first * slots)
-    )
+    which = days.profile_id, days.node_number
+    own = known if which == (ALL, ALL_NODES) else _samples(db, *which, first * slots)
     found = []
     for number in range(first, last + 1):
         # Where there is a row over everything, what has no row had nobody.
@@ -91,53 +164,28 @@ def points(db: Session, period: Period, profile_id: str, node_number: int, *, no
     return found
 
 
-def _samples(db: Session, profile_id: str, node_number: int, first: int) -> dict[int, tuple[int, int]]:
-    rows = db.execute(
-        select(UsageSample.slot, UsageSample.connections, UsageSample.users).where(
-            UsageSample.profile_id == profile_id,
-            UsageSample.node_number == node_number,
-            UsageSample.protocol == ALL,
-            UsageSample.slot >= first,
-        )
-    )
+def _samples(db: Database, profile_id: str, node_number: int, first: int) -> dict[int, tuple[int, int]]:
+    rows = run(db, _SAMPLES, {"profile": profile_id, "node": node_number, "first": first})
     return {row.slot: (row.connections, row.users) for row in rows}
 
 
-def traffic(
-    db: Session, period: Period, profile_id: str, node_number: int, *, now: datetime
-) -> list[Traffic]:
+def traffic(days: Counted) -> list[Traffic]:
     """Return users, sessions and bytes per day, or per week in a year; the oldest first."""
     found = []
-    for begin, end, days in _steps(db, period, profile_id, node_number, now=now):
-        total = _sum(days)
+    for begin, end, step in _steps(days):
+        total = _sum(step)
         found.append(Traffic(begin, end, total.users, total.sessions, total.received_bytes, total.sent_bytes))
     return found
 
 
-def _steps(
-    db: Session, period: Period, profile_id: str, node_number: int, *, now: datetime
-) -> list[tuple[datetime, datetime, list[UsageDay]]]:
-    first, last = span(period, now)
-    by_day = {row.day: row for row in _days(db, profile_id, node_number, first, last)}
-    if (profile_id, node_number) != (ALL, ALL_NODES):
-        # A day that was counted without this profile or node had nobody there.
-        for row in _days(db, ALL, ALL_NODES, first, last):
-            by_day.setdefault(row.day, _nobody(row))
-    length = max(1, period.point.days)
+def _steps(days: Counted) -> list[tuple[datetime, datetime, list[Any]]]:
+    length = max(1, days.period.point.days)
     steps = []
-    for start in range(0, (last - first).days + 1, length):
-        days = [first + timedelta(days=start + number) for number in range(length)]
-        rows = [by_day[day.isoformat()] for day in days if day.isoformat() in by_day]
-        steps.append((usage.bounds(days[0])[0], usage.bounds(days[-1])[1], rows))
+    for start in range(0, (days.last - days.first).days + 1, length):
+        of_step = [days.first + timedelta(days=start + number) for number in range(length)]
+        rows = [days.by_day[day.isoformat()] for day in of_step if day.isoformat() in days.by_day]
+        steps.append((usage.bounds(of_step[0])[0], usage.bounds(of_step[-1])[1], rows))
     return steps
-
-
-def _nobody(row: UsageDay) -> UsageDay:
-    known = row.peak_connections is not None
-    return UsageDay(
-        day=row.day, users=0, sessions=0, received_bytes=0, sent_bytes=0, clients={},
-        peak_connections=0 if known else None, peak_users=0 if known else None,
-    )  # fmt: skip
 
 
 def span(period: Period, now: datetime) -> tuple[date, date]:
@@ -146,68 +194,38 @@ def span(period: Period, now: datetime) -> tuple[date, date]:
     return last - timedelta(days=period.days - 1), last
 
 
-def summary(
-    db: Session, period: Period, profile_id: str, node_number: int, *, now: datetime
-) -> tuple[Days, Counter[str]]:
+def summary(days: Counted) -> tuple[Days, Counter[str]]:
     """Return the whole days of a period added up, and how many connections were of which app."""
-    rows = _days(db, profile_id, node_number, *span(period, now))
     clients: Counter[str] = Counter()
-    for row in rows:
+    for row in days.by_day.values():
         clients.update(row.clients)
-    return _sum(rows), clients
+    return _sum(days.by_day.values()), clients
 
 
-def by_profile(
-    db: Session, period: Period, ids: Sequence[str], node_number: int, *, now: datetime
-) -> dict[str, Days]:
-    found = _grouped(db, period, list(ids), [node_number], now=now)
-    return {profile_id: days for (profile_id, _node), days in found.items()}
+def by_profile(db: Database, period: Period, node_number: int, *, now: datetime) -> dict[str, Days]:
+    """Compare the profiles, on one node or on all."""
+    return _by(db, _BY_PROFILE, period, {"node": node_number}, now)
 
 
-def by_node(
-    db: Session, period: Period, numbers: Sequence[int], profile_id: str, *, now: datetime
-) -> dict[int, Days]:
-    found = _grouped(db, period, [profile_id], list(numbers), now=now)
-    return {number: days for (_profile, number), days in found.items()}
+def by_node(db: Database, period: Period, profile_id: str, *, now: datetime) -> dict[int, Days]:
+    """Compare the nodes, for one profile or for all."""
+    return _by(db, _BY_NODE, period, {"profile": profile_id}, now)
 
 
-def _grouped(
-    db: Session, period: Period, ids: list[str], numbers: list[int], *, now: datetime
-) -> dict[tuple[str, int], Days]:
+def _by(
+    db: Database, which: Statement, period: Period, values: dict[str, object], now: datetime
+) -> dict[Any, Days]:
     first, last = span(period, now)
-    rows = db.execute(
-        select(
-            UsageDay.profile_id,
-            UsageDay.node_number,
-            func.max(UsageDay.users),
-            func.max(UsageDay.peak_connections),
-            func.sum(UsageDay.sessions),
-            func.sum(UsageDay.received_bytes),
-            func.sum(UsageDay.sent_bytes),
+    rows = run(db, which, values | {"first": first.isoformat(), "last": last.isoformat()})
+    return {
+        row.key: Days(
+            row.users, row.peak_connections, int(row.sessions), int(row.received_bytes), int(row.sent_bytes)
         )
-        .where(
-            UsageDay.profile_id.in_(ids),
-            UsageDay.node_number.in_(numbers),
-            UsageDay.day.between(first.isoformat(), last.isoformat()),
-        )
-        .group_by(UsageDay.profile_id, UsageDay.node_number)
-    )
-    return {(row[0], row[1]): Days(row[2], row[3], *(int(value) for value in row[4:])) for row in rows}
+        for row in rows
+    }
 
 
-def _days(db: Session, profile_id: str, node_number: int, first: date, last: date) -> list[UsageDay]:
-    return list(
-        db.scalars(
-            select(UsageDay).where(
-                UsageDay.profile_id == profile_id,
-                UsageDay.node_number == node_number,
-                UsageDay.day.between(first.isoformat(), last.isoformat()),
-            )
-        )
-    )
-
-
-def _sum(days: Sequence[UsageDay]) -> Days:
+def _sum(days: Collection[Any]) -> Days:
     return Days(
         users=_most(d.users for d in days),
         peak_connections=_most(d.peak_connections for d in days),

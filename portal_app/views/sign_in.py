@@ -11,7 +11,7 @@ from portal_app import events, headers, login, portal
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, NotFound, PortalError, TooManyRequests
-from portal_app.language import duration, gettext, said
+from portal_app.language import gettext, said, writer
 from portal_app.login import sign_in_required
 from portal_app.models import User
 from portal_app.services import audit, browser_sessions, sign_in, users
@@ -247,6 +247,8 @@ def _ended() -> str:
         was_idle = browser_sessions.was_idle(db, token, idle=idle, now=now)
     if was_idle:
         return str(
-            gettext("You were signed out after %(time)s without use. Sign in again.", time=duration(idle))
+            gettext(
+                "You were signed out after %(time)s without use. Sign in again.", time=writer().duration(idle)
+            )
         )
     return str(gettext("Your session here has ended. Sign in again."))

@@ -219,8 +219,14 @@ def test_points_know_nobody_from_unknown() -> None:
     usage.sample(NOON + 5 * MINUTE)
     period = usage_history.PERIODS["day"]
     with transaction(read_only=True) as db:
-        everything = usage_history.points(db, period, ALL, ALL_NODES, now=NOON + HOUR)
-        nobody = usage_history.points(db, period, "lab", ALL_NODES, now=NOON + HOUR)
+        everything, nobody = (
+            usage_history.points(
+                db,
+                usage_history.read_days(db, period, profile_id, ALL_NODES, now=NOON + HOUR),
+                now=NOON + HOUR,
+            )
+            for profile_id in (ALL, "lab")
+        )
 
     assert len(everything) == 96
     assert point_at(everything, NOON) == (2, 2), "the highest"
@@ -233,7 +239,8 @@ def test_points_know_nobody_from_unknown() -> None:
 def test_periods_end_now_or_yesterday(name: str, count: int) -> None:
     period = usage_history.PERIODS[name]
     with transaction(read_only=True) as db:
-        points = usage_history.points(db, period, ALL, ALL_NODES, now=NOON)
+        days = usage_history.read_days(db, period, ALL, ALL_NODES, now=NOON)
+        points = usage_history.points(db, days, now=NOON)
 
     assert len(points) == count
     assert {p.end - p.begin for p in points} == {period.point}

@@ -1,19 +1,18 @@
 """Whatever people read is translated, and into each language."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from babel import Locale, dates
-from flask import Flask, g
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment, nodes
 
-from portal_app.language import _LOCALES, LANGUAGES, ago, duration, exact_time, minute
+from portal_app.language import LANGUAGES
+from portal_app.writing import LOCALES, minute, writer
 from vpn_control import translations
 
 TEMPLATES = Path(translations.PORTAL, "templates")
@@ -145,28 +144,18 @@ def _constants(node: nodes.Node) -> Iterator[str]:
     micro=st.integers(0, 999_999),
 )
 def test_lengths_are_written_as_babel_writes_them(language: str, seconds: int, micro: int) -> None:
-    length = timedelta(seconds=seconds, microseconds=micro)
-    locale = Locale.parse(_LOCALES[language])
-    now = datetime(2026, 11, 29, tzinfo=UTC)
-    with _in(language):
-        assert duration(length) == dates.format_timedelta(length, threshold=1.5, locale=locale)
-        for short, form in ((False, "long"), (True, "short")):
-            wanted = dates.format_timedelta(length, add_direction=True, format=form, locale=locale)  # type: ignore[arg-type]
-            assert ago(now + length, now, short=short) == wanted
+    length, now = timedelta(seconds=seconds, microseconds=micro), datetime(2026, 11, 29, tzinfo=UTC)
+    locale, found = Locale.parse(LOCALES[language]), writer(language)
+    assert found.duration(length) == dates.format_timedelta(length, threshold=1.5, locale=locale)
+    for short, form in ((False, "long"), (True, "short")):
+        wanted = dates.format_timedelta(length, add_direction=True, format=form, locale=locale)  # type: ignore[arg-type]
+        assert found.ago(now + length, now, short=short) == wanted
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @given(moment=st.datetimes(timezones=st.just(UTC)))
 def test_times_of_day_are_written_as_the_language_does(language: str, moment: datetime) -> None:
-    locale = Locale.parse(_LOCALES[language])
+    locale = Locale.parse(LOCALES[language])
     assert minute(moment) == dates.format_skeleton("Hm", moment, tzinfo=UTC, locale=locale)
-    with _in(language):
-        assert dates.format_skeleton("Hms", moment, tzinfo=UTC, locale=locale) in exact_time(moment)
-
-
-@contextmanager
-def _in(language: str) -> Iterator[None]:
-    """Let texts speak a language as in a request for a page."""
-    with Flask("test").test_request_context():
-        g.language = language
-        yield
+    exact = dates.format_skeleton("Hms", moment, tzinfo=UTC, locale=locale)
+    assert exact in writer(language).exact_time(moment)

@@ -47,6 +47,7 @@ def connections() -> str:
     with transaction(read_only=True) as db:
         listed = connection_list.read(
             db,
+            portal().agents,
             wanted,
             by_user=sort == "user",
             descending=descending,
@@ -57,8 +58,7 @@ def connections() -> str:
             "profiles": profile_choices(db),
             "nodes": [(name, name) for _number, name in node_choices(db)],
         }
-    # Asked when the database is free for others again.
-    rows: list[Row] = connection_list.with_usage(portal().agents, listed.page.rows)
+    rows: list[Row] = connection_list.with_usage(listed.page.rows, listed.asked)
     return render_template(
         "admin/connections.html",
         rows=rows,

@@ -3,18 +3,16 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from babel import dates
 from flask import Response, render_template
-from flask_babel import get_locale  # type: ignore[import-untyped]
 
 from portal_app import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import N_
-from portal_app.language import day, gettext, number, percent, size, time
+from portal_app.language import gettext, writer
 from portal_app.login import requires
 from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.roles import Right
@@ -23,6 +21,7 @@ from portal_app.services import usage_history as service
 from portal_app.views import charts, forms
 from portal_app.views.admin import bp
 from portal_app.views.admin.filters import download, node_choices, profile_choices, with_chosen
+from portal_app.writing import minute
 
 _PERIODS = {"day": N_("Day"), "week": N_("Week"), "month": N_("Month"), "year": N_("Year")}
 #: Apps that few use are added up.
@@ -54,11 +53,12 @@ def statistics() -> str:
     which = asked.profile_id, asked.node_number
     with transaction(read_only=True) as db:
         profiles, nodes = profile_choices(db), node_choices(db)
-        points = service.points(db, period, *which, now=now)
-        traffic = service.traffic(db, period, *which, now=now)
-        total, clients = service.summary(db, period, *which, now=now)
-        of_profiles = service.by_profile(db, period, [p for p, _ in profiles], which[1], now=now)
-        of_nodes = service.by_node(db, period, [int(n) for n, _ in nodes], which[0], now=now)
+        days = service.read_days(db, period, *which, now=now)
+        points = service.points(db, days, now=now)
+        of_profiles = service.by_profile(db, period, which[1], now=now)
+        of_nodes = service.by_node(db, period, which[0], now=now)
+    traffic = service.traffic(days)
+    total, clients = service.summary(days)
     first, last = service.span(period, now)
     values: dict[str, Any] = {
         "asked": asked,
@@ -76,8 +76,8 @@ def statistics() -> str:
         "traffic": _traffic(traffic) if len(traffic) > 1 else None,
         "traffic_rows": [
             [
-                day(t.begin.date()), _count(t.users), number(t.sessions),
-                size(t.received_bytes), size(t.sent_bytes),
+                writer().day(t.begin.date()), _count(t.users), writer().number(t.sessions),
+                writer().size(t.received_bytes), writer().size(t.sent_bytes),
             ]
             for t in traffic
         ],
@@ -96,8 +96,9 @@ def download_statistics() -> Response:
     period = service.PERIODS[asked.period]
     which = asked.profile_id, asked.node_number
     with transaction(read_only=True) as db:
-        points = service.points(db, period, *which, now=now)
-        traffic = service.traffic(db, period, *which, now=now)
+        days = service.read_days(db, period, *which, now=now)
+        points = service.points(db, days, now=now)
+    traffic = service.traffic(days)
     by_day = {t.begin: t for t in traffic} if not period.is_of_samples else {}
     rows = [_cells(point, by_day.get(point.begin)) for point in points]
     if period.is_of_samples:
@@ -128,7 +129,7 @@ def _use(points: Sequence[service.Point], period: service.Period) -> charts.Line
         charts.Series(gettext("Connections"), [p.connections for p in points], "a"),
         charts.Series(gettext("Users"), [p.users for p in points], "b"),
     ]
-    return charts.line_chart(series, [_label(p.begin, period) for p in points], number)
+    return charts.line_chart(series, [_label(p.begin, period) for p in points], writer().number)
 
 
 def _traffic(traffic: Sequence[service.Traffic]) -> charts.LineChart:
@@ -141,7 +142,10 @@ def _traffic(traffic: Sequence[service.Traffic]) -> charts.LineChart:
         )
     ]
     return charts.line_chart(
-        series, [_short_day(t.begin) for t in traffic], lambda value: size(int(value)), step=1024
+        series,
+        [writer().short_day(t.begin.date()) for t in traffic],
+        lambda value: writer().size(int(value)),
+        step=1024,
     )
 
 
@@ -157,11 +161,11 @@ def _parts(found: Sequence[tuple[str, service.Days | None]]) -> Parts:
     """Compare profiles or nodes by the most connections at a time."""
     known = [(name, days) for name, days in found if days is not None]
     return Parts(
-        charts.bars([(name, days.peak_connections or 0) for name, days in known], number),
+        charts.bars([(name, days.peak_connections or 0) for name, days in known], writer().number),
         [
             [
-                name, _count(days.users), _count(days.peak_connections), number(days.sessions),
-                size(days.received_bytes), size(days.sent_bytes),
+                name, _count(days.users), _count(days.peak_connections), writer().number(days.sessions),
+                writer().size(days.received_bytes), writer().size(days.sent_bytes),
             ]
             for name, days in known
         ],
@@ -179,29 +183,27 @@ def _clients(counts: Counter[str]) -> Parts:
     ]
     few = found[_MOST_APPS:]
     shown = found[:_MOST_APPS] + ([(gettext("Other apps"), sum(c for _, c in few))] if few else [])
-    write: Callable[[float], str] = lambda count: percent(100 * count / total)  # noqa: E731
-    return Parts(charts.bars(shown, write), [[name, number(count), write(count)] for name, count in found])
+    write: Callable[[float], str] = lambda count: writer().percent(100 * count / total)  # noqa: E731
+    return Parts(
+        charts.bars(shown, write), [[name, writer().number(count), write(count)] for name, count in found]
+    )
 
 
 def _count(value: int | None) -> str:
-    return gettext("unknown") if value is None else number(value)
+    return gettext("unknown") if value is None else writer().number(value)
 
 
 def _days(first: Any, last: Any) -> str:
     if first == last:
-        return day(first)
-    return str(gettext("%(first)s to %(last)s", first=day(first), last=day(last)))
+        return writer().day(first)
+    return gettext("%(first)s to %(last)s", first=writer().day(first), last=writer().day(last))
 
 
 def _begin(moment: datetime, period: service.Period) -> str:
-    return time(moment) if period.is_of_samples else day(moment.date())
+    return writer().time(moment) if period.is_of_samples else writer().day(moment.date())
 
 
 def _label(moment: datetime, period: service.Period) -> str:
     if period.point < timedelta(hours=1):
-        return dates.format_skeleton("Hm", moment, tzinfo=UTC, locale=get_locale())
-    return _short_day(moment)
-
-
-def _short_day(moment: datetime) -> str:
-    return dates.format_skeleton("MMMd", moment, tzinfo=UTC, locale=get_locale())
+        return minute(moment)
+    return writer().short_day(moment.date())

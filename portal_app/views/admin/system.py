@@ -4,23 +4,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from flask import render_template
-from sqlalchemy import select
 
 from portal_app import login, portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import N_
 from portal_app.login import requires
-from portal_app.models import Node, NodeStatus, Portal
 from portal_app.roles import Right
 from portal_app.services import audit, background_errors, checks, in_force, jobs, leading, peers, statistics
 from portal_app.services.checks import Finding
 from portal_app.services.peers import Comparison
 from portal_app.texts import Text, text
 from portal_app.views.admin import bp
-
-#: So many of the last things that controllers reported are shown.
-MOST_ALARMS = 20
 
 
 @dataclass(frozen=True)
@@ -35,25 +30,23 @@ class Check:
 @requires(Right.SEE)
 def system() -> str:
     now, settings, name = utc_now(), portal().settings, peers.host_name()
-    others = {other.name: other for other in peers.compare(name)}
     found = [Check(one, text(_WHY_DATABASE)) for one in checks.database()]
     found += [Check(one, text(_WHY_FILES)) for one in _files(list(checks.secrets(settings, now=now)))]
     found.append(Check(checks.disk(settings.state_directory), text(_WHY_DISK)))
     with transaction(read_only=True) as db:
-        rows = db.execute(select(Node, NodeStatus).join(NodeStatus).order_by(Node.number)).all()
-        infos = {node.name: status.info or {} for node, status in rows}
-        states = [statistics.state(status, now) for _node, status in rows]
+        nodes = [seen for seen in statistics.seen(db) if seen.status is not None]
+        infos = {seen.node.name: seen.info for seen in nodes}
+        states = [statistics.state(seen.status, now) for seen in nodes]
         found.append(Check(_answering(states), text(_WHY_NODES)))
         found.append(Check(checks.clock(db, infos, now=now), text(_WHY_CLOCK)))
         if (replication := checks.replication(db)) is not None:
             found.append(Check(_replicated(replication), text(_WHY_REPLICATION)))
         reports = jobs.reports(db, settings, now=now)
         leader = leading.leader(db, name, now=now)
-        portals = list(db.scalars(select(Portal).order_by(Portal.name)))
+        portals = peers.known(db)
         faults = background_errors.recent(db, now=now)
-        alarms = (
-            audit.of_controllers(db, most=MOST_ALARMS) if Right.SEARCH in login.required().rights else None
-        )
+        alarms = audit.of_controllers(db) if Right.SEARCH in login.required().rights else None
+    others = {other.name: other for other in peers.differences(portals, name)}
     return render_template(
         "admin/system.html",
         checks=sorted(found, key=lambda check: check.finding.passed),
@@ -61,7 +54,7 @@ def system() -> str:
         leader=leader,
         own_name=name,
         portals=[(one, _problem(one, others, name, now)) for one in portals],
-        errors=[(node, status) for node, status in rows if status.error],
+        errors=[(seen.node, seen.status) for seen in nodes if seen.status and seen.status.error],
         alarms=alarms,
         faults=faults,
         settings=in_force.settings(settings),
@@ -109,7 +102,7 @@ def _replicated(replication: checks.Replication) -> Finding:
     return Finding(True, subject, text(N_("connected; commits do not wait for it")))
 
 
-def _problem(one: Portal, others: dict[str, Comparison], own_name: str, now: Any) -> Text | None:
+def _problem(one: Any, others: dict[str, Comparison], own_name: str, now: Any) -> Text | None:
     if one.name in others:
         return others[one.name].problem(now)
     return Comparison(one.name, one.seen_at, []).problem(now) if one.name == own_name else None

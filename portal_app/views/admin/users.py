@@ -80,6 +80,8 @@ def user(user_id: int) -> str:
     now, settings = utc_now(), portal().settings
     with transaction(read_only=True) as db:
         found = people.get(db, user_id)
+        connected = connection_list.of_user(db, found)
+        asked = connection_list.ask(portal().agents, connected)
         has_account, has_password = people.has_account(db, found)
         values = {
             "devices": devices.current(db, found, portal().clients, now=now),
@@ -89,14 +91,13 @@ def user(user_id: int) -> str:
             "verdicts": people.verdicts(db, found.permissions),
             "decisions": people.decisions(db, found),
         }
-        connected = connection_list.of_user(db, found, most=50)
     return render_template(
         "admin/user.html",
         user=found,
         roles=roles.held(found.permissions, settings),
         has_account=has_account,
         has_password=has_password,
-        connected=connection_list.with_usage(portal().agents, connected),
+        connected=connection_list.with_usage(connected, asked),
         has_access=profiles.meets(settings.access_permissions, found.permissions),
         access_permissions=settings.access_permissions,
         most_apps=settings.max_app_connections,
