@@ -296,13 +296,13 @@ def transaction(*, read_only: bool = False) -> Iterator[Session]:
 
 @contextmanager
 def connected(*, read_only: bool = False) -> Iterator[Connection]:
-    """As ``transaction``, without the ORM: for what each connect does.
+    """As ``transaction``, without the ORM: for what each connect does, and for lists.
 
     Reading begins and commits nothing: each statement sees what is committed by then.
     """
     with _Opened(read_only) as connection:
         if read_only:
-            yield connection
+            yield connection.execution_options(begins=False)
             return
         with connection.begin():
             yield connection
@@ -397,5 +397,6 @@ def retried(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def is_postgresql(db: Session) -> bool:
-    return db.get_bind().dialect.name == "postgresql"
+def is_postgresql(db: Database) -> bool:
+    connection = db if isinstance(db, Connection) else db.get_bind()
+    return connection.dialect.name == "postgresql"

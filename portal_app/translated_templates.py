@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import flask.templating
 from flask import Flask
-from jinja2 import Template
+from jinja2 import Template, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 from markupsafe import Markup, escape
@@ -45,11 +46,35 @@ def _filled(said: str, **values: object) -> Markup:
     return Markup(said % {name: escape(value) for name, value in values.items()})  # noqa: S704
 
 
+class _Generator(CodeGenerator):
+    """Lets what is put into a page pass ``_shown``, which knows the two kinds of values that are most."""
+
+    def _output_child_pre(
+        self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo
+    ) -> None:
+        if frame.eval_ctx.volatile or not frame.eval_ctx.autoescape or finalize.src is not None:
+            super()._output_child_pre(node, frame, finalize)
+        else:
+            self.write("environment.shown(")
+
+
+def _shown(value: object) -> str:
+    """Return a value as HTML."""
+    kind = type(value)
+    if kind is Markup:
+        return value  # type: ignore[return-value]
+    if kind is int:
+        return str(value)
+    return escape(value)
+
+
 class Environment(flask.templating.Environment):
     """The templates as Flask knows them, each as it was compiled for the language of the request."""
 
     #: Whose texts are compiled in, and who writes times and numbers; None takes that of the request.
     writer: Writer | None = None
+    code_generator_class = _Generator
+    shown = staticmethod(_shown)
 
     def _load_template(self, name: str, globals: Any) -> Template:
         """Return a template. All that asks for one comes here: render, extends, include, import."""

@@ -103,12 +103,12 @@ _OF_CONTROLLERS = Statement(
 )
 
 
-def sign_ins(db: Database, user: User) -> Rows:
-    """Return when and from where a user signed in or failed to, the newest first.
+def asking_sign_ins(user: User) -> Asked:
+    """Return what asks when and from where a user signed in or failed to, the newest first.
 
     What is older than the account was somebody else who had the name.
     """
-    return run(db, _SIGN_INS, {"name": user.name, "since": user.created_at})
+    return _SIGN_INS, {"name": user.name, "since": user.created_at}
 
 
 def of_controllers(db: Database) -> Rows:
@@ -145,7 +145,7 @@ class Filter:
     end: datetime | None = None
 
 
-def page(db: Session, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
+def page(db: Database, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
     """Return acts as in ``AuditEvent``, newest first."""
     return paging.read(db, filtered(wanted), ORDER, before=before, after=after)
 

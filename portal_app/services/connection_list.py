@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -19,7 +20,7 @@ from portal_app.services import audit, live_usage, paging, throttles
 from portal_app.services.live_usage import Asked, Live
 from portal_app.services.nodes import NodeRef
 from portal_app.services.throttles import Limit
-from portal_app.statements import Statement, at_most, run
+from portal_app.statements import Statement, at_most, run, run_together
 
 #: A row here says more than those of other lists: a page stays below 60 kB, and quick.
 PAGE_SIZE = 25
@@ -70,6 +71,26 @@ class Row:
     live: Live | None = None
 
 
+_PROFILES = Statement(select(Profile.profile_id, Profile.display_name).order_by(Profile.position))
+_NODES = Statement(
+    select(Node.number, Node.name, Node.agent_address, NodeStatus.failing_since)
+    .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
+    .order_by(Node.number)
+)
+
+
+class Names:
+    """Profiles and nodes, which lists have the ids of, in their order.
+
+    Read by themselves: PostgreSQL takes milliseconds to plan a statement that joins them all.
+    """
+
+    def __init__(self, db: Database) -> None:
+        profiles, nodes = run_together(db, [(_PROFILES, {}), (_NODES, {})])
+        self.profiles = {row.profile_id: row.display_name for row in profiles}
+        self.nodes = {row.number: row for row in nodes}
+
+
 @dataclass(frozen=True)
 class Listed:
     """``count`` is at most ``MOST_COUNTED`` + 1; ``asked`` is for ``with_usage``."""
@@ -77,6 +98,7 @@ class Listed:
     page: paging.Page
     count: int
     asked: Asked
+    names: Names
 
 
 #: A configuration's columns are called so in a line, those of a session as they are.
@@ -95,18 +117,13 @@ _OF_SESSION = [
 _OF_BOTH = [
     User.id.label("user_id"),
     User.name.label("user"),
-    Profile.display_name.label("profile"),
-    Node.number.label("number"),
-    Node.name.label("node"),
-    Node.agent_address,
-    NodeStatus.failing_since,
     Authorization.client_id,
 ]
 _SESSIONS, _CONNECTIONS = [*_OF_SESSION, *_OF_HELD, *_OF_BOTH], [*_OF_HELD, *_OF_BOTH]
 
 
 def read(
-    db: Session,
+    db: Database,
     agents: Agents,
     wanted: Filter,
     *,
@@ -116,22 +133,49 @@ def read(
     after: str = "",
 ) -> Listed:
     """Return a page of ``Row``, and ask its nodes what goes through them."""
+    known = None
+    if (before, after) == ("", "") and wanted == Filter(now_only=wanted.now_only, by_origin=wanted.by_origin):
+        known = _without_filter(wanted.now_only, by_user, descending)
+        page = paging.read_first(db, known.page, known.order, PAGE_SIZE)
+    else:
+        query, order = _query(wanted, by_user, descending)
+        page = paging.read(db, query, order, before=before, after=after, size=PAGE_SIZE)
+    names = Names(db)
+    rows = _of_sessions(page.rows, names) if wanted.now_only else _with_sessions(db, page.rows, names)
+    asked = ask(agents, rows)
+    count = run(db, known.count)[0].found if known is not None else db.scalar(_count(wanted))
+    return Listed(replace(page, rows=rows), count or 0, asked, names)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What asks for the first page of a list without a filter, and for its count."""
+
+    page: Statement
+    count: Statement
+    order: paging.Order
+
+
+@cache
+def _without_filter(now_only: bool, by_user: bool, descending: bool) -> _Known:
+    """Built once: it is what most look at, and what refreshes itself."""
+    wanted = Filter(now_only=now_only)
+    query, order = _query(wanted, by_user, descending)
+    return _Known(paging.first(query, order, PAGE_SIZE), Statement(_count(wanted)), order)
+
+
+def _query(wanted: Filter, by_user: bool, descending: bool) -> tuple[Any, paging.Order]:
     query = _sessions(wanted) if wanted.now_only else _connections(wanted)
     order, more = _order(wanted.now_only, by_user)
-    page = paging.read(
-        db,
-        _joined(query, wanted.now_only).where(*more),
-        paging.Order(order, descending=descending),
-        before=before,
-        after=after,
-        size=PAGE_SIZE,
-    )
-    rows = _of_sessions(page.rows) if wanted.now_only else _with_sessions(db, page.rows)
-    asked = ask(agents, rows)
+    query = _joined(query, wanted.now_only, by_user=by_user).where(*more)
+    return query, paging.Order(order, descending=descending)
+
+
+def _count(wanted: Filter) -> Any:
+    query = _sessions(wanted) if wanted.now_only else _connections(wanted)
     found = query.with_only_columns(VpnSession.session_id if wanted.now_only else Connection.id)
     counted = found.limit(at_most(MOST_COUNTED + 1)).subquery()
-    count = db.scalar(select(func.count()).select_from(counted)) or 0
-    return Listed(replace(page, rows=rows), count, asked)
+    return select(func.count().label("found")).select_from(counted)
 
 
 def record_search(
@@ -165,14 +209,15 @@ def _record_search(
 
 def of_user(db: Database, user: User) -> list[Row]:
     """Return what a user has connected now, the latest first."""
-    return _of_sessions(run(db, _OF_USER, {"name": user.name, "since": user.created_at}))
+    found = run(db, _OF_USER, {"name": user.name, "since": user.created_at})
+    return _of_sessions(found, Names(db)) if found else []
 
 
 def chosen(db: Session, ids: Collection[str]) -> list[Row]:
     """Return the connections with these ids that are there, as somebody is to end them."""
     query = select(Connection).where(Connection.id.in_(ids))
     found = db.execute(_joined(query, now_only=False).order_by(User.name, Connection.id)).all()
-    return _with_sessions(db, found)
+    return _with_sessions(db, found, Names(db))
 
 
 def ask(agents: Agents, rows: Sequence[Row]) -> Asked:
@@ -261,25 +306,20 @@ def _order(now_only: bool, by_user: bool) -> tuple[list[Any], list[ColumnElement
     return [VpnSession.started_at, *key], []
 
 
-def _joined(query: Any, now_only: bool) -> Any:
+def _joined(query: Any, now_only: bool, *, by_user: bool = False) -> Any:
     """Add to connections, or open sessions, all that is shown of them."""
     if now_only:
         query = query.select_from(VpnSession)
         query = query.outerjoin(Connection, Connection.id == VpnSession.connection_id)
-        base: Any = VpnSession
         query = query.outerjoin(User, User.id == Connection.user_id)
         columns = _SESSIONS
     else:
-        query = query.select_from(Connection).join(User, User.id == Connection.user_id)
-        base = Connection
+        # In the order of users SQLite is to begin with them; by this it cannot find a connection's user.
+        user_id: Any = User.id + 0 if by_user else User.id
+        query = query.select_from(Connection).join(User, user_id == Connection.user_id)
         columns = _CONNECTIONS
-    return (
-        query.outerjoin(Profile, Profile.profile_id == base.profile_id)
-        .outerjoin(Node, Node.number == base.node_number)
-        .outerjoin(NodeStatus, NodeStatus.node_number == base.node_number)
-        .outerjoin(Authorization, Authorization.id == Connection.authorization_id)
-        .with_only_columns(*columns, maintain_column_froms=True)
-    )
+    query = query.outerjoin(Authorization, Authorization.id == Connection.authorization_id)
+    return query.with_only_columns(*columns, maintain_column_froms=True)
 
 
 #: What is older than the account is about somebody else who had the name.
@@ -297,11 +337,11 @@ _OF_USER = Statement(
 )
 
 
-def _of_sessions(found: Iterable[Any]) -> list[Row]:
-    return [_row(line, line, line.profile_id, line.protocol, line.node_number) for line in found]
+def _of_sessions(lines: Iterable[Any], names: Names) -> list[Row]:
+    return [_row(line, line, names, line.profile_id, line.protocol, line.node_number) for line in lines]
 
 
-def _with_sessions(db: Session, lines: Sequence[Any]) -> list[Row]:
+def _with_sessions(db: Database, lines: Sequence[Any], names: Names) -> list[Row]:
     """Return connections, each with the latest session of it that is open, if there is one."""
     open_ones = (
         select(VpnSession.connection_id, *_OF_SESSION)
@@ -313,13 +353,21 @@ def _with_sessions(db: Session, lines: Sequence[Any]) -> list[Row]:
     )
     latest = {session.connection_id: session for session in db.execute(open_ones)}
     return [
-        _row(line, latest.get(line.held_id), line.held_profile_id, line.held_protocol, line.held_node_number)
+        _row(
+            line,
+            latest.get(line.held_id),
+            names,
+            line.held_profile_id,
+            line.held_protocol,
+            line.held_node_number,
+        )
         for line in lines
     ]
 
 
-def _row(line: Any, session: Any, profile_id: str, protocol: str, node_number: int) -> Row:
+def _row(line: Any, session: Any, names: Names, profile_id: str, protocol: str, node_number: int) -> Row:
     """Return what a line says of a configuration, which may have ended, and of a session of it, or None."""
+    node = names.nodes.get(node_number)
     addresses = [line.held_ipv4, line.held_ipv6]
     if session is not None:
         addresses += [session.ipv4, session.ipv6]
@@ -330,11 +378,11 @@ def _row(line: Any, session: Any, profile_id: str, protocol: str, node_number: i
         user=line.user or (session.user_name if session is not None else None) or "",
         device=line.held_display_name or "",
         by_app=line.client_id is not None,
-        profile=line.profile or profile_id,
+        profile=names.profiles.get(profile_id, profile_id),
         protocol=protocol,
-        node=line.node or str(node_number),
-        node_ref=NodeRef(line.number, line.node, line.agent_address) if line.node is not None else None,
-        silent=line.failing_since is not None,
+        node=node.name if node is not None else str(node_number),
+        node_ref=NodeRef(node.number, node.name, node.agent_address) if node is not None else None,
+        silent=node is not None and node.failing_since is not None,
         choice=line.held_choice,
         addresses=tuple(dict.fromkeys(filter(None, addresses))),
         origin=session.origin if session is not None else None,

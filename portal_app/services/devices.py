@@ -82,7 +82,7 @@ def _downloaded(user_id: Any, now: Any) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def overview(db: Session, user: User, clients: Mapping[str, Client], *, now: datetime) -> Overview:
+def overview(db: Database, user: User, clients: Mapping[str, Client], *, now: datetime) -> Overview:
     """Return what a user connects with, what was used last first, and what was used before."""
     active = _uses(db, user, _OPEN)
     devices = _devices(db, user, clients, active, now)
@@ -94,14 +94,14 @@ def overview(db: Session, user: User, clients: Mapping[str, Client], *, now: dat
     )
 
 
-def current(db: Session, user: User, clients: Mapping[str, Client], *, now: datetime) -> list[Device]:
+def current(db: Database, user: User, clients: Mapping[str, Client], *, now: datetime) -> list[Device]:
     """Return the devices alone."""
     active = _uses(db, user, _OPEN)
     return _devices(db, user, clients, active, now)
 
 
 def _devices(
-    db: Session, user: User, clients: Mapping[str, Client], active: Sequence[Use], now: datetime
+    db: Database, user: User, clients: Mapping[str, Client], active: Sequence[Use], now: datetime
 ) -> list[Device]:
     by_connection: dict[str, list[Use]] = {}
     for use in active:

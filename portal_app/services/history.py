@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
+from portal_app.db import Database
 from portal_app.models import Node, VpnSession
 from portal_app.services import exports, paging
 
@@ -35,7 +35,7 @@ class Filter:
     end: datetime | None = None
 
 
-def page(db: Session, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
+def page(db: Database, wanted: Filter, *, before: str = "", after: str = "") -> paging.Page:
     """Return rows with what a ``VpnSession`` has, and ``node``: its name, or None for one that is gone."""
     return paging.read(db, filtered(wanted), ORDER, before=before, after=after)
 

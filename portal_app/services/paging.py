@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import tuple_
-from sqlalchemy.orm import Session
 
-from portal_app.statements import at_most
+from portal_app.db import Database
+from portal_app.statements import Statement, at_most, run
 
 PAGE_SIZE = 50
 #: A name of 255 characters, each of four bytes, and some more.
@@ -43,7 +43,7 @@ class Page:
 
 
 def read(
-    db: Session,
+    db: Database,
     query: Any,
     order: Order,
     *,
@@ -68,9 +68,7 @@ def read(
         query = query.where(columns[0] <= at[0] if descending else columns[0] >= at[0])
     else:
         backwards, descending = False, order.descending
-    places = (column.label(f"place_{number}") for number, column in enumerate(columns))
-    query = query.add_columns(*places).order_by(*(c.desc() if descending else c.asc() for c in columns))
-    found = list(db.execute(query.limit(at_most(size + 1))).all())
+    found = list(db.execute(_in_order(query, columns, descending, size)).all())
     more, found = len(found) > size, found[:size]
     if backwards:
         found.reverse()
@@ -80,6 +78,24 @@ def read(
     comes_before = more if backwards else at is not None
     comes_after = True if backwards else more
     return Page(found, first if comes_before else None, last if comes_after else None)
+
+
+def first(query: Any, order: Order, size: int) -> Statement:
+    """Return what asks for the first page, built once: for a list that many look at without a filter."""
+    return Statement(_in_order(query, list(order.columns), order.descending, size))
+
+
+def read_first(db: Database, first: Statement, order: Order, size: int) -> Page:
+    found = run(db, first)
+    after = _cursor(found[size - 1][-len(order.columns) :]) if len(found) > size else None
+    return Page(found[:size], None, after)
+
+
+def _in_order(query: Any, columns: Sequence[Any], descending: bool, size: int) -> Any:
+    """Add the order of the list, and one row more than a page has."""
+    places = (column.label(f"place_{number}") for number, column in enumerate(columns))
+    directed = (column.desc() if descending else column.asc() for column in columns)
+    return query.add_columns(*places).order_by(*directed).limit(at_most(size + 1))
 
 
 def is_cursor(cursor: str, order: Order) -> bool:

@@ -38,7 +38,7 @@ from portal_app.names import begins, folded
 from portal_app.roles import Right
 from portal_app.services import audit, paging, profiles, tokens
 from portal_app.settings import Settings
-from portal_app.statements import Rows, Statement, at_most, run
+from portal_app.statements import Asked, Rows, Statement, at_most, run, run_together
 
 #: What of a user's past and of their acts one page shows.
 MOST_SHOWN = 20
@@ -88,15 +88,35 @@ class SignIn:
     source: str | None
 
 
-def get(db: Session, user_id: int) -> User:
-    user = db.get(User, user_id)
-    if user is None:
+_GET = Statement(select(*User.__table__.columns).where(User.id == bindparam("user")))
+
+
+@dataclass(frozen=True)
+class About:
+    """What the page of a user says: whether a password is kept here, and whether there is one by now; what
+    they hold; the last sessions as in ``VpnSession``, with the names of ``profile`` and ``node`` or None; the
+    last sign-ins; which profiles are theirs; and how what they hold was decided.
+    """
+
+    has_account: bool
+    has_password: bool
+    held: Held
+    history: Rows
+    sign_ins: list[SignIn]
+    verdicts: list[Verdict]
+    decisions: Rows
+
+
+def get(db: Database, user_id: int) -> User:
+    """Return a user, to read; raises NotFound."""
+    row = run(db, _GET, {"user": user_id}).one_or_none()
+    if row is None:
         raise NotFound(NO_USER)
-    return user
+    return User(**row._asdict())
 
 
 def read(
-    db: Session,
+    db: Database,
     settings: Settings,
     *,
     search: str = "",
@@ -145,16 +165,6 @@ _HISTORY = Statement(
 )
 
 
-def history(db: Database, user: User) -> Rows:
-    """Return the last sessions as in ``VpnSession``, with the names of ``profile`` and ``node``, or None."""
-    return run(db, _HISTORY, {"name": user.name, "since": user.created_at})
-
-
-def sign_ins(db: Database, user: User) -> list[SignIn]:
-    found = audit.sign_ins(db, user)
-    return [SignIn(act.at, act.action == audit.SIGNED_IN, act.source) for act in found]
-
-
 _OWNED = Connection.user_id == bindparam("user")
 _HELD = Statement(
     select(
@@ -174,8 +184,16 @@ _HELD = Statement(
 
 
 def held(db: Database, user: User, *, now: datetime) -> Held:
-    (row,) = run(db, _HELD, {"user": user.id, "now": now})
-    return Held(row.of_apps, row.by_hand, row.apps, tokens.count_of(db, user.id, now=now))
+    (row,), (made,) = run_together(db, _asking_held(user, now))
+    return _held(row, made)
+
+
+def _asking_held(user: User, now: datetime) -> list[Asked]:
+    return [(_HELD, {"user": user.id, "now": now}), tokens.counting(user.id, now=now)]
+
+
+def _held(row: Any, made: Any) -> Held:
+    return Held(row.of_apps, row.by_hand, row.apps, made.living)
 
 
 _HAS_PASSWORD = Statement(
@@ -183,17 +201,6 @@ _HAS_PASSWORD = Statement(
         LocalAccount.user_id == bindparam("user")
     )
 )
-
-
-def has_account(db: Database, user: User) -> tuple[bool, bool]:
-    """Tell whether a password of this user is kept here, and whether there is one by now."""
-    account = run(db, _HAS_PASSWORD, {"user": user.id}).one_or_none()
-    return account is not None, account is not None and bool(account.is_set)
-
-
-def verdicts(db: Database, permissions: Collection[str]) -> list[Verdict]:
-    """Return for each profile of the deployment which rule allows or denies it."""
-    return [_verdict(profile, permissions) for profile in run(db, *profiles.ALL)]
 
 
 _DECISIONS = Statement(
@@ -213,9 +220,29 @@ _DECISIONS = Statement(
 )
 
 
-def decisions(db: Database, user: User) -> Rows:
-    """Return the connections that are there, the last one made first, with names of profile and node."""
-    return run(db, _DECISIONS, {"user": user.id})
+def about(db: Database, user: User, *, now: datetime) -> About:
+    """Read all of it at once."""
+    own = {"user": user.id}
+    account, sessions, sign_ins, profile_rows, connections, (row,), (made,) = run_together(
+        db,
+        [
+            (_HAS_PASSWORD, own),
+            (_HISTORY, {"name": user.name, "since": user.created_at}),
+            audit.asking_sign_ins(user),
+            profiles.ALL,
+            (_DECISIONS, own),
+            *_asking_held(user, now),
+        ],
+    )
+    return About(
+        has_account=bool(account),
+        has_password=any(one.is_set for one in account),
+        held=_held(row, made),
+        history=sessions,
+        sign_ins=[SignIn(act.at, act.action == audit.SIGNED_IN, act.source) for act in sign_ins],
+        verdicts=[_verdict(profile, user.permissions) for profile in profile_rows],
+        decisions=connections,
+    )
 
 
 def loses(
@@ -226,7 +253,7 @@ def loses(
         return Held(0, 0, 0, 0)
     if not profiles.meets(settings.access_permissions, permissions):
         return held(db, user, now=now)
-    lost = [v.profile.profile_id for v in verdicts(db, permissions) if not v.allowed]
+    lost = [row.profile_id for row in run(db, *profiles.ALL) if not _verdict(row, permissions).allowed]
     rows = db.execute(
         select(Connection.authorization_id.is_not(None), func.count())
         .where(Connection.user_id == user.id, Connection.profile_id.in_(lost))
@@ -287,7 +314,7 @@ def _of_roles(settings: Settings) -> list[str]:
     )
 
 
-def _has_one_of(db: Session, permissions: Sequence[str]) -> ColumnElement[bool]:
+def _has_one_of(db: Database, permissions: Sequence[str]) -> ColumnElement[bool]:
     """Match users with one of these permissions. The text is looked at first, which is fast and nearly
     exact.
     """

@@ -34,7 +34,7 @@ from portal_app.roles import Right
 from portal_app.services import audit, paging, profiles, throttles
 from portal_app.services.throttles import Limit
 from portal_app.settings import Settings
-from portal_app.statements import Statement, run
+from portal_app.statements import Asked, Statement, run
 
 logger = logging.getLogger(__name__)
 
@@ -220,9 +220,13 @@ _COUNT = Statement(
 )
 
 
+def counting(user_id: int, *, now: datetime) -> Asked:
+    """Return what asks how many tokens a user made are ``living``: neither revoked nor expired."""
+    return _COUNT, {"user": user_id, "now": now}
+
+
 def count_of(db: Database, user_id: int, *, now: datetime) -> int:
-    """Return how many tokens a user made that are neither revoked nor expired."""
-    (row,) = run(db, _COUNT, {"user": user_id, "now": now})
+    (row,) = run(db, *counting(user_id, now=now))
     return int(row.living)
 
 

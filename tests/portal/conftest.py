@@ -158,7 +158,7 @@ class TemplateCache(FileSystemBytecodeCache):
     """Keeps each template once for each language: its texts are compiled in."""
 
     def get_bucket(self, environment: Any, name: str, filename: str | None, source: str) -> Bucket:
-        return super().get_bucket(environment, f"{environment.language}/{name}", filename, source)
+        return super().get_bucket(environment, f"{environment.writer.tag}/{name}", filename, source)
 
 
 @pytest.fixture(scope="session")

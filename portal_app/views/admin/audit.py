@@ -5,7 +5,7 @@ from typing import Any
 from flask import Response, render_template
 
 from portal_app import portal
-from portal_app.db import transaction
+from portal_app.db import connected
 from portal_app.errors import N_, BadRequest
 from portal_app.language import said
 from portal_app.login import requires
@@ -25,7 +25,7 @@ FILTERS = ("actor", "action", "object", "from", "to")
 def audit() -> tuple[str, int]:
     asked = {name: forms.query(name) for name in FILTERS}
     problem, page = "", Page([], None, None)
-    with transaction(read_only=True) as db:
+    with connected(read_only=True) as db:
         try:
             page = service.page(
                 db, _filter(asked), before=forms.cursor("before"), after=forms.cursor("after")

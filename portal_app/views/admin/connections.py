@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from portal_app import login, portal
 from portal_app.clock import utc_now
-from portal_app.db import transaction
+from portal_app.db import connected, transaction
 from portal_app.errors import N_, BadRequest, NotFound
 from portal_app.login import requires
 from portal_app.roles import Right
@@ -16,7 +16,6 @@ from portal_app.services.connection_list import Filter, Row
 from portal_app.services.connections import GONE
 from portal_app.views import forms
 from portal_app.views.admin import bp
-from portal_app.views.admin.filters import node_choices, profile_choices
 from vpn_core.messages import OPENVPN, WIREGUARD
 
 _LONGEST_ID = 32
@@ -44,7 +43,7 @@ def connections() -> str:
         source=request.remote_addr,
         now=utc_now(),
     )
-    with transaction(read_only=True) as db:
+    with connected(read_only=True) as db:
         listed = connection_list.read(
             db,
             portal().agents,
@@ -54,10 +53,6 @@ def connections() -> str:
             before=forms.cursor("before"),
             after=forms.cursor("after"),
         )
-        choices = {
-            "profiles": profile_choices(db),
-            "nodes": [(name, name) for _number, name in node_choices(db)],
-        }
     rows: list[Row] = connection_list.with_usage(listed.page.rows, listed.asked)
     return render_template(
         "admin/connections.html",
@@ -70,7 +65,8 @@ def connections() -> str:
         descending=descending,
         now=utc_now(),
         done=forms.number("done"),
-        **choices,
+        profiles=list(listed.names.profiles.items()),
+        nodes=[(node.name, node.name) for node in listed.names.nodes.values()],
     )
 
 

@@ -12,7 +12,7 @@ from portal_app.db import Database, retried, transaction
 from portal_app.errors import N_, BadRequest
 from portal_app.models import Node, Profile
 from portal_app.services import audit
-from portal_app.statements import Statement, run
+from portal_app.statements import Statement, run_together
 
 #: What lies beyond is a slip of the pen, and not what every database can hold.
 _YEARS = range(1970, 9001)
@@ -42,12 +42,13 @@ _PROFILES = Statement(select(Profile.profile_id, Profile.display_name).order_by(
 _NODES = Statement(select(Node.number, Node.name).order_by(Node.number))
 
 
-def profile_choices(db: Database) -> list[tuple[str, str]]:
-    return [(row.profile_id, row.display_name) for row in run(db, _PROFILES)]
-
-
-def node_choices(db: Database) -> list[tuple[str, str]]:
-    return [(str(row.number), row.name) for row in run(db, _NODES)]
+def choices(db: Database) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return the profiles and the nodes, each with its name."""
+    profiles, nodes = run_together(db, [(_PROFILES, {}), (_NODES, {})])
+    return (
+        [(row.profile_id, row.display_name) for row in profiles],
+        [(str(row.number), row.name) for row in nodes],
+    )
 
 
 def with_chosen(choices: list[tuple[str, str]], value: str) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from flask import Response, render_template
 
 from portal_app import portal
 from portal_app.clock import utc_now
-from portal_app.db import transaction
+from portal_app.db import connected
 from portal_app.errors import N_, BadRequest
 from portal_app.language import said
 from portal_app.login import requires
@@ -15,10 +15,9 @@ from portal_app.services.paging import Page
 from portal_app.views import forms
 from portal_app.views.admin import bp
 from portal_app.views.admin.filters import (
+    choices,
     days,
     download,
-    node_choices,
-    profile_choices,
     record_export,
     with_chosen,
 )
@@ -32,13 +31,13 @@ FILTERS = ("user", "profile", "node", "protocol", "from", "to")
 def history() -> tuple[str, int]:
     asked = {name: forms.query(name) for name in FILTERS}
     problem, page = "", Page([], None, None)
-    with transaction(read_only=True) as db:
+    with connected(read_only=True) as db:
         try:
             wanted = _filter(asked)
             page = service.page(db, wanted, before=forms.cursor("before"), after=forms.cursor("after"))
         except BadRequest as error:
             problem = said(error)
-        profiles, nodes = profile_choices(db), node_choices(db)
+        profiles, nodes = choices(db)
     return render_template(
         "admin/history.html",
         page=page,

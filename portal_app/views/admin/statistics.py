@@ -20,7 +20,7 @@ from portal_app.services import exports
 from portal_app.services import usage_history as service
 from portal_app.views import charts, forms
 from portal_app.views.admin import bp
-from portal_app.views.admin.filters import download, node_choices, profile_choices, with_chosen
+from portal_app.views.admin.filters import choices, download, with_chosen
 from portal_app.writing import minute
 
 _PERIODS = {"day": N_("Day"), "week": N_("Week"), "month": N_("Month"), "year": N_("Year")}
@@ -52,7 +52,7 @@ def statistics() -> str:
     period = service.PERIODS[asked.period]
     which = asked.profile_id, asked.node_number
     with transaction(read_only=True) as db:
-        profiles, nodes = profile_choices(db), node_choices(db)
+        profiles, nodes = choices(db)
         days = service.read_days(db, period, *which, now=now)
         points = service.points(db, days, now=now)
         of_profiles = service.by_profile(db, period, which[1], now=now)

@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from portal_app import login, portal, roles
 from portal_app.clock import utc_now
-from portal_app.db import transaction
+from portal_app.db import connected, transaction
 from portal_app.errors import N_, NotFound, PortalError
 from portal_app.language import said
 from portal_app.login import requires
@@ -31,7 +31,7 @@ def users_list() -> str:
     state = forms.chosen("state", ("active", "disabled", "role"))
     sort = forms.chosen("sort", ("name", "added"), "name")
     descending = forms.chosen("order", ("asc", "desc"), "desc" if sort == "added" else "asc") == "desc"
-    with transaction(read_only=True) as db:
+    with connected(read_only=True) as db:
         page = people.read(
             db,
             portal().settings,
@@ -78,26 +78,19 @@ def add_user() -> AnyResponse | str:
 @requires(Right.SEE)
 def user(user_id: int) -> str:
     now, settings = utc_now(), portal().settings
-    with transaction(read_only=True) as db:
+    with connected(read_only=True) as db:
         found = people.get(db, user_id)
-        connected = connection_list.of_user(db, found)
-        asked = connection_list.ask(portal().agents, connected)
-        has_account, has_password = people.has_account(db, found)
-        values = {
-            "devices": devices.current(db, found, portal().clients, now=now),
-            "history": people.history(db, found),
-            "sign_ins": people.sign_ins(db, found),
-            "held": people.held(db, found, now=now),
-            "verdicts": people.verdicts(db, found.permissions),
-            "decisions": people.decisions(db, found),
-        }
+        in_use = connection_list.of_user(db, found)
+        asked = connection_list.ask(portal().agents, in_use)
+        about = people.about(db, found, now=now)
+        own = devices.current(db, found, portal().clients, now=now)
     return render_template(
         "admin/user.html",
         user=found,
         roles=roles.held(found.permissions, settings),
-        has_account=has_account,
-        has_password=has_password,
-        connected=connection_list.with_usage(connected, asked),
+        about=about,
+        devices=own,
+        connected=connection_list.with_usage(in_use, asked),
         has_access=profiles.meets(settings.access_permissions, found.permissions),
         access_permissions=settings.access_permissions,
         most_apps=settings.max_app_connections,
@@ -108,7 +101,6 @@ def user(user_id: int) -> str:
         now=now,
         done=forms.chosen("done", _DONE) or ("ended" if request.args.get("done") else ""),
         cut=forms.number("cut") or forms.number("done"),
-        **values,
     )
 
 
