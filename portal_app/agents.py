@@ -454,7 +454,7 @@ def _reason(error: Exception) -> str:
 def _read(node: NodeAddress, answer: _Answer) -> Any:
     try:
         data = json.loads(answer.body) if answer.body else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NodeUnreachable(f"{node.name}: {answer.status} and not JSON") from error
     if 200 <= answer.status < 300:
         return data

@@ -49,13 +49,13 @@ def writer() -> Writer:
     return writing.writer(tag())
 
 
-def gettext(message: str, **values: object) -> str:
+def gettext(message: str, /, **values: object) -> str:
     """Return a text in the reader's language, with its values."""
     said = writer().translated(message)
     return said % values if values else said
 
 
-def ngettext(one: str, many: str, num: int, **values: object) -> str:
+def ngettext(one: str, many: str, num: int, /, **values: object) -> str:
     """Return the one of two texts that the reader's language uses for a count, with its values."""
     return writer().translated_count(one, many, num) % ({"num": num} | values)
 

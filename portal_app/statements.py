@@ -1,4 +1,4 @@
-"""Statements on the way of every connect: built and translated once, executed by the driver itself.
+"""Statements of connects and pages: built and translated once, executed by the driver itself.
 
 SQLAlchemy takes several times as long for a statement as the driver and the database do. A ``Statement`` is
 written as any other; its text and the conversions of values and columns are worked out at its first use, and

@@ -14,7 +14,7 @@ class Size(int):
 
 @dataclass(frozen=True)
 class Text:
-    """``str`` is the English text, for commands and logs; ``language.put`` gives that of the reader.
+    """``str`` is the English text, for commands and logs; ``Writer.put`` gives that of the reader.
 
     The message is marked with ``N_`` and names its values by ``%(name)s``. Values may be moments, days,
     lengths of time and numbers: each reader gets them in their own way.

@@ -37,11 +37,11 @@ def init_app(app: Flask) -> None:
     environment.globals.update(_=_translated, _filled=_filled)
 
 
-def _translated(message: str, **values: object) -> Markup:
+def _translated(message: str, /, **values: object) -> Markup:
     return _filled(language.writer().translated(message), **values)
 
 
-def _filled(said: str, **values: object) -> Markup:
+def _filled(said: str, /, **values: object) -> Markup:
     """Return a text, which is ours, with its values; those are escaped."""
     return Markup(said % {name: escape(value) for name, value in values.items()})  # noqa: S704
 

@@ -56,6 +56,15 @@ def build(*wanted: New) -> None:
             _build(connection, index)
 
 
+def drop(name: str, table: str) -> None:
+    """Drop an index, if it is there, while others read and write; the last thing that a migration does."""
+    if op.get_bind().dialect.name != "postgresql":
+        op.drop_index(name, table, if_exists=True)
+        return
+    with op.get_context().autocommit_block(), _in_no_transaction(op.get_bind()):
+        op.drop_index(name, table, postgresql_concurrently=True, if_exists=True)
+
+
 def _build(connection: sa.Connection, index: New) -> None:
     valid = connection.scalar(
         sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"), {"name": index.name}

@@ -135,7 +135,7 @@ def read(
     """Return a page of ``Row``, and ask its nodes what goes through them."""
     known = None
     if (before, after) == ("", "") and wanted == Filter(now_only=wanted.now_only, by_origin=wanted.by_origin):
-        known = _without_filter(wanted.now_only, by_user, descending)
+        known = _without_filter(wanted.now_only, by_user, descending, PAGE_SIZE)
         page = paging.read_first(db, known.page, known.order, PAGE_SIZE)
     else:
         query, order = _query(wanted, by_user, descending)
@@ -157,17 +157,17 @@ class _Known:
 
 
 @cache
-def _without_filter(now_only: bool, by_user: bool, descending: bool) -> _Known:
+def _without_filter(now_only: bool, by_user: bool, descending: bool, size: int) -> _Known:
     """Built once: it is what most look at, and what refreshes itself."""
     wanted = Filter(now_only=now_only)
     query, order = _query(wanted, by_user, descending)
-    return _Known(paging.first(query, order, PAGE_SIZE), Statement(_count(wanted)), order)
+    return _Known(paging.first(query, order, size), Statement(_count(wanted)), order)
 
 
 def _query(wanted: Filter, by_user: bool, descending: bool) -> tuple[Any, paging.Order]:
     query = _sessions(wanted) if wanted.now_only else _connections(wanted)
     order, more = _order(wanted.now_only, by_user)
-    query = _joined(query, wanted.now_only, by_user=by_user).where(*more)
+    query = _joined(query, wanted.now_only, by_user=by_user and not wanted.search).where(*more)
     return query, paging.Order(order, descending=descending)
 
 

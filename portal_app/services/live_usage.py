@@ -4,19 +4,20 @@ A page must not wait for a node that is away: all are asked at once, and after a
 unknown. A rate needs two answers; the one before is remembered for a while in this process.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 from portal_app.agents import Agents
-from portal_app.errors import PortalError
 from portal_app.services.nodes import NodeRef
 from vpn_core.messages import Usage
+
+log = logging.getLogger(__name__)
 
 SECONDS = 1.0
 #: An answer is compared with one that is at least this old, and at most: then it tells nothing of now.
@@ -80,7 +81,9 @@ class Asked:
         for ids, call in self._calls:
             try:
                 answer = call.result(max(0.0, self._ends_at - time.monotonic()))
-            except (FutureTimeoutError, PortalError):
+            except Exception as error:
+                # Whatever it is: what a node says, or does not, keeps nobody from a page.
+                log.debug("no usage: %s", type(error).__name__)
                 continue
             now = time.monotonic()
             # A node speaks of what it was asked for, and no other's.

@@ -108,7 +108,10 @@ _BY_NODE = Statement(
 
 @dataclass(frozen=True)
 class Counted:
-    """The whole days of a period that were counted, by their dates: of one profile and node, or of all."""
+    """The whole days of a period that were counted, by their dates: of one profile and node, or of all.
+
+    A day that was counted without this profile or node had nobody there.
+    """
 
     period: Period
     profile_id: str

@@ -33,7 +33,8 @@ ONE = {"user_id": 1077, "number": 0, "profile_id": "employees"}
 QUERIES = {
     "admin.connections": [
         "search=user00077", "search=10.61.0.9", "sort=user", "show=all", "show=all&sort=user",
-        "show=all&search=user00077", "protocol=wireguard", "show=all&profile=employees",
+        "show=all&search=user00077", "show=all&search=user00077&sort=user", "protocol=wireguard",
+        "show=all&profile=employees",
     ],
     "admin.users": [
         "search=user00077", "sort=added", "sort=added&order=desc", "state=disabled", "state=active",

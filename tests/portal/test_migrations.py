@@ -280,7 +280,7 @@ def test_a_migration_may_be_cut_off_anywhere(engine):
     seen: set[str] = set()
 
     def cut_off(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if statement not in seen and statement.lstrip().startswith(("CREATE", "ALTER", "UPDATE")):
+        if statement not in seen and statement.lstrip().startswith(("CREATE", "ALTER", "UPDATE", "DROP")):
             seen.add(statement)
             raise RuntimeError("power cut")
 

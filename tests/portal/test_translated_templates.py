@@ -1,10 +1,15 @@
 """Templates compiled for a language: texts without values are part of them, those with values are calls."""
 
+from datetime import UTC, datetime
+
 import pytest
 from flask import Flask, g, render_template_string
 from jinja2 import DictLoader
+from markupsafe import Markup
 
-from portal_app import language
+from portal_app.writing import Writer
+
+MOMENT = datetime(2026, 11, 29, 14, 5, 9, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -12,7 +17,9 @@ def said(app: Flask, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Texts as each language says them; what is missing stays English."""
     texts: dict[str, str] = {}
     monkeypatch.setattr(
-        language, "translated", lambda text, tag: text if tag == "en" else texts.get(text, f"{tag}:{text}")
+        Writer,
+        "translated",
+        lambda self, text: text if self.tag == "en" else texts.get(text, f"{self.tag}:{text}"),
     )
     return texts
 
@@ -20,6 +27,7 @@ def said(app: Flask, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def shown(app: Flask, template: str, tag: str, **values: object) -> str:
     app.jinja_env.loader = DictLoader({"page.html": template})
     with app.test_request_context(headers={"Accept-Language": tag}):
+        g.pop("language", None)  # the fixture's application context is that of each
         return app.jinja_env.get_template("page.html").render(**values)
 
 
@@ -47,7 +55,7 @@ def test_no_call_is_left_for_a_text_without_values(
     with app.test_request_context(headers={"Accept-Language": "de"}):
         app.jinja_env.loader = DictLoader({"page.html": '<td title="{{ _("User") }}">{{ _("Since") }}</td>'})
         template = app.jinja_env.get_template("page.html")
-        monkeypatch.setattr(language, "translated", None)
+        monkeypatch.setattr(Writer, "translated", None)
         assert template.render() == '<td title="de:User">de:Since</td>'
 
 
@@ -58,8 +66,52 @@ def test_call_for_a_text_with_values_finds_it_translated(
     with app.test_request_context(headers={"Accept-Language": "de"}):
         app.jinja_env.loader = DictLoader({"page.html": '<a title="{{ _("End %(name)s", name=x) }}">'})
         template = app.jinja_env.get_template("page.html")
-        monkeypatch.setattr(language, "translated", None)
+        monkeypatch.setattr(Writer, "translated", None)
         assert template.render(x="<x>") == '<a title="&lt;x&gt; beenden">'
+
+
+def test_one_application_writes_times_and_sizes_in_each_language(app: Flask) -> None:
+    found = {
+        tag: shown(app, "{{ time_element(at) }} {{ at | time }} {{ 1536 | size }}", tag, at=MOMENT)
+        for tag in ("de", "en", "fr")
+    }
+    times = {"de": "29. Nov. 2026", "en": "29 Nov 2026", "fr": "29 nov. 2026"}
+    sizes = {"de": "1,5 KiB", "en": "1.5 KiB", "fr": "1,5 KiB"}
+    assert found == {
+        tag: f'<time datetime="2026-11-29T14:05:09Z">{day}, 14:05</time> {day}, 14:05 {sizes[tag]}'
+        for tag, day in times.items()
+    }
+
+
+class Badge(Markup):
+    """What says by itself that it is HTML."""
+
+
+class Icon:
+    def __html__(self) -> str:
+        return "<svg>"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("<b>'\"&", "&lt;b&gt;&#39;&#34;&amp;"),
+        (Markup("<b>"), "<b>"),
+        (Badge("<b>"), "<b>"),
+        (Icon(), "<svg>"),
+        (None, "None"),
+        (True, "True"),
+        (7, "7"),
+        (1.5, "1.5"),
+        (["<b>"], "[&#39;&lt;b&gt;&#39;]"),
+        (b"<b>", "b&#39;&lt;b&gt;&#39;"),
+    ],
+)
+def test_what_is_put_into_a_page_is_no_markup_unless_it_says_so(
+    app: Flask, value: object, expected: str
+) -> None:
+    assert shown(app, "{{ value }}", "en", value=value) == expected
+    assert shown(app, "{{ missing }}", "en") == ""
 
 
 @pytest.mark.parametrize(
