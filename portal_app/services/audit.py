@@ -28,6 +28,9 @@ ORDER = paging.Order([AuditEvent.at, AuditEvent.id], descending=True)
 #: Who acts without being a user: the command line, the controller, a visitor whom nobody knows yet.
 CLI, CONTROLLER, VISITOR = "cli", "controller", "visitor"
 _SCRIPTS = "api:"
+#: Something of a portal is another than before: its release, a setting, a key.
+DEPLOYED = "portal.deployed"
+PLAN_APPLIED = "plan.apply"
 #: What a way of signing in notes of each try.
 SIGNED_IN, SIGN_IN_FAILED = "signed in", "sign-in failed"
 
@@ -101,6 +104,25 @@ _OF_CONTROLLERS = Statement(
     .order_by(AuditEvent.at.desc())
     .limit(at_most(_MOST_LATEST))
 )
+
+
+_DEPLOYMENT = Statement(
+    select(
+        *(
+            select(func.max(AuditEvent.at, type_=AuditEvent.at.type))
+            .where(AuditEvent.action == action)
+            .scalar_subquery()
+            .label(name)
+            for name, action in (("of_portal", DEPLOYED), ("of_plan", PLAN_APPLIED))
+        )
+    )
+)
+
+
+def last_deployment(db: Database) -> datetime | None:
+    """Return when a portal or the plan was deployed last, as far as the log remembers."""
+    (row,) = run(db, _DEPLOYMENT)
+    return max((at for at in row if at is not None), default=None)
 
 
 def asking_sign_ins(user: User) -> Asked:

@@ -19,9 +19,12 @@ from typing import Any
 from cryptography import x509
 from sqlalchemy import select
 
+import portal_app
+import vpn_core
 from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import N_
 from portal_app.models import Portal
+from portal_app.services import audit
 from portal_app.settings import Settings
 from portal_app.statements import Rows, Statement, run
 from portal_app.texts import Text, text
@@ -66,10 +69,22 @@ def release() -> str:
     return version("causeway")
 
 
+@cache
+def build() -> str:
+    """Return a digest of the code that runs here: two releases may call themselves the same."""
+    whole = hashlib.sha256()
+    for package in (portal_app, vpn_core):
+        root = Path(next(iter(package.__path__)))
+        for path in sorted(root.rglob("*")):
+            if path.suffix != ".pyc" and path.is_file():
+                whole.update(f"{path.relative_to(root.parent)}\0".encode() + path.read_bytes())
+    return whole.hexdigest()[:32]
+
+
 def digests(settings: Settings) -> dict[str, str]:
     """Return a digest of each thing that must be the same, by its subject; ``-`` for a missing file."""
     found = {f"setting {key}": _digest(repr(value).encode()) for key, value in asdict(settings).items()}
-    found["release"] = release()
+    found["release"] = build()
     files = {
         "secret key": settings.secret_key_file,
         "client CA's certificate": settings.client_ca_certificate_file,
@@ -133,9 +148,18 @@ def web_certificate(name: str) -> x509.Certificate | None:
 
 @retried
 def introduce(name: str, found: Mapping[str, str], now: datetime) -> None:
-    """Write down what the portal ``name`` has, and forget those that were taken away."""
+    """Write down what the portal ``name`` has, and forget those that were taken away.
+
+    What it did not have before was deployed: that is an act for the audit log.
+    """
     with transaction() as db:
         own = db.get(Portal, name)
+        known = own.digests if own is not None else {}
+        if changed := sorted(s for s in known.keys() | found.keys() if known.get(s) != found.get(s)):
+            subjects: dict[str, Any] = {"changed": changed} if own is not None else {}
+            audit.record(
+                db, audit.DEPLOYED, actor=audit.CLI, object=name, now=now, release=release(), **subjects
+            )
         if own is None:
             db.add(Portal(name=name, seen_at=now, digests=dict(found)))
         else:

@@ -104,7 +104,7 @@ class _Change:
         if self.changes:
             audit.record(
                 self.db,
-                "plan.apply",
+                audit.PLAN_APPLIED,
                 actor=audit.CLI,
                 now=self.now,
                 changes=self.changes,

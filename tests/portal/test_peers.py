@@ -1,13 +1,18 @@
 """What must be the same on every portal, and how a difference is named."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from portal_app.clock import utc_now
 from portal_app.controller.loop import Controller
+from portal_app.db import transaction
+from portal_app.models import AuditEvent
 from portal_app.services import peers
 from portal_app.settings import Settings
 from tests.portal.commands import Done
@@ -91,3 +96,45 @@ def test_every_controller_says_what_its_portal_has(settings, monkeypatch):
     (seen,) = peers.compare("p2")
     assert seen.name == "p1"
     assert "release" in seen.different
+
+
+def deployments() -> list[tuple[str | None, object]]:
+    with transaction(read_only=True) as db:
+        rows = db.scalars(
+            select(AuditEvent).where(AuditEvent.action == "portal.deployed").order_by(AuditEvent.id)
+        )
+        return [(row.object, row.details.get("changed")) for row in rows]
+
+
+def test_what_was_deployed_is_in_the_audit_log_once(other, run):
+    other()
+    other()
+    assert deployments() == [("p2", None)]
+
+    other(portal_name="Another")
+    other(portal_name="Another")
+
+    assert deployments() == [("p2", None), ("p2", ["setting portal_name"])]
+
+
+def test_a_release_of_the_same_number_is_told_from_another(other, run, monkeypatch):
+    other()
+    monkeypatch.setattr(peers, "build", lambda: "0" * 32)
+
+    status, (line,) = compared(run)
+
+    assert status == 1
+    assert line == "FAIL portal p2 differs in release; run site.yml for both"
+
+
+def test_the_build_is_that_of_every_file_of_the_package(monkeypatch, tmp_path):
+    before = peers.build()
+    copied = tmp_path / "portal_app"
+    shutil.copytree(Path(peers.portal_app.__file__).parent, copied, ignore=shutil.ignore_patterns("*.pyc"))
+    monkeypatch.setattr(peers.portal_app, "__path__", [str(copied)])
+    assert peers.build.__wrapped__() == before, "the place says nothing"
+
+    with (copied / "translations/nl.po").open("a") as file:
+        file.write("# changed")
+
+    assert peers.build.__wrapped__() != before

@@ -12,7 +12,7 @@ from portal_app.db import transaction
 from portal_app.login import requires
 from portal_app.models import Deployment
 from portal_app.roles import Right
-from portal_app.services import attention, authorities, capacity, jobs, peers, statistics
+from portal_app.services import attention, audit, authorities, capacity, jobs, peers, statistics
 from portal_app.services.authorities import CertificateReport
 from portal_app.services.statistics import NodeReport, Seen
 from portal_app.views.admin import bp, kept
@@ -32,6 +32,7 @@ def overview() -> str:
         seen = statistics.seen(db)
         ranges = capacity.ranges(db, seen, capacity.parts(db, seen))
         applied_at = db.scalar(select(Deployment.plan_applied_at))
+        deployed_at = audit.last_deployment(db) or applied_at
         certificates = authorities.of_portal(settings, web, now=now) + _of_nodes(seen, now)
         found = attention.found(
             db,
@@ -56,7 +57,7 @@ def overview() -> str:
         certificates=sorted(certificates, key=_days_left)[:MOST_CERTIFICATES],
         web_known=web is not None,
         release=peers.release(),
-        applied_at=applied_at,
+        deployed_at=deployed_at,
     )
 
 
