@@ -3,6 +3,7 @@
 import time
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from flask import Flask
@@ -10,7 +11,8 @@ from playwright.sync_api import Browser, Page
 
 from tests.browser.world import fill, pages_of, sign_in
 from tests.portal.agent_server import AgentServer
-from tests.portal.app_user import ORIGIN
+from tests.portal.app_user import ORIGIN, VpnApp, add_user
+from tests.portal.pages import add_account
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +48,98 @@ def test_nothing_keeps_anybody_out(app: Flask, chromium: Browser, node: AgentSer
             found[url] = there
     context.close()
     assert found == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_that_forms_answer_with_keeps_anybody_out(
+    app: Flask, chromium: Browser, node: AgentServer, scheme: Any
+) -> None:
+    """What no address leads to: answers that are shown once, questions, and an app that asks for approval."""
+    fill(app)
+    add_account("bea")
+    page = chromium.new_context(ignore_https_errors=True, color_scheme=scheme).new_page()
+    found = {}
+
+    def look(name: str) -> None:
+        if there := faults(page):
+            found[name] = there
+
+    page.goto(f"{ORIGIN}/oauth/authorize?{urlencode(VpnApp(app, add_user('somebody')).query())}")
+    sign_in(page, "root")
+    assert page.get_by_role("heading", level=1).inner_text() == "Approve this app?"
+    look("approval")
+    page.goto(f"{ORIGIN}/oauth/authorize?client_id=nobody")
+    look("an app that is not known")
+    for way in ("WireGuard", "OpenVPN, UDP first"):
+        page.goto(f"{ORIGIN}/configurations")
+        page.get_by_label("Profile and protocol").select_option(f"Employees: {way}")
+        page.get_by_label("Name of the device").fill("Router")
+        page.get_by_role("button", name="Make configuration").click()
+        assert page.get_by_label("As text").is_visible()
+        look(f"a configuration for {way}")
+    page.goto(f"{ORIGIN}/admin/tokens/add")
+    page.get_by_label("Name", exact=True).fill("deploy")
+    page.get_by_label("See users and the apps").check()
+    page.get_by_role("button", name="Make and show the token").click()
+    assert page.get_by_label("Token", exact=True).is_visible()
+    look("a token")
+    page.goto(f"{ORIGIN}/admin/users?search=bea")
+    page.get_by_role("link", name="bea").click()
+    page.locator("summary", has_text="New one-time link …").click()
+    look("a question on a page")
+    page.get_by_role("button", name="Make the link").click()
+    link = page.get_by_label("One-time link").input_value()
+    look("a one-time link")
+    page.goto(f"{ORIGIN}/admin/who-had-it")
+    page.get_by_label("Address").fill("10.61.0.9")
+    page.get_by_role("button", name="Search").click()
+    look("who had an address")
+    page.get_by_label("Address").fill("nothing like it")
+    page.get_by_role("button", name="Search").click()
+    assert page.get_by_role("alert").is_visible()
+    look("a form with a mistake")
+    page.goto(f"{ORIGIN}/admin/connections")
+    page.get_by_role("link", name="End").first.click()
+    look("the end of a connection")
+    page.get_by_role("button", name="Sign out").click()
+    page.goto(link)
+    assert page.get_by_label("New password", exact=True).is_visible()
+    look("a first password")
+    page.context.close()
+    assert found == {}
+
+
+@pytest.mark.parametrize("width", [320, 360])
+def test_no_page_has_to_be_moved_sideways(page: Page, app: Flask, node: AgentServer, width: int) -> None:
+    """WCAG 1.4.10: a table may be, within its card."""
+    fill(app)
+    page.set_viewport_size({"width": width, "height": 700})
+    page.goto(f"{ORIGIN}/")
+    sign_in(page, "root")
+    page.wait_for_url(f"{ORIGIN}/")
+    wide = {}
+    for url in pages_of(app):
+        page.goto(ORIGIN + url)
+        found = page.evaluate("document.documentElement.scrollWidth")
+        if found > width:
+            wide[url] = found
+    assert wide == {}
+
+
+def test_what_is_printed_is_the_page_without_its_menus(page: Page, app: Flask, node: AgentServer) -> None:
+    fill(app)
+    page.goto(f"{ORIGIN}/")
+    sign_in(page, "root")
+    page.wait_for_url(f"{ORIGIN}/")
+    for url in pages_of(app):
+        page.emulate_media(media="screen")
+        page.goto(ORIGIN + url)
+        tables = page.locator("main table:visible").count()
+        page.emulate_media(media="print")
+        assert page.locator("main h1").first.is_visible(), url
+        assert page.locator("main table:visible").count() == tables, url
+        shown = page.locator("nav:visible, .skip:visible, button:visible, .button:visible")
+        assert shown.count() == 0, (url, shown.first.evaluate("e => e.outerHTML.slice(0, 200)"))
 
 
 def first_tab(page: Page) -> None:
