@@ -56,6 +56,8 @@ class Settings:
     withdrawn: list[str] = field(default_factory=list)
     log_origins: bool = False
     retention_days: int = 30
+    audit_retention_days: int = 365
+    statistics_retention_days: int = 0  # for ever
     tunnel_networks: list[str] = field(default_factory=list)
     support_contact: str = ""
     logo_file: Path | None = None
@@ -91,6 +93,11 @@ class Settings:
     def issuer_identity(self) -> str:
         """``iss`` of RFC 9207: the origin without trailing slash, unless set."""
         return self.issuer or self.portal_url
+
+    @property
+    def audit_days(self) -> int:
+        """How long acts are kept: no shorter than what they are about."""
+        return max(self.audit_retention_days, self.retention_days)
 
     @property
     def host_name(self) -> str:
@@ -143,9 +150,12 @@ class Settings:
             "browser_session_seconds",
             "access_token_seconds",
             "retention_days",
+            "audit_retention_days",
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{where}: {name}: must be positive")
+        if self.statistics_retention_days < 0:
+            raise SettingsError(f"{where}: statistics_retention_days: must be 0, for ever, or more")
         if not 1 <= self.authorization_code_seconds <= 600:
             raise SettingsError(f"{where}: authorization_code_seconds: must be 1 to 600")
         if unknown := set(self.client_sets) - {"eduVPN", "LC", "govVPN"}:

@@ -44,7 +44,6 @@ class Job:
 def jobs(settings: Settings, agents: Agents) -> list[Job]:
     """Return what has to be done now and then, the most urgent first."""
     gone = timedelta(seconds=settings.app_gone_seconds)
-    keep = timedelta(days=settings.retention_days)
     apps = set(clients.registry(settings))
     run: dict[str, Callable[[datetime], None]] = {
         "expire": lambda now: expire(agents, now),
@@ -54,7 +53,7 @@ def jobs(settings: Settings, agents: Agents) -> list[Job]:
         "nearly_full": fullness.watch,
         "sample_usage": sample_usage,
         "count_days": count_days,
-        "prune": lambda now: prune(keep, now),
+        "prune": lambda now: prune(settings, now),
     }
     return [Job(name, interval, run[name]) for name, interval in intervals(settings).items()]
 
@@ -199,13 +198,19 @@ def count_days(now: datetime) -> None:
         log("days_counted", days=days)
 
 
-def prune(keep: timedelta, now: datetime) -> None:
+def prune(settings: Settings, now: datetime) -> None:
     """Forget what is over, and consents whose code no app ever redeemed."""
     while _end_abandoned(now):
         pass  # No tokens were given out, so there is no connection and no node to tell.
     if closed := leaving.close_forgotten(now):
         log("forgotten_sessions_closed", rows=closed)
-    gone = retention.prune(retention=keep, now=now)
+    days = settings.statistics_retention_days
+    gone = retention.prune(
+        retention=timedelta(days=settings.retention_days),
+        audit=timedelta(days=settings.audit_days),
+        statistics=timedelta(days=days) if days else None,
+        now=now,
+    )
     if gone:
         log("pruned", **gone)
 

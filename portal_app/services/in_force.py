@@ -44,6 +44,8 @@ VARIABLES: Mapping[str, str] = {
         "withdrawn",
         "log_origins",
         "retention_days",
+        "audit_retention_days",
+        "statistics_retention_days",
         "tunnel_networks",
     )
 } | {

@@ -18,6 +18,7 @@ from portal_app.models import (
     IdempotentCall,
     OneTimeLink,
     Throttle,
+    UsageDay,
     UsageSample,
     VpnSession,
 )
@@ -27,15 +28,17 @@ from portal_app.services import background_errors, idempotency, usage
 _BATCH = 1000
 #: A bucket that was not touched for a day is full again, whatever its rule.
 _THROTTLES = timedelta(days=1)
-#: Acts of administrators are kept longer than who had which address.
+#: Acts of administrators are kept longer than who had which address, unless it is set otherwise.
 AUDIT = timedelta(days=365)
 
 
-def prune(*, retention: timedelta, now: datetime) -> dict[str, int]:
+def prune(
+    *, retention: timedelta, audit: timedelta = AUDIT, statistics: timedelta | None = None, now: datetime
+) -> dict[str, int]:
     """Delete what is over; returns how many rows of each table went.
 
     Sessions and addresses are kept for ``retention`` after their end; what is still open stays. What was
-    counted per day (``UsageDay``) is kept for ever.
+    counted per day (``UsageDay``) is kept for ``statistics``, or for ever; acts for ``audit``.
     """
     before = now - retention
     rules: list[tuple[type[Base], Sequence[Any], ColumnElement[bool]]] = [
@@ -47,7 +50,7 @@ def prune(*, retention: timedelta, now: datetime) -> dict[str, int]:
             [IdempotentCall.token_id, IdempotentCall.key],
             IdempotentCall.created_at <= now - idempotency.KEPT,
         ),
-        (ApiToken, [ApiToken.id], ApiToken.expires_at <= now - AUDIT),
+        (ApiToken, [ApiToken.id], ApiToken.expires_at <= now - audit),
         (Throttle, [Throttle.bucket], Throttle.updated_at <= now - _THROTTLES),
         (VpnSession, [VpnSession.node_number, VpnSession.session_id], VpnSession.ended_at <= before),
         (AddressUse, [AddressUse.id], AddressUse.ended_at <= before),
@@ -61,8 +64,11 @@ def prune(*, retention: timedelta, now: datetime) -> dict[str, int]:
             [BackgroundError.key],
             BackgroundError.last_seen_at <= now - background_errors.KEPT,
         ),
-        (AuditEvent, [AuditEvent.id], AuditEvent.at <= now - max(AUDIT, retention)),
+        (AuditEvent, [AuditEvent.id], AuditEvent.at <= now - max(audit, retention)),
     ]
+    if statistics is not None:
+        first = (now - statistics).date().isoformat()
+        rules.append((UsageDay, list(UsageDay.__table__.primary_key), UsageDay.day < first))
     return {
         model.__tablename__: gone
         for model, key, criterion in rules

@@ -26,6 +26,21 @@ PAGES = {
     "user": "/admin/users/{alice}",
     "statistics": "/admin/statistics?period=week",
 }
+#: On a desk in daylight only.
+MORE = {
+    "configurations": "/configurations",
+    "account": "/account",
+    "status": "/status",
+    "users": "/admin/users",
+    "nodes": "/admin/nodes",
+    "node": "/admin/nodes/0",
+    "profiles": "/admin/profiles",
+    "who-had-it": "/admin/who-had-it",
+    "history": "/admin/history",
+    "audit": "/admin/audit",
+    "tokens": "/admin/tokens",
+    "system": "/admin/system",
+}
 #: Name, width, height, colours.
 SCREENS = [("desk", 1280, 800, "light"), ("desk-dark", 1280, 800, "dark"), ("phone", 390, 844, "light")]
 
@@ -58,7 +73,7 @@ def test_pictures(
     page = context.new_page()
     page.goto(f"{ORIGIN}/sign-in")
     sign_in(page, "root")
-    for name, url in PAGES.items():
+    for name, url in (PAGES | (MORE if screen == "desk" else {})).items():
         nodes_answered()
         page.goto(ORIGIN + url.format(**values))
         page.screenshot(path=IMAGES / f"{name}-{screen}.png")

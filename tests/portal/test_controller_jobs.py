@@ -410,7 +410,7 @@ def test_more_rows_than_one_transaction_deletes_all_go():
     assert count(AddressUse) == 0
 
 
-def test_consent_whose_code_was_never_redeemed_is_forgotten():
+def test_consent_whose_code_was_never_redeemed_is_forgotten(settings):
     alice = add_user("alice")
     abandoned, redeemed, fresh = (authorize(alice) for _ in range(3))
     with transaction() as session:
@@ -428,7 +428,7 @@ def test_consent_whose_code_was_never_redeemed_is_forgotten():
                 )
             )  # fmt: skip
 
-    housekeeping.prune(30 * DAY, NOON)
+    housekeeping.prune(settings, NOON)
 
     assert living(Authorization) == {redeemed, fresh}
 

@@ -4,6 +4,7 @@ import base64
 import json
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,7 +228,7 @@ def test_controller_ends_what_is_open_on_forgotten_nodes_when_its_connection_end
         db.execute(delete(Node).where(Node.number == 1))
 
     for _ in range(2):  # the second finds nothing
-        housekeeping.prune(90 * DAY, NOON + DAY)
+        housekeeping.prune(replace(settings, retention_days=90), NOON + DAY)
 
     assert session_of(old).ended_at == NOON
     assert session_of(unknown).ended_at == NOON + DAY

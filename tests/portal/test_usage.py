@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -13,11 +14,13 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from portal_app.clock import utc_now
+from portal_app.controller import housekeeping
 from portal_app.db import transaction
 from portal_app.errors import Unavailable
-from portal_app.models import AddressUse, UsageDay, UsageSample, VpnSession
+from portal_app.models import AddressUse, AuditEvent, UsageDay, UsageSample, VpnSession
 from portal_app.models.usage import ALL, ALL_NODES
-from portal_app.services import retention, usage, usage_history
+from portal_app.services import audit, retention, usage, usage_history
+from portal_app.settings import Settings
 from portal_app.views import charts
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import LINUX, add_user, browser
@@ -204,6 +207,36 @@ def test_samples_are_forgotten_after_eight_days_and_days_never() -> None:
     with transaction(read_only=True) as db:
         assert db.scalar(select(func.count()).select_from(UsageSample)) == 2
         assert db.scalar(select(func.count()).select_from(UsageDay)) == 1
+
+
+def test_days_are_forgotten_after_as_long_as_is_set(settings: Settings) -> None:
+    now = utc_now()
+    for age in (399, 400, 401):
+        usage.count_day((now - age * DAY).date())
+
+    housekeeping.prune(replace(settings, statistics_retention_days=400), now)
+
+    with transaction(read_only=True) as db:
+        kept = set(db.scalars(select(UsageDay.day)))
+    assert kept == {f"{(now - age * DAY).date()}" for age in (399, 400)}
+
+
+def test_acts_are_forgotten_after_as_long_as_is_set_but_not_before_what_they_are_about(
+    settings: Settings,
+) -> None:
+    now = utc_now()
+    with transaction() as db:
+        for age in (29, 31, 89, 91):
+            audit.record(db, "signed in", actor="alice", object=str(age), now=now - age * DAY)
+
+    def kept() -> list[str]:
+        with transaction(read_only=True) as db:
+            return sorted(db.scalars(select(AuditEvent.object).where(AuditEvent.actor == "alice")))
+
+    housekeeping.prune(replace(settings, audit_retention_days=90), now)
+    assert kept() == ["29", "31", "89"]
+    housekeeping.prune(replace(settings, audit_retention_days=1), now)
+    assert kept() == ["29"]
 
 
 def point_at(points: list[usage_history.Point], moment: datetime) -> tuple[int | None, int | None]:

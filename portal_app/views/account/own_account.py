@@ -12,7 +12,7 @@ from portal_app.errors import N_, PortalError
 from portal_app.language import gettext, ngettext, said
 from portal_app.login import sign_in_required
 from portal_app.models import LocalAccount, User
-from portal_app.services import audit, browser_sessions, own_data, retention
+from portal_app.services import audit, browser_sessions, own_data
 from portal_app.views import forms
 from portal_app.views.account import bp, page
 
@@ -73,7 +73,7 @@ def account_page(error: PortalError | None = None) -> Response:
         has_password=account is not None and account.password_hash is not None,
         password_changed_at=account.changed_at if account else None,
         retention_days=settings.retention_days,
-        audit_days=max(retention.AUDIT.days, settings.retention_days),
+        audit_days=settings.audit_days,
         idle=idle,
         longest=timedelta(seconds=settings.browser_session_longest_seconds),
         keeps_origins=settings.log_origins,

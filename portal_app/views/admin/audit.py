@@ -11,7 +11,7 @@ from portal_app.language import said
 from portal_app.login import requires
 from portal_app.roles import Right
 from portal_app.services import audit as service
-from portal_app.services import retention, users
+from portal_app.services import users
 from portal_app.services.paging import Page
 from portal_app.views import forms
 from portal_app.views.admin import bp
@@ -40,7 +40,7 @@ def audit() -> tuple[str, int]:
         problem=problem,
         actions=with_chosen(actions, asked["action"]),
         most=service.MOST_EXPORTED,
-        kept_days=max(retention.AUDIT.days, portal().settings.retention_days),
+        kept_days=portal().settings.audit_days,
     ), 400 if problem else 200
 
 
