@@ -26,20 +26,18 @@ PAGES = {
     "user": "/admin/users/{alice}",
     "statistics": "/admin/statistics?period=week",
 }
-#: On a desk in daylight only.
+#: On a desk in daylight only. Not those that would show paths and addresses of the test.
 MORE = {
     "configurations": "/configurations",
     "account": "/account",
     "status": "/status",
     "users": "/admin/users",
     "nodes": "/admin/nodes",
-    "node": "/admin/nodes/0",
     "profiles": "/admin/profiles",
     "who-had-it": "/admin/who-had-it",
     "history": "/admin/history",
     "audit": "/admin/audit",
     "tokens": "/admin/tokens",
-    "system": "/admin/system",
 }
 #: Name, width, height, colours.
 SCREENS = [("desk", 1280, 800, "light"), ("desk-dark", 1280, 800, "dark"), ("phone", 390, 844, "light")]
