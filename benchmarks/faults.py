@@ -61,12 +61,21 @@ class Lab:
 
 @dataclass(frozen=True)
 class Fault:
-    """``break_it`` or ``mend_it`` may return the moment from which on "nobody served" counts."""
+    """``break_it`` or ``mend_it`` may return the moment from which on "nobody served" counts, which is to be
+    ``within`` so many seconds.
+    """
 
     what: str
     break_it: Callable[[Lab], float | None]
     mend_it: Callable[[Lab], float | None]
+    within: float | None = None
     stays_seconds: float = 12.0
+
+    def verdict(self, nobody_served: float) -> str:
+        """Return whether the target was reached."""
+        if self.within is None:
+            return ""
+        return f"{self.within:.0f} s: {'reached' if nobody_served <= self.within else 'missed'}"
 
 
 def on(which: str, command: str) -> Callable[[Lab], None]:
@@ -141,17 +150,24 @@ THAW = "pkill -CONT -u causeway-portal -x gunicorn"
 CONTROLLER = "kill -KILL $(systemctl show -P MainPID vpn-portal-controller.service)"
 FAULTS = {
     "rebooted": Fault(
-        "the portal that has the address is rebooted", on("broken", "systemctl reboot || true"), nothing
+        "the portal that has the address is rebooted",
+        on("broken", "systemctl reboot || true"),
+        nothing,
+        within=1,
     ),
-    "power": Fault("it loses its power", power_off, power_on),
+    "power": Fault("it loses its power", power_off, power_on, within=2),
     "nginx": Fault(
-        "its nginx is stopped", on("broken", "systemctl stop nginx"), on("broken", "systemctl start nginx")
+        "its nginx is stopped",
+        on("broken", "systemctl stop nginx"),
+        on("broken", "systemctl start nginx"),
+        within=4,
     ),
-    "gunicorn": Fault("its gunicorn is frozen", on("broken", FREEZE), on("broken", THAW)),
+    "gunicorn": Fault("its gunicorn is frozen", on("broken", FREEZE), on("broken", THAW), within=4),
     "cut-off": Fault(
         "it alone is cut off from both databases",
         lambda lab: part(lab, lab.first, lab.second),
         lambda lab: part(lab, verb="delete"),
+        within=4,
     ),
     "partition": Fault(
         "the portals are cut off from each other",
@@ -174,17 +190,20 @@ FAULTS = {
         "the database that takes writes hangs for 20 s (from its return on)",
         on("first", "pkill -STOP -u postgres -x postgres"),
         wake_database,
+        within=5,
         stays_seconds=20,
     ),
     "promotion": Fault(
         "the database that takes writes loses its power, the standby is promoted (from then on)",
         promote,
         make_standby,
+        within=5,
     ),
     "databases": Fault(
         "both databases are stopped for two minutes (from their return on)",
         stop_databases,
         start_databases,
+        within=5,
         stays_seconds=120,
     ),
 }
@@ -280,9 +299,11 @@ def measure(deployment: Deployment, fault: Fault) -> str:
         doubled = sql(after.first, DOUBLED)
         lost_pings = [p.lost() for p in pings]
         official.attempt("disconnect")
+        nobody_served = prober.longest(counts_from)
         cells = [
             fault.what,
-            f"{prober.longest(counts_from):.1f}",
+            f"{nobody_served:.1f}",
+            fault.verdict(nobody_served),
             f"{connecting.longest(counts_from):.1f}",
             f"{prober.failed()} of {len(prober.requests)}",
             "yes" if moved else "no",
@@ -298,9 +319,9 @@ def has_address(deployment: Deployment, host: Host) -> bool:
 
 
 HEAD = """\
-| fault | nobody served, s | no connect, s | requests refused | address moved \
+| fault | nobody served, s | target | no connect, s | requests refused | address moved \
 | authorizations lost, sign-ins again | connects lost, addresses doubled | pings lost, WireGuard, OpenVPN |
-| --- | --- | --- | --- | --- | --- | --- | --- |"""
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def main() -> None:
