@@ -69,7 +69,10 @@ _of_open_sessions("origin", VpnSession.origin)
 
 
 class AddressUse(Base):
-    """Who had which address when: a WireGuard lease or an OpenVPN session. One address has one at a time."""
+    """Who had which address when: a WireGuard lease or an OpenVPN session. One address has one at a time.
+
+    ``device`` is what the connection was called last.
+    """
 
     __tablename__ = "address_uses"
     __table_args__ = (
@@ -84,6 +87,7 @@ class AddressUse(Base):
     node_number: Mapped[int]
     protocol: Mapped[str] = mapped_column(String(10))
     client_id: Mapped[str | None] = mapped_column(String(255))
+    device: Mapped[str | None] = mapped_column(String(64))
     ipv4: Mapped[str | None] = mapped_column(String(15))
     ipv6: Mapped[str | None] = mapped_column(String(39))
     started_at: Mapped[datetime]

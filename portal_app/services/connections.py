@@ -396,6 +396,7 @@ def _make(
                 "connection_id": row["id"],
                 "user_name": holder.user_name,
                 "client_id": holder.client_id,
+                "device": wish.display_name,
                 "started_at": started_at,
             }
             written.append((_RECORD_USE, use))

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from portal_app.db import Database
 from portal_app.errors import NotFound
-from portal_app.models import Authorization, Connection, Node, Profile, User, VpnSession
+from portal_app.models import AddressUse, Authorization, Connection, Node, Profile, User, VpnSession
 from portal_app.oauth.clients import Client
 from portal_app.services import audit, authorizations, connections
 from portal_app.services.connections import Ended
@@ -199,6 +199,12 @@ def rename(db: Session, user: User, connection_id: str, name: str, source: str |
     )
     if renamed.one_or_none() is None:
         raise NotFound(connections.GONE)
+    db.execute(
+        update(AddressUse)
+        .where(AddressUse.connection_id == connection_id, AddressUse.ended_at.is_(None))
+        .values(device=name)
+        .execution_options(synchronize_session=False)
+    )
     audit.record(
         db, "configuration renamed", actor=user.name, object=connection_id, source=source, now=now, name=name
     )

@@ -50,6 +50,7 @@ class _Holder:
     user_name: str
     profile_id: str
     client_id: str | None
+    device: str | None
     ipv4: str | None
     ipv6: str | None
 
@@ -271,6 +272,7 @@ class _Batch:
                     node_number=self.node.number,
                     protocol=OPENVPN,
                     client_id=holder.client_id,
+                    device=holder.device,
                     ipv4=ipv4,
                     ipv6=ipv6,
                     started_at=started_at,
@@ -365,7 +367,7 @@ def _holders(db: Session, node_number: int, ids: set[str]) -> dict[str, _Holder]
         ).scalars()
         for use in ended:
             found[use.connection_id] = _Holder(
-                use.user_name, use.profile_id, use.client_id, use.ipv4, use.ipv6
+                use.user_name, use.profile_id, use.client_id, use.device, use.ipv4, use.ipv6
             )
         living = db.execute(
             select(
@@ -373,6 +375,7 @@ def _holders(db: Session, node_number: int, ids: set[str]) -> dict[str, _Holder]
                 User.name,
                 Connection.profile_id,
                 Authorization.client_id,
+                Connection.display_name,
                 Connection.ipv4,
                 Connection.ipv6,
             )
@@ -381,7 +384,9 @@ def _holders(db: Session, node_number: int, ids: set[str]) -> dict[str, _Holder]
             .where(Connection.id.in_(chunk), Connection.node_number == node_number)
         )
         for row in living:
-            found[row.id] = _Holder(row.name, row.profile_id, row.client_id, row.ipv4, row.ipv6)
+            found[row.id] = _Holder(
+                row.name, row.profile_id, row.client_id, row.display_name, row.ipv4, row.ipv6
+            )
     return found
 
 

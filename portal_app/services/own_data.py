@@ -105,8 +105,8 @@ def found_about(db: Session, user: User, *, retention: timedelta, now: datetime)
         ],
         "addresses": [
             _fields(
-                row, "connection_id", "client_id", "profile_id", "protocol", "node_number", "ipv4", "ipv6",
-                "started_at", "ended_at", "end_reason",
+                row, "connection_id", "client_id", "device", "profile_id", "protocol", "node_number", "ipv4",
+                "ipv6", "started_at", "ended_at", "end_reason",
             )
             for row in addresses
         ],

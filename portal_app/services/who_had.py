@@ -41,7 +41,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Holder:
-    """One connection that had the address. ``device`` is the name it had, while the connection lives;
+    """One connection that had the address. ``device`` is its name, or the last one that it had;
     ``sessions`` are those in the time that was asked for, latest first. ``end_reason`` is of an address
     that was given back.
     """
@@ -225,33 +225,39 @@ def _sessions_of(db: Session, uses: Sequence[AddressUse], question: Question) ->
 def _of_use(use: AddressUse, sessions: dict[str, list[VpnSession]], names: _Names) -> Holder:
     # An OpenVPN connection has another address each time: only the session that had this one.
     own = [s for s in sessions.get(use.connection_id, []) if (s.ipv4, s.ipv6) == (use.ipv4, use.ipv6)]
-    return _holder(use, use.client_id, own, names)
+    return _holder(use, use.client_id, use.device, own, names)
 
 
 def _of_origins(db: Session, sessions: Sequence[VpnSession], names: _Names) -> list[Holder]:
     """Return a holder for each connection that came from there."""
     found = db.execute(
-        select(AddressUse.connection_id, AddressUse.client_id).where(
+        select(AddressUse.connection_id, AddressUse.client_id, AddressUse.device).where(
             AddressUse.connection_id.in_({s.connection_id for s in sessions})
         )
     )
-    clients: dict[str, str | None] = {row.connection_id: row.client_id for row in found}
+    known: dict[str, tuple[str | None, str | None]] = {
+        row.connection_id: (row.client_id, row.device) for row in found
+    }
     of_connection: defaultdict[str, list[VpnSession]] = defaultdict(list)
     for session in sessions:
         of_connection[session.connection_id].append(session)
     return [
-        _holder(own[0], clients.get(connection_id), own, names)
+        _holder(own[0], *known.get(connection_id, (None, None)), own, names)
         for connection_id, own in of_connection.items()
     ]
 
 
 def _holder(
-    row: AddressUse | VpnSession, client_id: str | None, sessions: Sequence[VpnSession], names: _Names
+    row: AddressUse | VpnSession,
+    client_id: str | None,
+    device: str | None,
+    sessions: Sequence[VpnSession],
+    names: _Names,
 ) -> Holder:
     return Holder(
         user_name=row.user_name,
         client_id=client_id,
-        device=names.devices.get(row.connection_id),
+        device=names.devices.get(row.connection_id, device),
         node_number=row.node_number,
         node=names.nodes.get(row.node_number),
         profile_id=row.profile_id,

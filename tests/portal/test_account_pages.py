@@ -159,6 +159,9 @@ def test_a_download_is_renamed_by_its_user_only(app: Flask, node: AgentServer) -
     assert "Router" not in page
     (row,) = audit_rows("configuration renamed")
     assert (row.actor, row.object) == ("alice", download.id)
+    with transaction(read_only=True) as db:
+        called = db.scalars(select(AddressUse.device).where(AddressUse.connection_id == download.id))
+        assert list(called) == [HOSTILE[:60]]
 
 
 def test_sessions_tell_browsers_apart_without_keeping_what_they_sent(app: Flask) -> None:

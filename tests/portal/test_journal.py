@@ -162,8 +162,9 @@ def test_session_is_a_row_with_its_user_times_and_bytes():
     )
     assert (session.received_bytes, session.sent_bytes) == (1000, 2000)
     (use,) = uses()
-    assert (use.user_name, use.ipv4, use.started_at, use.ended_at) == (
+    assert (use.user_name, use.device, use.ipv4, use.started_at, use.ended_at) == (
         "alice",
+        "test",
         ADDRESS[0],
         session.started_at,
         session.ended_at,

@@ -123,6 +123,25 @@ def test_answer_says_everything_that_is_known(app: Flask, node: AgentServer, aud
         assert text in page, text
 
 
+def test_device_is_known_after_its_connection_has_ended(auditor: FlaskClient) -> None:
+    had("alice", THEN - HOUR, THEN + MINUTE, client_id=None, device="Alice's laptop")
+
+    assert "<small>Alice&#39;s laptop</small>" in ask(auditor, "10.61.0.9").text
+
+
+@pytest.mark.parametrize("prefer_tcp", ["no", "yes"])
+def test_connects_and_ends_remember_what_the_device_was_called(
+    app: Flask, node: AgentServer, prefer_tcp: str
+) -> None:
+    """WireGuard has its record from the begin, OpenVPN from the end on."""
+    phone = VpnApp(app, add_user("alice")).authorize()
+    assert phone.connect(prefer_tcp=prefer_tcp).status_code == 200
+    assert phone.disconnect().status_code == 204
+
+    with transaction(read_only=True) as db:
+        assert set(db.scalars(select(AddressUse.device))) == {"eduVPN for Linux"}
+
+
 def test_tolerance_widens_the_time_on_both_sides(auditor: FlaskClient) -> None:
     had("before", THEN - 2 * HOUR, THEN - 4 * MINUTE, 1)
     had("after", THEN + 4 * MINUTE, None, 2)
