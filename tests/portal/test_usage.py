@@ -267,6 +267,18 @@ def test_points_know_nobody_from_unknown() -> None:
     assert point_at(everything, NOON + 30 * MINUTE) == point_at(nobody, NOON + 30 * MINUTE) == (None, None)
 
 
+def test_a_day_that_was_counted_without_a_profile_had_nobody_there() -> None:
+    """In what days add up to as in each of them; of days that nobody counted nothing is known."""
+    period, yesterday = usage_history.PERIODS["week"], (NOON - DAY).date()
+    usage.count_day(yesterday)
+    with transaction(read_only=True) as db:
+        days = usage_history.read_days(db, period, "lab", ALL_NODES, now=NOON)
+
+    total, clients = usage_history.summary(days)
+    assert (total.users, total.sessions, dict(clients)) == (0, 0, {})
+    assert [t.users for t in usage_history.traffic(days)] == [None] * 6 + [0]
+
+
 @pytest.mark.parametrize("database", ["sqlite"])
 @pytest.mark.parametrize(("name", "count"), [("day", 96), ("week", 84), ("month", 30), ("year", 52)])
 def test_periods_end_now_or_yesterday(name: str, count: int) -> None:
