@@ -16,8 +16,8 @@ from portal_app.agents import Agents
 from portal_app.db import Database, retried, transaction
 from portal_app.models import Authorization, Connection, Node, NodeStatus, Profile, User, VpnSession
 from portal_app.names import begins, folded
-from portal_app.services import audit, live_usage, paging, throttles
-from portal_app.services.live_usage import Asked, Live
+from portal_app.services import audit, paging, throttles
+from portal_app.services.live_usage import Live, Pending
 from portal_app.services.nodes import NodeRef
 from portal_app.services.throttles import Limit
 from portal_app.statements import Statement, at_most, run, run_together
@@ -97,7 +97,7 @@ class Listed:
 
     page: paging.Page
     count: int
-    asked: Asked
+    asked: Pending
     names: Names
 
 
@@ -220,16 +220,16 @@ def chosen(db: Session, ids: Collection[str]) -> list[Row]:
     return _with_sessions(db, found, Names(db))
 
 
-def ask(agents: Agents, rows: Sequence[Row]) -> Asked:
+def ask(agents: Agents, rows: Sequence[Row]) -> Pending:
     """Ask the nodes of these rows; one that was silent already is not asked."""
     wanted: dict[NodeRef, set[str]] = defaultdict(set)
     for row in rows:
         if row.connected and row.connection_id and row.node_ref is not None and not row.silent:
             wanted[row.node_ref].add(row.connection_id)
-    return live_usage.begin(agents, wanted)
+    return Pending(agents, wanted)
 
 
-def with_usage(rows: Sequence[Row], asked: Asked) -> list[Row]:
+def with_usage(rows: Sequence[Row], asked: Pending) -> list[Row]:
     """Return the rows with what their nodes say. It waits for them: the database is to be free by then."""
     found = asked.found()
     return [

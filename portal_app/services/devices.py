@@ -253,7 +253,7 @@ def _apps(
 
 
 def _of_uses(which: ColumnElement[bool], most: int) -> Statement:
-    own = Connection.user_id == bindparam("user")
+    own = (Connection.id == VpnSession.connection_id) & (Connection.user_id == bindparam("user"))
     return Statement(
         select(
             *VpnSession.__table__.columns,
@@ -263,10 +263,7 @@ def _of_uses(which: ColumnElement[bool], most: int) -> Statement:
         )
         .outerjoin(Node, Node.number == VpnSession.node_number)
         .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
-        .outerjoin(
-            Connection,
-            (Connection.id == VpnSession.connection_id) & own,
-        )
+        .outerjoin(Connection, own)
         # What is older than the account is about somebody else who had the name.
         .where(VpnSession.user_name == bindparam("name"), VpnSession.started_at >= bindparam("since"), which)
         .order_by(VpnSession.started_at.desc())

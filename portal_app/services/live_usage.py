@@ -64,10 +64,12 @@ class _Memory:
 _memory = _Memory()
 
 
-class Asked:
-    """What nodes were asked, while whoever asked goes on."""
+class Pending:
+    """Nodes that were asked about connections of theirs, all at once, while whoever asked goes on."""
 
-    def __init__(self, agents: Agents, wanted: Mapping[NodeRef, Collection[str]], seconds: float) -> None:
+    def __init__(
+        self, agents: Agents, wanted: Mapping[NodeRef, Collection[str]], *, seconds: float = SECONDS
+    ) -> None:
         self._ends_at = time.monotonic() + seconds
         self._calls = [
             (set(ids), agents.start(partial(agents.usage, node, only=sorted(set(ids)), seconds=seconds)))
@@ -89,11 +91,6 @@ class Asked:
             # A node speaks of what it was asked for, and no other's.
             said.update({u.connection_id: _live(u, now) for u in answer if u.connection_id in ids})
         return said
-
-
-def begin(agents: Agents, wanted: Mapping[NodeRef, Collection[str]], *, seconds: float = SECONDS) -> Asked:
-    """Ask nodes about these connections of theirs, all at once; wait for nobody yet."""
-    return Asked(agents, wanted, seconds)
 
 
 def _live(usage: Usage, now: float) -> Live:

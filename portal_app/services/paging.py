@@ -86,6 +86,7 @@ def first(query: Any, order: Order, size: int) -> Statement:
 
 
 def read_first(db: Database, first: Statement, order: Order, size: int) -> Page:
+    """Return the first page, asked for by what ``first`` made of the same order and size."""
     found = run(db, first)
     after = _cursor(found[size - 1][-len(order.columns) :]) if len(found) > size else None
     return Page(found[:size], None, after)

@@ -140,6 +140,7 @@ def connections_of_nodes(db: Session) -> dict[int, int]:
 
 
 def report(seen: Seen, *, connections: int, now: datetime) -> NodeReport:
+    """Return the report on a node that has so many connections."""
     node, status, info = seen.node, seen.status, seen.info
     load = info.get("rel_load_average") or []
     certificate = _certificate(info)

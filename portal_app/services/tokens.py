@@ -226,6 +226,7 @@ def counting(user_id: int, *, now: datetime) -> Asked:
 
 
 def count_of(db: Database, user_id: int, *, now: datetime) -> int:
+    """Return how many these are."""
     (row,) = run(db, *counting(user_id, now=now))
     return int(row.living)
 

@@ -68,11 +68,10 @@ class Traffic:
     sent_bytes: int
 
 
+_BETWEEN = UsageDay.day.between(bindparam("first"), bindparam("last"))
 _DAYS = Statement(
     select(*UsageDay.__table__.columns).where(
-        UsageDay.profile_id == bindparam("profile"),
-        UsageDay.node_number == bindparam("node"),
-        UsageDay.day.between(bindparam("first"), bindparam("last")),
+        UsageDay.profile_id == bindparam("profile"), UsageDay.node_number == bindparam("node"), _BETWEEN
     )
 )
 _SAMPLES = Statement(
@@ -90,7 +89,6 @@ _SUMS = (
     func.sum(UsageDay.received_bytes).label("received_bytes"),
     func.sum(UsageDay.sent_bytes).label("sent_bytes"),
 )
-_BETWEEN = UsageDay.day.between(bindparam("first"), bindparam("last"))
 #: From those that there are: what is read of each is together in the table.
 _BY_PROFILE = Statement(
     select(UsageDay.profile_id.label("key"), *_SUMS)
@@ -126,7 +124,6 @@ def read_days(db: Database, period: Period, profile_id: str, node_number: int, *
     first, last = span(period, now)
     found = {row.day: row for row in _days(db, profile_id, node_number, first, last)}
     if (profile_id, node_number) != (ALL, ALL_NODES):
-        # A day that was counted without this profile or node had nobody there.
         for row in _days(db, ALL, ALL_NODES, first, last):
             found.setdefault(row.day, _nobody(row))
     return Counted(period, profile_id, node_number, first, last, found)
