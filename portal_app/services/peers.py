@@ -36,6 +36,8 @@ SILENT = timedelta(minutes=5)
 #: One that has not done so for longer was taken away.
 FORGOTTEN = timedelta(days=1)
 TLS_SECONDS = 2
+#: What the web server here shows. It may not answer for a while, so this tells of no deployment.
+_SHOWN = "TLS certificate"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def digests(settings: Settings) -> dict[str, str]:
     keys = sorted(settings.tls_crypt_directory.glob("*.key"))
     files |= {f"tls-crypt key of {path.stem}": path for path in keys}
     found |= {subject: _digest_of_file(path) for subject, path in files.items()}
-    found["TLS certificate"] = _digest(json.dumps(_web_certificate(settings.host_name)).encode())
+    found[_SHOWN] = _digest(json.dumps(_web_certificate(settings.host_name)).encode())
     return found
 
 
@@ -155,10 +157,11 @@ def introduce(name: str, found: Mapping[str, str], now: datetime) -> None:
     with transaction() as db:
         own = db.get(Portal, name)
         known = own.digests if own is not None else {}
-        if changed := sorted(s for s in known.keys() | found.keys() if known.get(s) != found.get(s)):
-            subjects: dict[str, Any] = {"changed": changed} if own is not None else {}
+        subjects = (known.keys() | found.keys()) - {_SHOWN}
+        if changed := sorted(s for s in subjects if known.get(s) != found.get(s)):
+            details: dict[str, Any] = {"changed": changed} if own is not None else {}
             audit.record(
-                db, audit.DEPLOYED, actor=audit.CLI, object=name, now=now, release=release(), **subjects
+                db, audit.DEPLOYED, actor=audit.CLI, object=name, now=now, release=release(), **details
             )
         if own is None:
             db.add(Portal(name=name, seen_at=now, digests=dict(found)))

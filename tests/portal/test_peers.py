@@ -117,6 +117,15 @@ def test_what_was_deployed_is_in_the_audit_log_once(other, run):
     assert deployments() == [("p2", None), ("p2", ["setting portal_name"])]
 
 
+def test_a_web_server_that_does_not_answer_for_a_while_is_no_deployment(other, run, monkeypatch):
+    other()
+    monkeypatch.setattr(peers, "_web_certificate", lambda _name: {"issuer": "CN=x", "names": []})
+    other()
+
+    assert deployments() == [("p2", None)]
+    assert compared(run)[0] == 0, "both show it"
+
+
 def test_a_release_of_the_same_number_is_told_from_another(other, run, monkeypatch):
     other()
     monkeypatch.setattr(peers, "build", lambda: "0" * 32)
