@@ -25,7 +25,7 @@ from benchmarks.stage import agents, namespace, portal, table
 from benchmarks.stage.apps import Https
 from benchmarks.stage.processes import on_core
 from benchmarks.stage.web import Site, portal_and_hello
-from portal_app import create_app
+from portal_app.application import create_app
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.login import SESSION_COOKIE

@@ -22,7 +22,8 @@ from markupsafe import Markup
 from sqlalchemy.exc import DBAPIError
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import portal, roles
+from portal_app import roles
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import connected, transaction
 from portal_app.errors import N_, Forbidden, Unavailable

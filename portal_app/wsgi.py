@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from portal_app import create_app
+from portal_app.application import create_app
 from portal_app.settings import DEFAULT_FILE, Settings
 
 # systemd's journal adds time and unit. What no line names is not looked up for each of them (logging HOWTO,

@@ -35,8 +35,8 @@ GROUPS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Errors are one line on stderr: exit status 1, or 2 for a wrong command line."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser(words).parse_args(words)
     try:
         settings = Settings.load(arguments.settings)
         if not getattr(arguments, "as_root", False):
@@ -73,17 +73,22 @@ def become_portal(settings: Settings) -> None:
     os.environ["HOME"] = str(settings.state_directory)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vpn-portal", description="Operate the portal of this host.")
-    parser.add_argument(
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument(
         "--settings",
         type=Path,
         default=DEFAULT_FILE,
         metavar="PATH",
         help="settings file (default: %(default)s)",
     )
+    parser = argparse.ArgumentParser(
+        prog="vpn-portal", description="Operate the portal of this host.", parents=[common]
+    )
     subparsers = parser.add_subparsers(dest="group", required=True, metavar="COMMAND")
-    for group in GROUPS:
+    # Importing all of them takes longer than most commands.
+    named = common.parse_known_args(argv)[1][:1]
+    for group in named if named and named[0] in GROUPS else GROUPS:
         importlib.import_module(f"portal_app.cli.{group}").register(subparsers)
     return parser
 

@@ -5,8 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from portal_app import create_app
 from portal_app.agents import Agents
+from portal_app.application import create_app
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.services import audit, listing, users

@@ -5,7 +5,8 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import error_pages, headers, portal
+from portal_app import error_pages, headers
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.errors import N_, Forbidden, PortalError
 from portal_app.events import log

@@ -20,7 +20,7 @@ from vpn_core.profile import GATEWAY_DNS
 from vpn_core.ranges import gateway
 
 if TYPE_CHECKING:
-    from portal_app import Portal
+    from portal_app.application import Portal
     from portal_app.models import Offer
 
 #: Ports that pass most firewalls (spec api-v3.md 7.8).

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import PortalError
 from portal_app.events import log

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, func, insert, or_, select, update
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import (
     N_,

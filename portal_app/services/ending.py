@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, bindparam, case, delete, insert, select, update
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.db import Database
 from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.http import http_date
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.errors import BadRequest
 from portal_app.models import Profile

@@ -2,7 +2,7 @@
 
 from flask import Blueprint, Response, abort, url_for
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.brand import File
 
 bp = Blueprint("brand", __name__, url_prefix="/brand")

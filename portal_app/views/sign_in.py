@@ -7,7 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import events, headers, login, portal
+from portal_app import events, headers, login
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, NotFound, PortalError, TooManyRequests

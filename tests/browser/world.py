@@ -8,7 +8,7 @@ from flask import Flask
 from playwright.sync_api import Page
 from sqlalchemy import select
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import Connection, Node, PeriodicJob, UsageDay, UsageSample, User, VpnSession

@@ -15,8 +15,9 @@ from jinja2 import FileSystemBytecodeCache
 from jinja2.bccache import Bucket
 from sqlalchemy import delete, update
 
-from portal_app import create_app, db
+from portal_app import db
 from portal_app.agents import Agents
+from portal_app.application import create_app
 from portal_app.cli import main
 from portal_app.clock import utc_now
 from portal_app.db import transaction

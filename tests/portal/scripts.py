@@ -8,7 +8,7 @@ from urllib.parse import quote
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.services import tokens
 from portal_app.services.tokens import Scope

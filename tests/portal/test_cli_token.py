@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, update
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import BadRequest, Conflict, Forbidden

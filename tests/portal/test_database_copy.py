@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy import func, insert, select, text, update
 
-from portal_app import create_app, database_copy, db, migrations
+from portal_app import database_copy, db, migrations
+from portal_app.application import create_app
 from portal_app.clock import utc_now
 from portal_app.db import Base, transaction
 from portal_app.errors import Conflict, Unavailable

@@ -12,7 +12,8 @@ import sqlalchemy
 from flask import request
 from sqlalchemy import select
 
-from portal_app import create_app, db, events
+from portal_app import db, events
+from portal_app.application import create_app
 from portal_app.errors import SettingsError
 from portal_app.models import User
 from portal_app.settings import Settings

@@ -10,7 +10,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
-from portal_app import create_app, login
+from portal_app import login
+from portal_app.application import create_app
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import AuditEvent, BrowserSession, LocalAccount, User

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from portal_app import create_app
+from portal_app.application import create_app
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import NotFound

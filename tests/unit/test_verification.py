@@ -1,11 +1,11 @@
 """The verification client runs as root from wherever an operator stands."""
 
-import argparse
 import json
 import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -33,15 +33,16 @@ def test_a_file_in_the_current_directory_is_not_imported(tmp_path: Path) -> None
     assert "IndexError" in done.stderr  # ours ran, and missed its arguments
 
 
-def test_a_failed_proof_names_the_nodes_that_take_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_proof_names_the_nodes_that_take_nothing() -> None:
     nodes = [
         {"name": "ams1", "state": "up", "remarks": []},
         {"name": "ams2", "state": "maintenance", "remarks": []},
         {"name": "ams3", "state": "down", "remarks": ["no answer since 12:00"]},
     ]
-    monkeypatch.setattr(cli_verify, "_vpn_portal", lambda *_words: json.dumps(nodes))
+    commands = create_autospec(cli_verify.Commands)
+    commands.run.return_value = json.dumps(nodes)
 
-    assert cli_verify._nodes_that_are_not_up(argparse.Namespace()) == [
+    assert cli_verify._nodes_that_are_not_up(commands) == [
         "node ams2 takes no connections, it is in maintenance: vpn-portal node maintenance ams2 off",
         "node ams3 is down: no answer since 12:00",
     ]

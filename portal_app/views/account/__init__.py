@@ -2,7 +2,8 @@
 
 from flask import Blueprint, Response, make_response, render_template, request
 
-from portal_app import portal, systems
+from portal_app import systems
+from portal_app.application import portal
 
 bp = Blueprint("account", __name__)
 

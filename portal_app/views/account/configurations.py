@@ -10,7 +10,8 @@ from markupsafe import Markup
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import login, portal
+from portal_app import login
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, BadRequest, Conflict, PortalError

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import login, portal
+from portal_app import login
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.login import sign_in_required

@@ -5,7 +5,8 @@ from datetime import timedelta
 from flask import Response, current_app, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import login, portal
+from portal_app import login
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, PortalError

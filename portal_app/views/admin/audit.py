@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Response, render_template
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.db import connected
 from portal_app.errors import N_, BadRequest
 from portal_app.language import said

@@ -2,7 +2,7 @@
 
 from flask import Response, render_template
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import connected
 from portal_app.errors import N_, BadRequest

@@ -7,7 +7,7 @@ from typing import TypeVar
 from cryptography import x509
 from flask import current_app
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.db import transaction
 from portal_app.services import peers, statistics
 from portal_app.services.statistics import Live

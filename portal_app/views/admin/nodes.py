@@ -9,7 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import login, portal
+from portal_app import login
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import N_, BadRequest, NodeRefused, NodeUnreachable, PortalError

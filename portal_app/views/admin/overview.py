@@ -6,7 +6,7 @@ from datetime import datetime
 from flask import render_template
 from sqlalchemy import select
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.login import requires

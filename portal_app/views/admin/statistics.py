@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response, render_template
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import N_

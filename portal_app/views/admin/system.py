@@ -5,7 +5,8 @@ from typing import Any
 
 from flask import render_template
 
-from portal_app import login, portal
+from portal_app import login
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import N_

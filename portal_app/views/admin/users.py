@@ -6,7 +6,8 @@ from typing import Any
 from flask import current_app, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from portal_app import login, portal, roles
+from portal_app import login, roles
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import connected, transaction
 from portal_app.errors import N_, NotFound, PortalError

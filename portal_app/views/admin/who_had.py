@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from flask import Response, make_response, render_template, request
 
-from portal_app import login, portal
+from portal_app import login
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.errors import N_, BadRequest
 from portal_app.language import gettext, said

@@ -13,7 +13,8 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from portal_app import events, portal
+from portal_app import events
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.errors import (
     BadRequest,

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import BadRequest, Conflict, NodeRefused, NotFound

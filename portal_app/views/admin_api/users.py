@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from portal_app import portal
+from portal_app.application import portal
 from portal_app.db import transaction
 from portal_app.errors import BadRequest, Conflict, Forbidden, InvalidToken, NotFound
 from portal_app.services import ending_by_operator, listing, users
