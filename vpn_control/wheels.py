@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def _collect(output: Path, python: str, parts: Sequence[str]) -> tuple[dict[str,
         return bundle, False
     wheels = directory / "wheels"
     for lock in locks:
-        _download(lock, python, wheels)
+        if _lacks_something(lock, wheels):
+            _download(lock, python, wheels)
     _archive(archive, wheel, locks, wheels)
     note.write_text(json.dumps(bundle) + "\n")
     return bundle, True
@@ -128,6 +130,18 @@ def _digest(files: Iterable[Path]) -> str:
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def _lacks_something(lock: Path, wheels: Path) -> bool:
+    """Tell whether a requirement of a lock file has none of the wheels that it allows: pip would ask the
+    index for each of them, also for those that lie there.
+    """
+    there = {hashlib.sha256(file.read_bytes()).hexdigest() for file in wheels.glob("*.whl")}
+    requirements = re.split(r"^(?=\S)", lock.read_text(), flags=re.MULTILINE)
+    allowed = [
+        set(re.findall(r"--hash=sha256:([0-9a-f]{64})", text)) for text in requirements if "==" in text
+    ]
+    return any(there.isdisjoint(hashes) for hashes in allowed)
 
 
 def _download(lock: Path, python: str, directory: Path) -> None:

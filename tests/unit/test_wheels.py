@@ -91,3 +91,14 @@ def test_bundle_is_left_as_it_is_when_nothing_changed(tmp_path, monkeypatch):
     assert wheels.collect(tmp_path, "3.11", ["node"]) == (made, False)
     ours.write_text("changed")
     assert wheels.collect(tmp_path, "3.11", ["node"])[1]
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path):
+    wheel, lock = tmp_path / "a-1.whl", tmp_path / "node-3.11.txt"
+    wheel.write_text("a")
+    there, other = (wheels.hashlib.sha256(text).hexdigest() for text in (b"a", b"another platform's"))
+
+    lock.write_text(f"a==1 \\\n    --hash=sha256:{other} \\\n    --hash=sha256:{there}\n")
+    assert not wheels._lacks_something(lock, tmp_path)
+    lock.write_text(f"{lock.read_text()}b==1 \\\n    --hash=sha256:{other}\n")
+    assert wheels._lacks_something(lock, tmp_path)
