@@ -3,16 +3,20 @@
 ``make lab TOPOLOGY=ha_portal``, then ``python -m benchmarks.faults``. Each fault is made while somebody
 asks the portal some twenty times a second through its address (each time on a new connection; nginx, portal
 and database have to answer within a second), while people sign in, authorize an app, connect and
-disconnect, while the official app refreshes its tokens and connects without a pause, and while pings run
-through a WireGuard and an OpenVPN tunnel. Afterwards everything that was acknowledged is looked for. One
-row is printed for each fault.
+disconnect, while an administrator adds users, while the official app refreshes its tokens and connects
+without a pause, and while pings run through a WireGuard and an OpenVPN tunnel. Afterwards everything that
+was acknowledged is looked for, and what is secret in everything that the hosts have written since. One row
+is printed for each fault.
 
 "Nobody served" is the longest time between two good answers in which a request was refused, "no connect"
-the longest time between two connects that were acknowledged: a connect writes.
+the longest time between two connects that were acknowledged: a connect writes. "503" are requests of people
+who wait as long as it takes, that were put off with Retry-After, and the slowest such answer. "Not one
+holder" is the longest time in which not exactly one portal had both addresses, looked at five times a second.
 """
 
 import argparse
 import secrets
+import subprocess
 import time
 from base64 import b64encode
 from collections import Counter
@@ -21,7 +25,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from portal_app.verification.browser import App, Browser, VerificationError
+from portal_app.verification.browser import App, Browser, VerificationError, forms
+from tests.e2e.disclosure import disclosed, managed, secrets_of
+from tests.e2e.ha_portal.test_controllers import UNIT, leader
+from tests.e2e.ha_portal.test_moving import FREE, FULL
 from tests.e2e.ha_portal.world import (
     DOUBLED,
     PROFILE,
@@ -34,7 +41,8 @@ from tests.e2e.ha_portal.world import (
     sql,
 )
 from tests.e2e.hosts import Deployment, Host, OfficialApp, prepare_client, read_deployment, wait_until
-from tests.e2e.multi_node.world import WIREGUARD_TYPE, Pings
+from tests.e2e.multi_node.world import WIREGUARD_TYPE, Pings, World
+from tests.e2e.portals_away import UNITS
 
 
 @dataclass
@@ -62,20 +70,28 @@ class Lab:
 @dataclass(frozen=True)
 class Fault:
     """``break_it`` or ``mend_it`` may return the moment from which on "nobody served" counts, which is to be
-    ``within`` so many seconds.
+    ``within`` so many seconds; ``one_holder_within`` is the same for "not one holder", ``put_off_within``
+    for the slowest 503.
     """
 
     what: str
     break_it: Callable[[Lab], float | None]
     mend_it: Callable[[Lab], float | None]
     within: float | None = None
+    one_holder_within: float | None = None
+    put_off_within: float | None = None
     stays_seconds: float = 12.0
 
-    def verdict(self, nobody_served: float) -> str:
-        """Return whether the target was reached."""
-        if self.within is None:
-            return ""
-        return f"{self.within:.0f} s: {'reached' if nobody_served <= self.within else 'missed'}"
+
+def against(measured: float, target: float | None) -> str:
+    """Return a figure in seconds, with its target and whether that was reached.
+
+    >>> against(1.04, 2), against(2.5, 2), against(0.3, None)
+    ('1.0 (2: reached)', '2.5 (2: MISSED)', '0.3')
+    """
+    if target is None:
+        return f"{measured:.1f}"
+    return f"{measured:.1f} ({target:g}: {'reached' if measured <= target else 'MISSED'})"
 
 
 def on(which: str, command: str) -> Callable[[Lab], None]:
@@ -140,9 +156,57 @@ def part(lab: Lab, *others: Host, verb: str = "add") -> None:
     lab.broken.run(f"nft 'table inet faults {{{chains} }}'")
 
 
+def cut_from_all(lab: Lab) -> None:
+    """The databases alone reach the broken portal: neither the other one nor clients, nor their neighbours'
+    questions who has the address.
+    """
+    part(lab, lab.other)
+    lab.broken.run(
+        "nft 'table inet faults { chain clients { type filter hook input priority -400;"
+        " tcp dport { 80, 443 } drop; }; chain neighbours { type filter hook output priority -400;"
+        " icmpv6 type nd-neighbor-advert drop; }; };"
+        " table arp faults { chain neighbours { type filter hook output priority 0;"
+        f" arp saddr ip {lab.deployment.info['vip']['ipv4']} drop; }}; }};'"
+    )
+
+
+def heal_all(lab: Lab) -> None:
+    lab.broken.run("nft 'delete table inet faults; delete table arp faults'")
+
+
 def kill_controllers(lab: Lab) -> None:
     for host in (lab.broken, lab.other):
         host.run(CONTROLLER)
+
+
+def kill_leader(lab: Lab) -> None:
+    """Kill the controller that leads, and give the other one something to put right."""
+    name = wait_until(lambda: leader(lab.deployment, lab.first), 20, "one leads")
+    world = World(lab.deployment, lab.deployment.host("clients"))
+    node = next(host for host in lab.deployment.hosts("nodes") if world.peers(host.name))
+    key = min(world.peers(node.name))
+    node.run(f"wg set wg0 peer '{key}' remove")
+    lab.deployment.named(name).run(f"systemctl kill --signal=KILL {UNIT}; systemctl stop {UNIT}")
+
+
+def start_controllers(lab: Lab) -> None:
+    """Start them once what the killed one had to do is done by the other one."""
+    world = World(lab.deployment, lab.deployment.host("clients"))
+    for host in lab.deployment.hosts("nodes"):
+        world.wait_until_in_step(host.name)
+    for host in (lab.broken, lab.other):
+        host.run(f"systemctl start {UNIT}")
+
+
+def stop_portals(lab: Lab) -> None:
+    for host in (lab.broken, lab.other):
+        host.run(f"systemctl stop {UNITS}")
+
+
+def start_portals(lab: Lab) -> float:
+    for host in (lab.broken, lab.other):
+        host.run(f"systemctl start {UNITS}")
+    return time.monotonic()
 
 
 FREEZE = "pkill -STOP -u causeway-portal -x gunicorn"
@@ -169,15 +233,25 @@ FAULTS = {
         lambda lab: part(lab, verb="delete"),
         within=4,
     ),
+    "disk": Fault("its disk is full", on("broken", FULL), on("broken", FREE), within=4),
     "partition": Fault(
         "the portals are cut off from each other",
         lambda lab: part(lab, lab.other),
         lambda lab: part(lab, verb="delete"),
     ),
+    "alone": Fault(
+        "it is cut off from the other one and from clients, not from the database", cut_from_all, heal_all
+    ),
     "keepalived": Fault(
         "its keepalived is killed hard",
         on("broken", "kill -KILL $(systemctl show -P MainPID keepalived.service)"),
         nothing,
+        one_holder_within=5,
+    ),
+    "leader": Fault(
+        "the leading controller is killed hard, and stays away, while a node lacks a connection",
+        kill_leader,
+        start_controllers,
     ),
     "controllers": Fault("the controllers of both are killed hard", kill_controllers, nothing),
     "standby": Fault(
@@ -204,9 +278,25 @@ FAULTS = {
         stop_databases,
         start_databases,
         within=5,
+        put_off_within=3,
         stays_seconds=120,
     ),
+    "away": Fault(
+        "both portals are stopped for ten minutes (from their return on)",
+        stop_portals,
+        start_portals,
+        stays_seconds=600,
+    ),
 }
+
+
+class Patient(Prober):
+    """People who wait for an answer as long as it takes."""
+
+    many = 2
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(deployment, patience=20)
 
 
 class People(Busy):
@@ -241,6 +331,72 @@ class People(Busy):
             return False
 
 
+class Administering(Busy):
+    """An administrator who adds one user after the other."""
+
+    rest_seconds = 0.5
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__()
+        self._page = f"{deployment.portal_url}/admin/users/add"
+        self._browser = World(deployment, deployment.host("clients")).browser("admin")
+        self.added: list[str] = []
+
+    def act(self) -> None:
+        with suppress(VerificationError):
+            page, name = self._browser.open(self._page), f"fault-{secrets.token_hex(6)}"
+            form = next((f for f in forms(page.text) if "name" in f.fields), None)
+            if form and "/set-password/" in self._browser.submit(page, form, {"name": name}).text:
+                self.added.append(name)
+
+    def lost(self, database: Host) -> int:
+        there = set(sql(database, "SELECT name FROM users WHERE name LIKE 'fault-%'").split())
+        return sum(name not in there for name in self.added)
+
+
+class Addresses(Busy):
+    """Who looks all the time how many of the two addresses a portal has."""
+
+    LOOK = "while sleep 0.2; do echo $(ip -o address show | awk '{print $4}'); done"
+
+    def __init__(self, deployment: Deployment, portal: Host) -> None:
+        super().__init__()
+        # A portal that lost its power closes no connection.
+        options = ["-o", "ControlPath=none", "-o", "ConnectTimeout=2"]
+        options += ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2"]
+        program, *rest = portal.ssh(self.LOOK)
+        self._command = [program, *options, *rest]
+        self._addresses = set(deployment.info["vip"].values())
+        self.seen: list[tuple[float, int]] = []
+
+    def act(self) -> None:
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=quiet, text=True) as looking:
+            assert looking.stdout
+            for line in looking.stdout:
+                had = {word.split("/")[0] for word in line.split()} & self._addresses
+                self.seen.append((time.monotonic(), len(had)))
+                if self._ends.is_set():
+                    looking.terminate()
+
+
+def not_one_holder(portals: list[Addresses], until: float) -> float:
+    """Return the longest time in which not exactly one portal had both addresses, in seconds.
+
+    One that said nothing for a second has none.
+    """
+    seen = sorted((at, number, had) for number, portal in enumerate(portals) for at, had in portal.seen)
+    last: dict[int, tuple[float, int]] = {}
+    longest, since = 0.0, 0.0
+    for at, number, had in [*seen, (until, -1, 0)]:
+        last[number] = at, had
+        if sorted(had for said_at, had in last.values() if at - said_at < 1 and had) == [2]:
+            longest, since = max(longest, at - since if since else 0.0), 0.0
+        else:
+            since = since or at
+    return longest
+
+
 @contextmanager
 def tunnel(deployment: Deployment, user: str, protocol: str) -> Iterator[Pings]:
     """Open a tunnel as the official app does, with pings through it."""
@@ -262,9 +418,9 @@ def tunnel(deployment: Deployment, user: str, protocol: str) -> Iterator[Pings]:
         app.close()
 
 
-def measure(deployment: Deployment, fault: Fault) -> str:
-    """Make one fault and mend it; return its row."""
-    client = deployment.host("clients")
+def measure(deployment: Deployment, fault: Fault, known: set[str]) -> str:
+    """Make one fault and mend it; return its row. ``known`` is what is secret."""
+    client, began = deployment.host("clients"), time.time()
     lab = Lab.look(deployment)
     before = recorded(lab.first, "bob")
     with ExitStack() as stack:
@@ -278,10 +434,18 @@ def measure(deployment: Deployment, fault: Fault) -> str:
         official.do("add_server", url=deployment.portal_url)
         with (
             Prober(deployment) as prober,
+            Patient(deployment) as patient,
             People(deployment) as people,
+            Administering(deployment) as admin,
+            Addresses(deployment, lab.broken) as of_broken,
+            Addresses(deployment, lab.other) as of_other,
             Connecting(official, deployment.portal_url, refreshes=True) as connecting,
         ):
-            wait_until(lambda: len(people.apps) >= 2 and len(connecting.addresses) >= 2, 30, "people connect")
+            wait_until(
+                lambda: min(len(people.apps), len(connecting.addresses), len(admin.added)) >= 2,
+                60,
+                "people connect",
+            )
             assert prober.failed() == 0, "refused before anything was broken"
             counts_from = fault.break_it(lab)
             time.sleep(fault.stays_seconds)
@@ -289,6 +453,7 @@ def measure(deployment: Deployment, fault: Fault) -> str:
             counts_from = fault.mend_it(lab) or counts_from or 0.0
             time.sleep(6)
             wait_until(prober.answers_again, 30, "it is answered again")
+            not_one = not_one_holder([of_broken, of_other], time.monotonic())
         after = Lab.look(deployment)
         signed_in_again = (
             official.do("get_config", url=deployment.portal_url, profile=PROFILE)["sign_ins"] - 1
@@ -299,17 +464,23 @@ def measure(deployment: Deployment, fault: Fault) -> str:
         doubled = sql(after.first, DOUBLED)
         lost_pings = [p.lost() for p in pings]
         official.attempt("disconnect")
-        nobody_served = prober.longest(counts_from)
+        # The app's own are in no list of ours.
+        tokens = {app.access_token for app in people.apps}
+        shown = disclosed(known | tokens, *managed(deployment), since=began)
+        slowest = against(max(patient.put_off, default=0.0), fault.put_off_within)
         cells = [
             fault.what,
-            f"{nobody_served:.1f}",
-            fault.verdict(nobody_served),
+            against(prober.longest(counts_from), fault.within),
             f"{connecting.longest(counts_from):.1f}",
             f"{prober.failed()} of {len(prober.requests)}",
+            f"{len(patient.put_off)} of {patient.failed()}, {slowest}",
             "yes" if moved else "no",
+            against(not_one, fault.one_holder_within),
             f"{people.lost()} of {len(people.apps)}, {signed_in_again}",
             f"{lost_connects} of {len(connecting.addresses)}, {doubled}",
+            f"{admin.lost(after.first)} of {len(admin.added)}",
             f"{lost_pings[0]}, {lost_pings[1]}",
+            "; ".join(shown) or "none",
         ]
         return f"| {' | '.join(cells)} |"
 
@@ -319,9 +490,10 @@ def has_address(deployment: Deployment, host: Host) -> bool:
 
 
 HEAD = """\
-| fault | nobody served, s | target | no connect, s | requests refused | address moved \
-| authorizations lost, sign-ins again | connects lost, addresses doubled | pings lost, WireGuard, OpenVPN |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+| fault | nobody served, s | no connect, s | requests refused | 503, slowest, s | address moved \
+| not one holder, s | authorizations lost, sign-ins again | connects lost, addresses doubled \
+| users lost | pings lost, WireGuard, OpenVPN | secrets shown |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def main() -> None:
@@ -336,9 +508,10 @@ def main() -> None:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     deployment = read_deployment("ha_portal")
     prepare_client(deployment.host("clients"), deployment)
+    known = secrets_of(deployment)
     print(HEAD, flush=True)
     for name in arguments.fault or FAULTS:
-        print(measure(deployment, FAULTS[name]), flush=True)
+        print(measure(deployment, FAULTS[name], known), flush=True)
 
 
 if __name__ == "__main__":

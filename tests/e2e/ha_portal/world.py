@@ -6,6 +6,7 @@ import re
 import ssl
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from typing import Any, Self
@@ -156,18 +157,27 @@ class Prober(Busy):
         )
         #: When each request began and ended, and whether it was answered with 200.
         self.requests: list[tuple[float, float, bool]] = []
+        #: Those that were answered with 503 and when to ask again: how long each took, in seconds.
+        self.put_off: list[float] = []
 
     def act(self) -> None:
         began = time.monotonic()
-        answered = self._ask()
-        self.requests.append((began, time.monotonic(), answered))
+        status, is_put_off = self._ask()
+        ended = time.monotonic()
+        self.requests.append((began, ended, status == 200))
+        if is_put_off:
+            self.put_off.append(ended - began)
 
-    def _ask(self) -> bool:
+    def _ask(self) -> tuple[int, bool]:
+        """Return the status, 0 without an answer, and whether it was 503 with Retry-After."""
         try:
             with self._opener.open(self._url, timeout=self._patience) as answer:
-                return bool(answer.status == 200)
+                return answer.status, False
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.code == 503 and "Retry-After" in error.headers
         except OSError:
-            return False
+            return 0, False
 
     def failed(self) -> int:
         return sum(not answered for _, _, answered in self.requests)
