@@ -221,6 +221,26 @@ def test_foreign_vrrp_takes_nothing_and_is_reported(deployment: Deployment) -> N
     assert re.search(rf"vrrp from a stranger: .* SRC={re.escape(stranger.address)} ", said), said[-2000:]
 
 
+def test_portal_that_leaves_lets_clients_close_their_connections(deployment: Deployment) -> None:
+    """What is sent on an idle connection when nginx closes it would have no answer."""
+    fetch = ["curl", "-fsS", "-m", "5", "-o", "/dev/null", "-D", "-", "--cacert", str(deployment.ca_file)]
+
+    def asks_to_close(path: str) -> bool:
+        done = subprocess.run(
+            [*fetch, deployment.portal_url + path], capture_output=True, text=True, check=True
+        )
+        return "connection: close" in done.stdout.lower()
+
+    holder = deployment.named(one_holder(deployment))
+    assert not asks_to_close("/healthz")
+    holder.run("touch /run/causeway-leaving")
+    try:
+        assert asks_to_close("/healthz")
+        assert asks_to_close("/sign-in")
+    finally:
+        holder.run("rm /run/causeway-leaving")
+
+
 #: A file system that is full where nginx, the portal and the journal write.
 FULL = """
 for place in /var/lib/nginx /var/lib/causeway-portal /var/log/nginx /var/tmp; do

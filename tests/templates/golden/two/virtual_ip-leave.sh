@@ -27,8 +27,10 @@ done
 # Whatever ends this, nothing is kept out afterwards; keepalived's start takes the table away too. Of a host that goes down nothing is left.
 [ "$goes_down" ] || trap 'nft delete table inet causeway_leaving 2>/dev/null; rm -f /run/causeway-leaving' EXIT
 trap 'exit 1' HUP INT TERM
-# As long as it is there the address stays, though nginx takes nothing new.
+# As long as it is there the address stays, though nginx takes nothing new, and each answer asks the client to close its connection.
 touch /run/causeway-leaving
+# Who asks often has none open after this. nginx closes those that are left, and what is sent on one just then has no answer.
+sleep 2
 # A new connection is not refused: the client's system asks again a second later, and the other portal answers.
 nft --file - <<RULES
 table inet causeway_leaving
