@@ -14,6 +14,8 @@ from vpn_core.colour import accent_problem
 from vpn_core.look import Planned, is_contact, planned
 
 DEFAULT_FILE = Path("/etc/causeway/portal/settings.toml")
+#: The certificate of the own CA that the portal's certificate is from; where it is from another one, no file.
+OWN_TLS_CA = Path("/etc/causeway/tls/ca.crt")
 
 
 @dataclass(frozen=True)

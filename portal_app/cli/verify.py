@@ -19,15 +19,13 @@ from typing import Any, Self
 from portal_app.cli import main
 from portal_app.errors import PortalError
 from portal_app.services.statistics import MAINTENANCE, UP_STATE
-from portal_app.settings import Settings
+from portal_app.settings import OWN_TLS_CA, Settings
 from portal_app.verification import Check, Verification, temporary_name, verify, verify_node
 from portal_app.verification.browser import VerificationError
 
 #: The controller asks every node each five seconds.
 SEEN_SECONDS = 20
 LOCK = Path("/run/causeway-verify.lock")
-#: Where the role puts the own CA's certificate; the system's store is used where there is none.
-OWN_CA = Path("/etc/causeway/tls/ca.crt")
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,7 +43,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--ca-file",
         type=Path,
-        default=OWN_CA if OWN_CA.exists() else None,
+        default=OWN_TLS_CA if OWN_TLS_CA.exists() else None,
         help="certificate to trust instead of the system's (default: the own CA, if any)",
     )
     parser.add_argument(

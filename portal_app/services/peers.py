@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from sqlalchemy import select
 
 import portal_app
@@ -25,7 +26,7 @@ from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import N_
 from portal_app.models import Portal
 from portal_app.services import audit
-from portal_app.settings import Settings
+from portal_app.settings import OWN_TLS_CA, Settings
 from portal_app.statements import Rows, Statement, run
 from portal_app.texts import Text, text
 
@@ -115,13 +116,15 @@ def _digest(content: bytes) -> str:
 
 
 def _web_certificate(name: str) -> Mapping[str, object]:
-    """Return who issued the certificate that users see here, and its names.
+    """Return what is to be the same of the certificate that users see here.
 
-    Not the certificate itself: each portal may have its own.
+    One from the vault is the same everywhere; of an own CA's each portal has its own, with the same names.
     """
     certificate = web_certificate(name)
     if certificate is None:
         return {}
+    if not OWN_TLS_CA.exists():
+        return {"certificate": certificate.fingerprint(SHA256()).hex()}
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

@@ -7,6 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import NameOID
 from sqlalchemy import select
 
 from portal_app.clock import utc_now
@@ -54,6 +58,49 @@ def test_difference_is_named(other, run, settings, tmp_path):
     assert status == 1
     subjects = "secret key, setting portal_name, setting secret_key_file"
     assert line == f"FAIL portal p2 differs in {subjects}; run site.yml for both"
+
+
+def certificate(days: int, names: tuple[str, ...] = ("vpn.example.org",)) -> x509.Certificate:
+    """Return a certificate of the one issuer of these tests."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), utc_now()
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA")])
+    return (
+        x509.CertificateBuilder(issuer, issuer, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .sign(key, SHA256())
+    )
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["from the vault", "of the own CA"])
+def test_an_older_certificate_differs_unless_each_portal_has_its_own(
+    other, run, monkeypatch, tmp_path, is_own
+):
+    own_ca = tmp_path / "ca.crt"
+    if is_own:
+        own_ca.touch()
+    monkeypatch.setattr(peers, "OWN_TLS_CA", own_ca)
+    monkeypatch.setattr(peers, "web_certificate", lambda _name: certificate(30))
+    other()
+    monkeypatch.setattr(peers, "web_certificate", lambda _name: certificate(90))
+
+    status, (line,) = compared(run)
+
+    if is_own:
+        assert status == 0
+    else:
+        assert (status, line) == (1, "FAIL portal p2 differs in TLS certificate; run site.yml for both")
+
+
+def test_a_certificate_for_other_names_differs(other, run, monkeypatch, tmp_path):
+    (tmp_path / "ca.crt").touch()
+    monkeypatch.setattr(peers, "OWN_TLS_CA", tmp_path / "ca.crt")
+    monkeypatch.setattr(peers, "web_certificate", lambda _name: certificate(30, ("old.example.org",)))
+    other()
+    monkeypatch.setattr(peers, "web_certificate", lambda _name: certificate(30))
+
+    assert compared(run)[0] == 1
 
 
 def test_portal_that_is_silent_is_named_for_a_day(other, run):
