@@ -3,7 +3,7 @@
 from portal_app.db import Base
 from portal_app.models.authorization import AccessToken, Authorization, AuthorizationCode, RefreshToken
 from portal_app.models.background_error import BackgroundError
-from portal_app.models.connection import Connection, FreeAddress
+from portal_app.models.connection import Connection, FreeAddress, RefusedConnect
 from portal_app.models.event import AuditEvent
 from portal_app.models.job import PeriodicJob
 from portal_app.models.node import Node, NodeStatus, Offer
@@ -37,6 +37,7 @@ __all__ = [
     "Portal",
     "Profile",
     "RefreshToken",
+    "RefusedConnect",
     "Throttle",
     "UsageDay",
     "UsageSample",

@@ -69,6 +69,19 @@ class Connection(Base):
     choice: Mapped[str | None] = mapped_column(String(255))
 
 
+class RefusedConnect(Base):
+    """The last connect of a user that was refused: what was answered, and why, for administrators."""
+
+    __tablename__ = "refused_connects"
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    at: Mapped[datetime]
+    device: Mapped[str] = mapped_column(String(64))
+    #: As it was asked for: there may be no such profile.
+    profile_id: Mapped[str] = mapped_column(String(60))
+    answer: Mapped[str] = mapped_column(String(255))
+    why: Mapped[str | None] = mapped_column(String(1000))
+
+
 class FreeAddress(Base):
     """An address given back; the one that waits longest is given again first, and never before
     ``freed_at``.

@@ -88,6 +88,8 @@ class AddressUse(Base):
     protocol: Mapped[str] = mapped_column(String(10))
     client_id: Mapped[str | None] = mapped_column(String(255))
     device: Mapped[str | None] = mapped_column(String(64))
+    #: Why its node was chosen, as in ``Connection``.
+    choice: Mapped[str | None] = mapped_column(String(255))
     ipv4: Mapped[str | None] = mapped_column(String(15))
     ipv6: Mapped[str | None] = mapped_column(String(39))
     started_at: Mapped[datetime]

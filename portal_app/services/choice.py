@@ -65,9 +65,13 @@ class Choice:
     candidates: list[Candidate]
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def explain(self, chosen: Candidate, left_out: Mapping[str, str], before: Sequence[str] = ()) -> str:
-        """Say in a line why ``chosen`` was taken; ``before`` is what earlier protocols ran into."""
-        parts = [f"{chosen.node.name}: {chosen.reason}"]
+    def explain(
+        self, chosen: Candidate, left_out: Mapping[str, str], before: Sequence[str] = (), protocol: str = ""
+    ) -> str:
+        """Say in a line why ``chosen`` was taken, and its ``protocol``; ``before`` is what earlier protocols
+        ran into.
+        """
+        parts = [f"{chosen.node.name}: {chosen.reason}", *([protocol] if protocol else [])]
         waiting = [c for c in self.candidates if c is not chosen and c.node.name not in left_out]
         if waiting:
             first = {c.node.name: c.reason for c in waiting[:_LISTED]}

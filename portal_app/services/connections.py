@@ -26,13 +26,14 @@ from portal_app.errors import (
     NodeRefused,
     NodeUnreachable,
     NotFound,
+    PortalError,
     Superseded,
     Unavailable,
 )
 from portal_app.events import log
 from portal_app.models import AddressUse, Authorization, Connection, Profile, User
 from portal_app.render import client_config
-from portal_app.services import audit, choice, ending, leases, nodes, profiles, transports
+from portal_app.services import audit, choice, ending, leases, nodes, profiles, refusals, transports
 from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
 from portal_app.statements import Asked, Rows, Statement, run_together
 from vpn_core.messages import OPENVPN, WIREGUARD, Admit, Authority
@@ -189,27 +190,43 @@ def prepare(
         raise Forbidden("no API configuration downloads allowed")
     profile, offering = _allowed(holder, read)
     if profile is None:
-        raise NotFound('no such "profile_id"')
+        raise _because(NotFound('no such "profile_id"'), profiles.refusal(read[0], holder))
+    accepts, has_key = wanted.accepts, wanted.public_key is not None
+    offers = transports.supported(profile)
     order = transports.in_order(
-        transports.supported(profile),
-        wanted.accepts,
-        has_key=wanted.public_key is not None,
+        offers,
+        accepts,
+        has_key=has_key,
         preferred=profile.preferred_protocol,
         prefer_tcp=wanted.prefer_tcp,
     )
     if not order:
-        raise NoCommonProtocol("no common VPN protocol between the app and this profile")
+        raise _because(
+            NoCommonProtocol("no common VPN protocol between the app and this profile"),
+            transports.nothing_in_common(offers, accepts, has_key=has_key),
+        )
     serving = _serving(db, holder, offering)
-    client = portal().clients.get(holder.client_id or "")
     wish = _Order(
         holder=holder,
         profile=profile,
-        display_name=(client.name if client else holder.client_id or "app")[:64],
+        display_name=device_name(holder),
         expires_at=holder.expires_at or now,
         now=now,
         public_key=wanted.public_key,
     )
-    return Prepared(wish, transports.attempts(order), serving, ends_at)
+    return Prepared(wish, transports.attempts(order, prefer_tcp=wanted.prefer_tcp), serving, ends_at)
+
+
+def device_name(holder: Holder) -> str:
+    """Return what a connection of an app is called."""
+    client = portal().clients.get(holder.client_id or "")
+    return (client.name if client else holder.client_id or "app")[:64]
+
+
+def _because(error: PortalError, why: str) -> PortalError:
+    """Return an error with what administrators read about it."""
+    error.add_note(why)
+    return error
 
 
 def issue(prepared: Prepared) -> Issued:
@@ -260,7 +277,12 @@ def create_for_portal(
         limited=limited,
         by=by,
     )
-    return _first_that_answers(wish, [transports.Attempt(protocol, prefer_tcp)], serving, ends_at)
+    attempt = transports.Attempt(protocol, prefer_tcp, "asked for")
+    try:
+        return _first_that_answers(wish, [attempt], serving, ends_at)
+    except refusals.NOTED as error:
+        refusals.note(user.id, display_name, profile_id, error, now=now)
+        raise
 
 
 def _allowed(holder: Holder, read: Sequence[Rows]) -> tuple[Any, Sequence[Any]]:
@@ -307,7 +329,8 @@ def _first_that_answers(
                 if ends_at - time.monotonic() < 0.2:
                     left_out[name] = "not asked, the time is over"
                     continue
-                why = chosen.explain(candidate, left_out, passed)
+                how = f"{attempt.protocol}: {attempt.reason}" if attempt.reason else ""
+                why = chosen.explain(candidate, left_out, passed, how)
                 withdrawn = made.row.connection_id if made else None
                 try:
                     made = _make(wish, attempt, candidate, why, withdrawn=withdrawn)
@@ -328,14 +351,15 @@ def _first_that_answers(
         raise
     if made is not None:
         _withdraw(wish, made)
+    why = choice.cut("; ".join(passed), LONGEST_WHY)
     log(
         "no_capacity",
         level=logging.WARNING,
         user=wish.holder.user_name,
         profile=wish.profile.profile_id,
-        why=choice.cut("; ".join(passed), LONGEST_WHY),
+        why=why,
     )
-    raise NoCapacity(N_("no capacity: no VPN server of this profile has room at the moment"))
+    raise _because(NoCapacity(N_("no capacity: no VPN server of this profile has room at the moment")), why)
 
 
 @retried
@@ -397,6 +421,7 @@ def _make(
                 "user_name": holder.user_name,
                 "client_id": holder.client_id,
                 "device": wish.display_name,
+                "choice": why,
                 "started_at": started_at,
             }
             written.append((_RECORD_USE, use))

@@ -121,6 +121,7 @@ ROWS: Any = (
         Connection.display_name,
         Connection.created_at,
         Connection.expires_at,
+        Connection.choice,
         User.name.label("user_name"),
         Authorization.client_id,
     )
@@ -209,6 +210,7 @@ def _closing_uses(deleted: Iterable[Any], reason: Callable[[Any], str], now: dat
                 "user_name": row.user_name,
                 "client_id": row.client_id,
                 "device": row.display_name,
+                "choice": row.choice,
                 "profile_id": row.profile_id,
                 "node_number": row.node_number,
                 "protocol": row.protocol,

@@ -51,6 +51,7 @@ class _Holder:
     profile_id: str
     client_id: str | None
     device: str | None
+    choice: str | None
     ipv4: str | None
     ipv6: str | None
 
@@ -273,6 +274,7 @@ class _Batch:
                     protocol=OPENVPN,
                     client_id=holder.client_id,
                     device=holder.device,
+                    choice=holder.choice,
                     ipv4=ipv4,
                     ipv6=ipv6,
                     started_at=started_at,
@@ -367,7 +369,7 @@ def _holders(db: Session, node_number: int, ids: set[str]) -> dict[str, _Holder]
         ).scalars()
         for use in ended:
             found[use.connection_id] = _Holder(
-                use.user_name, use.profile_id, use.client_id, use.device, use.ipv4, use.ipv6
+                use.user_name, use.profile_id, use.client_id, use.device, use.choice, use.ipv4, use.ipv6
             )
         living = db.execute(
             select(
@@ -376,6 +378,7 @@ def _holders(db: Session, node_number: int, ids: set[str]) -> dict[str, _Holder]
                 Connection.profile_id,
                 Authorization.client_id,
                 Connection.display_name,
+                Connection.choice,
                 Connection.ipv4,
                 Connection.ipv6,
             )
@@ -385,7 +388,13 @@ def _holders(db: Session, node_number: int, ids: set[str]) -> dict[str, _Holder]
         )
         for row in living:
             found[row.id] = _Holder(
-                row.name, row.profile_id, row.client_id, row.display_name, row.ipv4, row.ipv6
+                row.name,
+                row.profile_id,
+                row.client_id,
+                row.display_name,
+                row.choice,
+                row.ipv4,
+                row.ipv6,
             )
     return found
 

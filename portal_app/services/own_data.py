@@ -14,6 +14,7 @@ from portal_app.models import (
     BrowserSession,
     Connection,
     LocalAccount,
+    RefusedConnect,
     User,
     VpnSession,
 )
@@ -62,6 +63,7 @@ def found_about(db: Session, user: User, *, retention: timedelta, now: datetime)
     ``retention``.
     """
     account = db.get(LocalAccount, user.id)
+    refused = db.get(RefusedConnect, user.id)
     authorizations = _rows(db, Authorization, Authorization.user_id == user.id, Authorization.id)
     connections = _rows(db, Connection, Connection.user_id == user.id, Connection.created_at)
     browsers = _rows(db, BrowserSession, BrowserSession.user_id == user.id, BrowserSession.last_seen_at)
@@ -87,7 +89,7 @@ def found_about(db: Session, user: User, *, retention: timedelta, now: datetime)
         "connections": [
             _fields(
                 row, "id", "authorization_id", "profile_id", "protocol", "display_name", "node_number",
-                "ipv4", "ipv6", "created_at", "expires_at",
+                "ipv4", "ipv6", "created_at", "expires_at", "choice",
             )
             for row in connections
         ],
@@ -106,10 +108,13 @@ def found_about(db: Session, user: User, *, retention: timedelta, now: datetime)
         "addresses": [
             _fields(
                 row, "connection_id", "client_id", "device", "profile_id", "protocol", "node_number", "ipv4",
-                "ipv6", "started_at", "ended_at", "end_reason",
+                "ipv6", "started_at", "ended_at", "end_reason", "choice",
             )
             for row in addresses
         ],
+        "last_refused_connect": _fields(refused, "at", "device", "profile_id", "answer", "why")
+        if refused
+        else None,
         "acts": [_event(row, user) for row in events],
     }  # fmt: skip
 

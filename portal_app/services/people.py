@@ -26,11 +26,13 @@ from portal_app import roles
 from portal_app.db import Database, is_postgresql
 from portal_app.errors import N_, Forbidden, NotFound
 from portal_app.models import (
+    AddressUse,
     Authorization,
     Connection,
     LocalAccount,
     Node,
     Profile,
+    RefusedConnect,
     User,
     VpnSession,
 )
@@ -39,6 +41,7 @@ from portal_app.roles import Right
 from portal_app.services import audit, paging, profiles, tokens
 from portal_app.settings import Settings
 from portal_app.statements import Asked, Rows, Statement, at_most, run, run_together
+from vpn_core.messages import WIREGUARD
 
 #: What of a user's past and of their acts one page shows.
 MOST_SHOWN = 20
@@ -92,10 +95,27 @@ _GET = Statement(select(*User.__table__.columns).where(User.id == bindparam("use
 
 
 @dataclass(frozen=True)
+class Decision:
+    """How a connect was decided. ``result`` is refused, connected (its connection is there) or ended; ``why``
+    is None where that is not known. Of a refused one ``answer`` is what the app read, and it has neither
+    protocol nor node.
+    """
+
+    at: datetime
+    device: str
+    profile: str
+    result: str
+    protocol: str
+    node: str
+    why: str | None
+    answer: str = ""
+
+
+@dataclass(frozen=True)
 class About:
     """What the page of a user says: whether a password is kept here, and whether there is one by now; what
     they hold; the last sessions as in ``VpnSession``, with the names of ``profile`` and ``node`` or None; the
-    last sign-ins; which profiles are theirs; and how what they hold was decided.
+    last sign-ins; which profiles are theirs; and how the last connects were decided.
     """
 
     has_account: bool
@@ -104,7 +124,7 @@ class About:
     history: Rows
     sign_ins: list[SignIn]
     verdicts: list[Verdict]
-    decisions: Rows
+    decisions: list[Decision]
 
 
 def get(db: Database, user_id: int) -> User:
@@ -156,9 +176,25 @@ def read(
 
 #: What is older than an account is about somebody else who had the name.
 _HISTORY = Statement(
-    select(*VpnSession.__table__.columns, Profile.display_name.label("profile"), Node.name.label("node"))
+    select(
+        *VpnSession.__table__.columns,
+        Profile.display_name.label("profile"),
+        Node.name.label("node"),
+        AddressUse.device,
+        AddressUse.choice,
+        AddressUse.started_at.label("made_at"),
+    )
     .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
     .outerjoin(Node, Node.number == VpnSession.node_number)
+    # Of WireGuard a connection has one use, of OpenVPN each session has its own.
+    .outerjoin(
+        AddressUse,
+        and_(
+            AddressUse.connection_id == VpnSession.connection_id,
+            AddressUse.ipv4 == VpnSession.ipv4,
+            or_(VpnSession.protocol == WIREGUARD, AddressUse.started_at == VpnSession.started_at),
+        ),
+    )
     .where(VpnSession.user_name == bindparam("name"), VpnSession.started_at >= bindparam("since"))
     .order_by(VpnSession.started_at.desc())
     .limit(at_most(MOST_SHOWN))
@@ -203,8 +239,22 @@ _HAS_PASSWORD = Statement(
 )
 
 
+_REFUSED = Statement(
+    select(
+        RefusedConnect.at,
+        RefusedConnect.device,
+        RefusedConnect.answer,
+        RefusedConnect.why,
+        func.coalesce(Profile.display_name, RefusedConnect.profile_id).label("profile"),
+    )
+    .outerjoin(Profile, Profile.profile_id == RefusedConnect.profile_id)
+    .where(RefusedConnect.user_id == bindparam("user"))
+)
+
+
 _DECISIONS = Statement(
     select(
+        Connection.id,
         Connection.created_at,
         Connection.display_name,
         Connection.protocol,
@@ -223,7 +273,7 @@ _DECISIONS = Statement(
 def about(db: Database, user: User, *, now: datetime) -> About:
     """Read all of it at once."""
     own = {"user": user.id}
-    account, sessions, sign_ins, profile_rows, connections, (row,), (made,) = run_together(
+    account, sessions, sign_ins, profile_rows, connections, refused, (row,), (made,) = run_together(
         db,
         [
             (_HAS_PASSWORD, own),
@@ -231,6 +281,7 @@ def about(db: Database, user: User, *, now: datetime) -> About:
             audit.asking_sign_ins(user),
             profiles.ALL,
             (_DECISIONS, own),
+            (_REFUSED, own),
             *_asking_held(user, now),
         ],
     )
@@ -241,8 +292,30 @@ def about(db: Database, user: User, *, now: datetime) -> About:
         history=sessions,
         sign_ins=[SignIn(act.at, act.action == audit.SIGNED_IN, act.source) for act in sign_ins],
         verdicts=[_verdict(profile, user.permissions) for profile in profile_rows],
-        decisions=connections,
+        decisions=_decisions(refused, connections, sessions),
     )
+
+
+def _decisions(refused: Rows, living: Rows, sessions: Rows) -> list[Decision]:
+    """Return what was decided last, the latest first."""
+    found = [
+        Decision(row.at, row.device, row.profile, "refused", "", "", row.why, row.answer) for row in refused
+    ]
+    found += [
+        Decision(
+            row.created_at, row.display_name, row.profile, "connected", row.protocol, row.node, row.choice
+        )
+        for row in living
+    ]
+    known = {row.id for row in living}
+    for row in sessions:
+        if row.connection_id not in known and row.made_at is not None:
+            known.add(row.connection_id)
+            profile, node = row.profile or row.profile_id, row.node or str(row.node_number)
+            found.append(
+                Decision(row.made_at, row.device or "", profile, "ended", row.protocol, node, row.choice)
+            )
+    return sorted(found, key=lambda one: one.at, reverse=True)[:MOST_SHOWN]
 
 
 def loses(

@@ -53,6 +53,19 @@ def one(profile_id: str) -> Asked:
     return _ONE, {"profile": profile_id}
 
 
+def refusal(found: Iterable[Any], user: HasPermissions) -> str:
+    """Say why none of these profiles is in ``among``."""
+    profile = next(iter(found), None)
+    if profile is None:
+        return "there is no such profile"
+    if profile.hidden:
+        return "the profile is hidden"
+    has = ", ".join(user.permissions) or "none"
+    return (
+        f"the profile needs one of {', '.join(profile.permissions) or 'no permissions'}; the user has {has}"
+    )
+
+
 def among(found: Iterable[Any], user: HasPermissions) -> list[Any]:
     """Return the profiles that ``user`` may use: unknown, hidden and forbidden look the same."""
     permissions = user.permissions

@@ -17,6 +17,7 @@ from portal_app.models import (
     BrowserSession,
     IdempotentCall,
     OneTimeLink,
+    RefusedConnect,
     Throttle,
     UsageDay,
     UsageSample,
@@ -54,6 +55,7 @@ def prune(
         (Throttle, [Throttle.bucket], Throttle.updated_at <= now - _THROTTLES),
         (VpnSession, [VpnSession.node_number, VpnSession.session_id], VpnSession.ended_at <= before),
         (AddressUse, [AddressUse.id], AddressUse.ended_at <= before),
+        (RefusedConnect, [RefusedConnect.user_id], RefusedConnect.at <= before),
         (
             UsageSample,
             list(UsageSample.__table__.primary_key),

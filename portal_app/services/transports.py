@@ -1,7 +1,7 @@
 """Which protocol and transport a connect gets (spec api-v3.md 7.4): pure arithmetic on short lists."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from portal_app.models import Profile
 from vpn_core.messages import OPENVPN, WIREGUARD
@@ -23,10 +23,13 @@ _WITHOUT_ACCEPT = frozenset({OPENVPN_UDP, OPENVPN_TCP, WIREGUARD_UDP})
 
 @dataclass(frozen=True)
 class Attempt:
-    """One protocol to find a node for; ``tcp_first`` puts the TCP remotes of OpenVPN first."""
+    """One protocol to find a node for; ``tcp_first`` puts the TCP remotes of OpenVPN first. ``reason`` is why
+    it comes first, "" of those that come after it.
+    """
 
     protocol: str
     tcp_first: bool
+    reason: str = ""
 
 
 def accepted(header: str) -> frozenset[str]:
@@ -68,10 +71,31 @@ def in_order(
     return common
 
 
-def attempts(order: Sequence[str]) -> list[Attempt]:
-    """Return each protocol once: the first entry of OpenVPN decides whose remotes come first."""
+def attempts(order: Sequence[str], *, prefer_tcp: bool = False) -> list[Attempt]:
+    """Return each protocol once: the first entry of OpenVPN decides whose remotes come first.
+
+    >>> [(a.protocol, a.reason) for a in attempts(["wireguard+udp", "openvpn+udp"])]
+    [('wireguard', 'preferred by the profile'), ('openvpn', '')]
+    """
     found: dict[str, Attempt] = {}
     for transport in order:
         protocol = OPENVPN if transport in (OPENVPN_UDP, OPENVPN_TCP) else WIREGUARD
         found.setdefault(protocol, Attempt(protocol, tcp_first=transport.endswith("+tcp")))
-    return list(found.values())
+    first, *others = found.values()
+    if prefer_tcp and first.tcp_first:
+        reason = "TCP was asked for"
+    elif others:
+        reason = "preferred by the profile"
+    else:
+        reason = "the only one that app and profile have in common"
+    return [replace(first, reason=reason), *others]
+
+
+def nothing_in_common(offers: Collection[str], accepts: Collection[str], *, has_key: bool) -> str:
+    """Say why ``in_order`` returned nothing.
+
+    >>> nothing_in_common(["wireguard+udp"], ["wireguard+udp"], has_key=False)
+    'the profile offers wireguard+udp; the app takes wireguard+udp and sent no WireGuard key'
+    """
+    key = "" if has_key else " and sent no WireGuard key"
+    return f"the profile offers {', '.join(offers)}; the app takes {', '.join(sorted(accepts))}{key}"

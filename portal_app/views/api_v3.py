@@ -12,7 +12,7 @@ from portal_app.clock import utc_now
 from portal_app.errors import BadRequest
 from portal_app.models import Profile
 from portal_app.oauth.bearer import authorized
-from portal_app.services import authorizations, connections, profiles, transports
+from portal_app.services import authorizations, connections, profiles, refusals, transports
 from vpn_core.wireguard import is_public_key
 
 bp = Blueprint("api_v3", __name__)
@@ -46,11 +46,17 @@ def connect() -> Response:
     # What is no profile's identifier is refused, but not before the token was looked at.
     named = request.form.get("profile_id", "")
     profile_id = named if _PROFILE_ID.fullmatch(named) else ""
-    with authorized("config", *connections.offered(profile_id)) as asking:
-        prepared = connections.prepare(
-            asking.db, asking.holder, _wanted(), asking.read, now=utc_now(), ends_at=ends_at
-        )
-    issued = connections.issue(prepared)
+    now = utc_now()
+    try:
+        with authorized("config", *connections.offered(profile_id)) as asking:
+            holder = asking.holder
+            prepared = connections.prepare(
+                asking.db, holder, _wanted(), asking.read, now=now, ends_at=ends_at
+            )
+        issued = connections.issue(prepared)
+    except refusals.NOTED as error:
+        refusals.note(holder.user_id, connections.device_name(holder), profile_id, error, now=now)
+        raise
     response = Response(issued.config, content_type=issued.content_type)
     response.headers["Expires"] = http_date(issued.expires_at)
     return _uncached(response)

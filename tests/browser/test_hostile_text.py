@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 #: Shown on a page, each with where its text comes from.
 SHOWN = {
+    "address_uses.choice": "our code, with names of nodes",
     "address_uses.client_id": "the registered apps",
     "address_uses.device": "users, apps",
     "address_uses.user_name": "users",
@@ -47,6 +48,10 @@ SHOWN = {
     "nodes.name": "the inventory",
     "periodic_jobs.error": "what a job failed with",
     "profiles.display_name": "the inventory",
+    "refused_connects.answer": "our code",
+    "refused_connects.device": "the registered apps, users",
+    "refused_connects.profile_id": "apps",
+    "refused_connects.why": "our code, with permissions of users and profiles",
     "users.name": "administrators, an identity provider",
     "vpn_sessions.ipv4": "nodes",
     "vpn_sessions.origin": "nodes",

@@ -58,7 +58,10 @@ def fill(app: Flask, people: Sequence[str] = PEOPLE[:3]) -> None:
         tokens.make(name, scopes, life=timedelta(days=days), maker=maker, settings=portal().settings, now=now)
     for number, name in enumerate(people):
         user = add_user(name)
-        answer = VpnApp(app, user).authorize().connect(prefer_tcp="no")
+        phone = VpnApp(app, user).authorize()
+        refused = phone.connect("lab", accept="application/x-openvpn-profile")
+        assert refused.status_code == 406, refused.text
+        answer = phone.connect(prefer_tcp="no")
         assert answer.status_code == 200, answer.text
         with transaction() as db:
             connection = db.scalars(select(Connection).where(Connection.user_id == user.id)).one()

@@ -472,7 +472,8 @@ def test_choice_is_stored_and_logged_with_its_reasons(make_nodes, make_app_user,
 
     (row,) = rows()
     assert row.choice == (
-        "node0: 41 % busy, 1021 free addresses; without node1 (in maintenance), node2 (suspect), node3 (full)"
+        "node0: 41 % busy, 1021 free addresses; wireguard: preferred by the profile;"
+        " without node1 (in maintenance), node2 (suspect), node3 (full)"
     )
     (line,) = said(caplog, "connect")
     assert f'choice="{row.choice}"' in line
@@ -490,7 +491,10 @@ def test_choice_after_another_node_did_not_answer_says_so(make_nodes, make_app_u
     make_app_user().connect()
 
     (row,) = rows()
-    assert row.choice == "node1: 99 % busy, 1 free address; without node0 (did not answer)"
+    assert row.choice == (
+        "node1: 99 % busy, 1 free address; wireguard: preferred by the profile;"
+        " without node0 (did not answer)"
+    )
 
 
 def test_choice_of_the_next_protocol_says_what_became_of_the_first(make_nodes, make_app_user):
