@@ -127,18 +127,18 @@ def read(
     agents: Agents,
     wanted: Filter,
     *,
-    by_user: bool,
+    sort: str,
     descending: bool,
     before: str = "",
     after: str = "",
 ) -> Listed:
-    """Return a page of ``Row``, and ask its nodes what goes through them."""
+    """Return a page of ``Row``, and ask its nodes what goes through them. ``sort`` is one of ``sorts``."""
     known = None
     if (before, after) == ("", "") and wanted == Filter(now_only=wanted.now_only, by_origin=wanted.by_origin):
-        known = _without_filter(wanted.now_only, by_user, descending, PAGE_SIZE)
+        known = _without_filter(wanted.now_only, sort, descending, PAGE_SIZE)
         page = paging.read_first(db, known.page, known.order, PAGE_SIZE)
     else:
-        query, order = _query(wanted, by_user, descending)
+        query, order = _query(wanted, sort, descending)
         page = paging.read(db, query, order, before=before, after=after, size=PAGE_SIZE)
     names = Names(db)
     rows = _of_sessions(page.rows, names) if wanted.now_only else _with_sessions(db, page.rows, names)
@@ -157,17 +157,17 @@ class _Known:
 
 
 @cache
-def _without_filter(now_only: bool, by_user: bool, descending: bool, size: int) -> _Known:
+def _without_filter(now_only: bool, sort: str, descending: bool, size: int) -> _Known:
     """Built once: it is what most look at, and what refreshes itself."""
     wanted = Filter(now_only=now_only)
-    query, order = _query(wanted, by_user, descending)
+    query, order = _query(wanted, sort, descending)
     return _Known(paging.first(query, order, size), Statement(_count(wanted)), order)
 
 
-def _query(wanted: Filter, by_user: bool, descending: bool) -> tuple[Any, paging.Order]:
+def _query(wanted: Filter, sort: str, descending: bool) -> tuple[Any, paging.Order]:
     query = _sessions(wanted) if wanted.now_only else _connections(wanted)
-    order, more = _order(wanted.now_only, by_user)
-    query = _joined(query, wanted.now_only, by_user=by_user and not wanted.search).where(*more)
+    order, more = _order(wanted.now_only, sort)
+    query = _joined(query, wanted.now_only, by_user=sort == "user" and not wanted.search).where(*more)
     return query, paging.Order(order, descending=descending)
 
 
@@ -292,15 +292,24 @@ def _address(search: str) -> str:
         return ""
 
 
-def _order(now_only: bool, by_user: bool) -> tuple[list[Any], list[ColumnElement[bool]]]:
-    """Return the columns of an order, each with an index, and what it cannot list."""
+def sorts(now_only: bool) -> tuple[str, ...]:
+    """Return by what a list can be sorted: "node" by its number, "profile" by its id and the protocol."""
+    return ("user", "profile", "node", "since") if now_only else ("user", "since")
+
+
+def _order(now_only: bool, sort: str) -> tuple[list[Any], list[ColumnElement[bool]]]:
+    """Return the columns of an order, the first of which have an index, and what it cannot list."""
     if not now_only:
-        if by_user:
+        if sort == "user":
             # As the index of users goes, then that of one user's connections.
             return [folded(User.name), User.id, Connection.created_at, Connection.id], []
         return [Connection.created_at, Connection.id], []
     key = [VpnSession.node_number, VpnSession.session_id]
-    if by_user:
+    if sort == "node":
+        return [VpnSession.node_number, VpnSession.connection_id, VpnSession.session_id], []
+    if sort == "profile":
+        return [VpnSession.profile_id, VpnSession.protocol, VpnSession.connection_id, *key], []
+    if sort == "user":
         # Whose connection nobody knew when it began has no place in an order of names.
         return [folded(VpnSession.user_name), *key], [VpnSession.user_name.is_not(None)]
     return [VpnSession.started_at, *key], []

@@ -32,7 +32,8 @@ ONE = {"user_id": 1077, "number": 0, "profile_id": "employees"}
 #: Beside each page as it comes: searches, filters and orders that people use.
 QUERIES = {
     "admin.connections": [
-        "search=user00077", "search=10.61.0.9", "sort=user", "show=all", "show=all&sort=user",
+        "search=user00077", "search=10.61.0.9", "sort=user", "sort=profile", "sort=node&order=desc",
+        "show=all", "show=all&sort=user",
         "show=all&search=user00077", "show=all&search=user00077&sort=user", "protocol=wireguard",
         "show=all&profile=employees",
     ],

@@ -35,7 +35,7 @@ def connections() -> str:
         now_only=now_only,
         by_origin=Right.SEARCH in found.rights,
     )
-    sort = forms.chosen("sort", ("user", "since"), "since")
+    sort = forms.chosen("sort", connection_list.sorts(now_only), "since")
     descending = forms.chosen("order", ("asc", "desc"), "desc" if sort == "since" else "asc") == "desc"
     connection_list.record_search(
         wanted.search,
@@ -49,7 +49,7 @@ def connections() -> str:
             db,
             portal().agents,
             wanted,
-            by_user=sort == "user",
+            sort=sort,
             descending=descending,
             before=forms.cursor("before"),
             after=forms.cursor("after"),
