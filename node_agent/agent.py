@@ -5,6 +5,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import platform
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
@@ -77,6 +78,7 @@ class Agent:
         ]
         self.certificate_problem: Callable[[], str] = lambda: ""
         self._version = importlib.metadata.version("causeway")
+        self._system = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
         self._instance_id = secrets.token_hex(16)
         self._wake = asyncio.Event()
@@ -239,7 +241,17 @@ class Agent:
             held=store.held[:500],
             problems=tuple(text[:500] for text in self.problems()[:50]),
             openvpn_clients=self._openvpn_clients(),
+            software=self._software(),
         )
+
+    def _software(self) -> dict[str, str]:
+        found = {"system": self._system[:100]}
+        if self.wireguard:
+            found["wireguard"] = self.wireguard.software
+        # One that was installed anew runs only from the next restart on.
+        if versions := sorted({process.version for process in self.processes} - {""}):
+            found["openvpn"] = ", ".join(versions)
+        return found
 
     def _openvpn_clients(self) -> dict[str, int]:
         counts = dict.fromkeys((process.settings.profile_id for process in self.processes), 0)

@@ -54,6 +54,8 @@ class Management:
     ) -> None:
         self._reader, self._writer = reader, writer
         self._on_event = on_event
+        #: Of the process that runs, as its last status said; "" before.
+        self.version = ""
         self._waiting: deque[tuple[asyncio.Future[list[str]], bool]] = deque()
         self._lines: list[str] = []
         self._event: ClientEvent | None = None
@@ -100,7 +102,10 @@ class Management:
         rows = []
         for line in await self.command("status 3", rows=True):
             cells = line.split("\t")
-            if cells[0] == "CLIENT_LIST" and len(cells) >= 11:
+            if cells[0] == "TITLE":
+                # OpenVPN 2.6.3 x86_64-pc-linux-gnu [SSL (OpenSSL)] ...
+                self.version = cells[1].removeprefix("OpenVPN ").split(" ")[0][:30]
+            elif cells[0] == "CLIENT_LIST" and len(cells) >= 11:
                 rows.append(
                     ClientRow(
                         client_id=int(cells[10]),

@@ -67,6 +67,8 @@ class Process:
     ) -> None:
         self.settings = settings
         self.clients: dict[int, Client] = {}
+        #: Of the program that runs; "" before it has said so.
+        self.version = ""
         self._journal = journal
         self._decide, self._find, self._clock, self._origins = decide, find, clock, origins
         self._management: Management | None = None
@@ -137,6 +139,7 @@ class Process:
         before = set(self.clients)
         self._left.clear()
         rows = await management.status()
+        self.version = management.version
         now = int(self._clock.now())
         earlier = self._earlier() if first else {}
         seen, unannounced, unwanted = set(), set(), set()

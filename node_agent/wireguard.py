@@ -139,6 +139,12 @@ class WireGuard:
             made_at = 0
         return index, made_at
 
+    @property
+    def software(self) -> str:
+        """Return what does WireGuard here: the kernel, by its version, or a program."""
+        _, made_at = self.identity()
+        return "wireguard-go" if made_at else f"Linux {os.uname().release}"
+
     def leaves(self, public_key: str) -> None:
         """Let nothing that is seen of a key count any more until it has been removed.
 

@@ -298,9 +298,10 @@ class NodeInfo(Message):
     """Answer of ``GET /n/info`` (alias ``/i/node``). Keys of spec node.md section 4 keep upstream's names.
 
     ``held`` says why the agent holds a wanted set back ("" if not), ``problems`` what it could not do.
-    ``openvpn_clients`` counts by profile those attached (``o_client_count`` is their sum); None from an agent
-    that does not tell. What an agent of a later release tells on top, ``parse`` leaves out: portals and nodes
-    are upgraded one after the other (reliability.md R85).
+    ``openvpn_clients`` counts by profile those attached (``o_client_count`` is their sum); ``software`` has
+    versions of what runs there, by ``system``, ``wireguard``, ``openvpn``. Both are None from an agent that
+    does not tell. What an agent of a later release tells on top, ``parse`` leaves out: portals and nodes are
+    upgraded one after the other (reliability.md R85).
     """
 
     v: str
@@ -326,6 +327,7 @@ class NodeInfo(Message):
     held: str = ""
     problems: tuple[str, ...] = field(default_factory=tuple)
     openvpn_clients: dict[str, int] | None = None
+    software: dict[str, str] | None = None
 
     @classmethod
     def parse(cls, data: object) -> Self:
@@ -369,6 +371,11 @@ class NodeInfo(Message):
             for profile_id, count in counts.items():
                 _matches("openvpn_clients", profile_id, PROFILE_ID)
                 _whole("openvpn_clients", count)
+        if self.software is not None:
+            _check(isinstance(self.software, dict) and len(self.software) <= 10, "software", self.software)
+            for name, version in self.software.items():
+                _short_text("software", name, 20)
+                _short_text("software", version, 100)
 
 
 _TUPLES = ("load_average", "rel_load_average", "problems")

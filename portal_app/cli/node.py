@@ -189,6 +189,7 @@ def _sheet(node: NodeReport, used: NodeOccupancy, held: Held) -> str:
         ("number", node.number),
         ("host name", node.hostname),
         ("agent", f"{node.agent_address}, version {node.version or 'unknown'}"),
+        ("software", ", ".join(f"{name} {text}" for name, text in node.software.items()) or "unknown"),
         ("last answer", moment(node.answered_at)),
         ("in step", moment(node.reconciled_at)),
         ("up for", _span(node.uptime_seconds)),

@@ -38,6 +38,7 @@ class NodeReport:
     load_percent: int | None
     cpu_count: int | None
     version: str | None
+    software: dict[str, str]
     uptime_seconds: int | None
     answered_at: datetime | None
     failing_since: datetime | None
@@ -155,6 +156,7 @@ def report(seen: Seen, *, connections: int, now: datetime) -> NodeReport:
         load_percent=load[0] if load else None,
         cpu_count=info.get("cpu_count"),
         version=info.get("v"),
+        software=info.get("software") or {},
         uptime_seconds=info.get("node_uptime"),
         answered_at=status.answered_at if status else None,
         failing_since=status.failing_since if status else None,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ async def test_a_wanted_client_comes_in_and_a_cut_client_is_out_within_a_second(
         await until(lambda: world.pings(seconds=0.2), seconds=20)
         await until(lambda: node.agent.info().o_client_count == 1)
         assert node.agent.info().openvpn_clients == {"employees": 1}
+        assert re.fullmatch(r"2\.[0-9.]+", (node.agent.info().software or {})["openvpn"])
         started = time.monotonic()
 
         usage = await node.cut(ID, 2)

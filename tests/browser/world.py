@@ -143,6 +143,10 @@ def nodes_answered() -> None:
         info = {
             "rel_load_average": [load] * 3, "cpu_count": 4, "v": "0.1.0", "node_uptime": 900_000 + number,
             "w_peer_count": 3 - number, "o_client_count": 0,
+            "software": {
+                "system": "Debian GNU/Linux 12 (bookworm)", "wireguard": "Linux 6.1.0-41-amd64",
+                "openvpn": "2.6.3",
+            },
         }  # fmt: skip
         seen_up(number, now, info=info, reconciled_at=now)
 

@@ -92,6 +92,7 @@ INFO = {
     "held": "",
     "problems": ["cannot save"],
     "openvpn_clients": {"employees": 0, "lab": 3},
+    "software": {"system": "Debian GNU/Linux 12 (bookworm)", "wireguard": "Linux 6.1.0", "openvpn": "2.6.3"},
 }
 EXAMPLES: list[tuple[type[Message], dict[str, Any]]] = [
     (Connection, WIREGUARD),
@@ -145,10 +146,11 @@ def test_unknown_key_is_refused(kind, data):
 
 def test_portal_goes_on_with_agents_of_other_releases():
     """R85: a later one tells more, an earlier one does not count clients by profile."""
-    earlier = {key: value for key, value in INFO.items() if key != "openvpn_clients"}
+    earlier = {key: value for key, value in INFO.items() if key not in ("openvpn_clients", "software")}
 
     assert NodeInfo.parse(INFO | {"surprise": 1}) == NodeInfo.parse(INFO)
     assert NodeInfo.parse(earlier).openvpn_clients is None
+    assert NodeInfo.parse(earlier).software is None
 
 
 @pytest.mark.parametrize(("kind", "data"), EXAMPLES, ids=NAMES)
@@ -283,6 +285,10 @@ def test_more_than_1000_events_are_refused():
     "changes",
     [
         {"openvpn_clients": ["employees"]},
+        {"software": ["OpenVPN"]},
+        {"software": {"openvpn": 2.6}},
+        {"software": {"openvpn": "x" * 101}},
+        {"software": {f"s{n}": "1" for n in range(11)}},
         {"openvpn_clients": {"../x": 1}},
         {"openvpn_clients": {"employees": -1}},
         {"openvpn_clients": {"employees": True}},

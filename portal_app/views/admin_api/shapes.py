@@ -99,6 +99,11 @@ _NODE = record(
         "load_percent": maybe(integer()),
         "cpu_count": maybe(integer()),
         "version": maybe(text()),
+        "software": {
+            "type": "object",
+            "additionalProperties": text(),
+            "description": "Versions of system, wireguard, openvpn; empty from an older agent.",
+        },
         "uptime_seconds": maybe(integer()),
         "answered_at": maybe(moment()),
         "failing_since": maybe(moment()),
