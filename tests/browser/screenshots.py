@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from playwright.sync_api import Browser
+from sqlalchemy import text
 
+from portal_app import migrations
+from portal_app.db import transaction
 from portal_app.settings import Settings
 from tests.browser.world import fill_for_pictures, nodes_answered, sign_in
 from tests.portal.agent_server import AgentServer
@@ -26,21 +29,41 @@ PAGES = {
     "user": "/admin/users/{alice}",
     "statistics": "/admin/statistics?period=week",
 }
-#: On a desk in daylight only. Not those that would show paths and addresses of the test.
+#: On a desk in daylight only.
 MORE = {
     "configurations": "/configurations",
     "account": "/account",
     "status": "/status",
     "users": "/admin/users",
     "nodes": "/admin/nodes",
+    "node": "/admin/nodes/0",
     "profiles": "/admin/profiles",
+    "profile": "/admin/profiles/employees",
     "who-had-it": "/admin/who-had-it",
     "history": "/admin/history",
     "audit": "/admin/audit",
     "tokens": "/admin/tokens",
+    "system": "/admin/system",
 }
+#: Writes what a deployed portal shows where this one shows paths and addresses of a test.
+AS_DEPLOYED = """shown => {
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode())
+        for (const [ours, deployed] of Object.entries(shown))
+            texts.currentNode.data = texts.currentNode.data.replaceAll(ours, deployed);
+}"""
 #: Name, width, height, colours.
 SCREENS = [("desk", 1280, 800, "light"), ("desk-dark", 1280, 800, "dark"), ("phone", 390, 844, "light")]
+
+
+def as_roles_lay_it_down(settings: Settings) -> None:
+    """Let a check find the keys as closed, and the tables as migrated, as on a deployed portal."""
+    for path in settings.secret_key_file.parent.rglob("*"):
+        if path.is_file():
+            path.chmod(0o600)
+    with transaction() as db:
+        db.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
+        db.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": migrations.head()})
 
 
 @pytest.mark.parametrize(("screen", "width", "height", "scheme"), SCREENS)
@@ -62,6 +85,10 @@ def test_pictures(
             node.used[name] = Usage(
                 name, connection.protocol, True, 5_400_000 * at, 193_000_000 * at, last_handshake_at=handshake
             )
+    as_roles_lay_it_down(settings)
+    shown = {node.address: f"192.0.2.{11 + node.number}:41194" for node in nodes}
+    shown[str(settings.state_directory)] = "/var/lib/causeway-portal"
+    shown[str(settings.secret_key_file.parent)] = "/etc/causeway/portal/secrets"
     IMAGES.mkdir(exist_ok=True)
     context = chromium.new_context(
         ignore_https_errors=True,
@@ -74,5 +101,6 @@ def test_pictures(
     for name, url in (PAGES | (MORE if screen == "desk" else {})).items():
         nodes_answered()
         page.goto(ORIGIN + url.format(**values))
+        page.evaluate(AS_DEPLOYED, shown)
         page.screenshot(path=IMAGES / f"{name}-{screen}.png")
     context.close()
