@@ -58,9 +58,10 @@ SCREENS = [("desk", 1280, 800, "light"), ("desk-dark", 1280, 800, "dark"), ("pho
 
 def as_roles_lay_it_down(settings: Settings) -> None:
     """Let a check find the keys as closed, and the tables as migrated, as on a deployed portal."""
-    for path in settings.secret_key_file.parent.rglob("*"):
-        if path.is_file():
-            path.chmod(0o600)
+    for directory in (settings.secret_key_file.parent, settings.state_directory):
+        for path in directory.rglob("*"):
+            if path.is_file():
+                path.chmod(0o600)
     with transaction() as db:
         db.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
         db.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": migrations.head()})
