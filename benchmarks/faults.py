@@ -18,14 +18,13 @@ import argparse
 import secrets
 import subprocess
 import time
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from portal_app.verification.browser import App, Browser, VerificationError, forms
+from portal_app.verification.browser import VerificationError, forms
 from tests.e2e.disclosure import disclosed, managed, secrets_of
 from tests.e2e.ha_portal.test_controllers import UNIT, leader
 from tests.e2e.ha_portal.test_moving import FREE, FULL
@@ -34,6 +33,7 @@ from tests.e2e.ha_portal.world import (
     PROFILE,
     Busy,
     Connecting,
+    People,
     Prober,
     one_holder,
     primary,
@@ -41,7 +41,7 @@ from tests.e2e.ha_portal.world import (
     sql,
 )
 from tests.e2e.hosts import Deployment, Host, OfficialApp, prepare_client, read_deployment, wait_until
-from tests.e2e.multi_node.world import WIREGUARD_TYPE, Pings, World
+from tests.e2e.multi_node.world import Pings, World
 from tests.e2e.portals_away import UNITS
 
 
@@ -297,38 +297,6 @@ class Patient(Prober):
 
     def __init__(self, deployment: Deployment) -> None:
         super().__init__(deployment, patience=20)
-
-
-class People(Busy):
-    """People who sign in, authorize an app, connect and disconnect, one after the other."""
-
-    rest_seconds = 0.5  # so that nginx's limit for one address is not what is measured
-
-    def __init__(self, deployment: Deployment) -> None:
-        super().__init__()
-        self.deployment = deployment
-        self.apps: list[App] = []
-
-    def act(self) -> None:
-        app = App(self.deployment.portal_url, Browser(self.deployment.ca_file))
-        with suppress(VerificationError):
-            app.discover()
-            app.authorize("admin", self.deployment.passwords["admin"])
-            self.apps.append(app)
-            # No tunnel is made of it.
-            app.ask(PROFILE, WIREGUARD_TYPE, b64encode(secrets.token_bytes(32)).decode())
-            app.disconnect()
-
-    def lost(self) -> int:
-        """Return how many authorizations that were acknowledged are not good any more."""
-        return sum(not self._is_good(app) for app in self.apps)
-
-    @staticmethod
-    def _is_good(app: App) -> bool:
-        try:
-            return bool(app.info())
-        except VerificationError:
-            return False
 
 
 class Administering(Busy):

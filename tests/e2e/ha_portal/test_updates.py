@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from portal_app import migrations
-from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, one_holder, primary, sql
+from tests.e2e.ha_portal.world import PROFILE, Connecting, People, Prober, one_holder, primary, sql
 from tests.e2e.hosts import Deployment, Host, OfficialApp, checkout, wait_until
 from tests.e2e.multi_node.world import Pings
 
@@ -43,6 +43,7 @@ def deploy_under_people(
     with (
         Prober(deployment, patience=PATIENCE) as prober,
         Connecting(alice, deployment.portal_url, refreshes=True) as connecting,
+        People(deployment) as people,
     ):
         wait_until(prober.answers_again, 10, "it is answered")
         done = deployment.playbook("site", "--limit", "portals", *options, log="under-people")
@@ -50,9 +51,15 @@ def deploy_under_people(
         wait_until(lambda: len(connecting.addresses) > connects + 3, 60, "people connect")
     assert done.returncode == 0, done.stdout[-3000:]
     connects, requests = len(connecting.addresses), len(prober.requests)
-    print(f"{requests} requests, the slowest {prober.slowest():.1f} s; {connects} connects")
+    print(
+        f"{requests} requests, the slowest {prober.slowest():.1f} s; {connects} connects;"
+        f" {len(people.apps)} sign-ins and authorizations"
+    )
     assert prober.failed() == 0
     assert connecting.errors == []
+    assert people.errors == []
+    assert people.apps
+    assert people.lost() == 0
     for portal in deployment.hosts("portals"):
         assert since(portal) != before[portal.name]
     one_holder(deployment)

@@ -3,15 +3,19 @@
 import itertools
 import json
 import re
+import secrets
 import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections import Counter
 from typing import Any, Self
 
+from portal_app.verification.browser import App, Browser, VerificationError
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+from tests.e2e.multi_node.world import WIREGUARD_TYPE
 
 PROFILE = "everywhere"
 REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
@@ -137,6 +141,42 @@ class Connecting(Busy):
         return max(
             (until - max(since, counts_from) for since, until in pairs if until > counts_from), default=0.0
         )
+
+
+class People(Busy):
+    """People who sign in, authorize an app, connect and disconnect, one after the other."""
+
+    rest_seconds = 0.5  # so that nginx's limit for one address is not what is measured
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__()
+        self.deployment = deployment
+        self.apps: list[App] = []
+        #: What was said to those who got no further.
+        self.errors: list[str] = []
+
+    def act(self) -> None:
+        app = App(self.deployment.portal_url, Browser(self.deployment.ca_file))
+        try:
+            app.discover()
+            app.authorize("admin", self.deployment.passwords["admin"])
+            self.apps.append(app)
+            # No tunnel is made of it.
+            app.ask(PROFILE, WIREGUARD_TYPE, b64encode(secrets.token_bytes(32)).decode())
+            app.disconnect()
+        except VerificationError as error:
+            self.errors.append(str(error))
+
+    def lost(self) -> int:
+        """Return how many authorizations that were acknowledged are not good any more."""
+        return sum(not self._is_good(app) for app in self.apps)
+
+    @staticmethod
+    def _is_good(app: App) -> bool:
+        try:
+            return bool(app.info())
+        except VerificationError:
+            return False
 
 
 class Prober(Busy):
