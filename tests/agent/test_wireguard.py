@@ -50,6 +50,8 @@ async def test_a_set_removes_and_adds_what_differs(
     async with running(settings, management) as node:
         await node.admit(peer(1))
         await node.admit(peer(2))
+        # What it has not looked at since is set once more, and counted.
+        await until(lambda: node.agent.wireguard and len(node.agent.wireguard.seen.peers) == 2)
 
         answer = await node.replace(3, peer(2), peer(3))
 

@@ -14,7 +14,7 @@ from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import ORIGIN, VpnApp, add_user
 from tests.portal.pages import add_account
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]

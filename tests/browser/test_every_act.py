@@ -20,7 +20,7 @@ from tests.portal.app_user import ORIGIN, VpnApp
 from tests.portal.conftest import seen_up
 from tests.portal.pages import PASSWORD, add_account
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 OTHER_PASSWORD = "sieben Meere und ein Teich"
 #: What other tests of this folder send, each with scripts and without.
 ELSEWHERE = {

@@ -788,6 +788,7 @@ def silent() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_after_quiet_each_node_has_what_it_should_and_each_session_is_told_once(
     template: Template, silent: None
 ) -> None:

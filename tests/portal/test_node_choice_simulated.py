@@ -142,6 +142,7 @@ NODES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fill", [0.1, 0.5, 0.95])
 @pytest.mark.parametrize("nodes", NODES)
 def test_fullest_node_stays_within_a_tenth_of_the_mean(nodes, fill):
