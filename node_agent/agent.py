@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from pathlib import Path
 from typing import Any
 
-from node_agent import records
+from node_agent import nat_log, records
 from node_agent.clock import Clock
 from node_agent.errors import AgentError, InterfaceMissing
 from node_agent.journal import Journal, OpenSession
@@ -97,6 +97,8 @@ class Agent:
         self.sessions = WireGuardSessions(self.journal, origins=self.settings.log_origins)
         self._load_instance_id()
         self._load_clock()
+        if not self.settings.log_nat:
+            nat_log.remove(self.settings.nat_log_directory)
 
     def _load_instance_id(self) -> None:
         path = self.settings.state_directory / "instance-id"

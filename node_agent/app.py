@@ -5,14 +5,17 @@ import email.utils
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from aiohttp import web
 
+from node_agent import nat_log
 from node_agent.agent import Agent
 from node_agent.errors import AgentError
+from vpn_core.addresses import is_canonical
 from vpn_core.errors import MessageError
-from vpn_core.messages import CONNECTION_ID, MOST, Admit, Cut, WantedSet
+from vpn_core.messages import CONNECTION_ID, MOST, Admit, Cut, Translations, WantedSet
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ def make_app(agent: Agent) -> web.Application:
     app.router.add_get("/n/usage", _usage, allow_head=False)
     app.router.add_get("/n/events", _events, allow_head=False)
     app.router.add_put("/n/maintenance", _maintenance)
+    app.router.add_get("/n/translations", _translations, allow_head=False)
     return app
 
 
@@ -196,6 +200,26 @@ async def _events(request: web.Request) -> web.Response:
     if journal_id and not CONNECTION_ID.fullmatch(journal_id):
         raise MessageError(f"journal: bad value {journal_id!r:.80}")
     return web.json_response(request.app[agent_key].events(int(after), journal_id).to_dict())
+
+
+async def _translations(request: web.Request) -> web.Response:
+    query = _query(request, "address", "port", "first", "last")
+    address = query.get("address", "")
+    if not any(is_canonical(family, address) for family in (IPv4Address, IPv6Address)):
+        raise MessageError(f"address: bad value {address!r:.80}")
+    port, first, last = (_number(query, name) for name in ("port", "first", "last"))
+    settings = request.app[agent_key].settings
+    found = Translations(is_kept=False, translations=())
+    if settings.log_nat:
+        found = await asyncio.to_thread(nat_log.find, settings.nat_log_directory, address, port, first, last)
+    return web.json_response(found.to_dict())
+
+
+def _number(query: dict[str, str], name: str) -> int:
+    value = query.get(name, "")
+    if not (value.isascii() and value.isdigit() and len(value) < 13):
+        raise MessageError(f"{name}: bad value {value!r:.80}")
+    return int(value)
 
 
 async def _maintenance(request: web.Request) -> web.Response:

@@ -68,6 +68,13 @@ def _run(settings: Settings, _: argparse.Namespace) -> None:
     run(settings)
 
 
+def _log_nat(settings: Settings, _: argparse.Namespace) -> None:
+    from node_agent.nat_log import record
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    record(settings)
+
+
 def _status(settings: Settings, arguments: argparse.Namespace) -> None:
     info = _ask(settings, "GET", "/status")
     if arguments.json:
@@ -102,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("run", help="run the agent (systemd does)")
     command.set_defaults(act=_run)
+    command = commands.add_parser("log-nat", help="write the log of NAT (systemd does)")
+    command.set_defaults(act=_log_nat)
     command = commands.add_parser("status", help="show how the running agent is")
     command.add_argument("--json", action="store_true", help="all of it, as JSON")
     command.set_defaults(act=_status)

@@ -14,6 +14,9 @@ The role renders ``/etc/causeway/node/settings.toml`` (0640 root:causeway-node) 
     runtime_directory = "/run/causeway-node"            # default; holds agent.sock of `vpn-node status`
     log_origins = false                      # default; true: client sources go into journal and usage
     journal_days = 30                        # default; how long sessions wait for a portal to fetch them
+    log_nat = false                          # default; what `vpn-node log-nat` wrote is removed then
+    nat_log_directory = "/var/lib/causeway-nat-log"     # default; where it writes
+    nat_log_days = 7                         # default; how long it is kept
 
     [wireguard]                              # absent on a node without WireGuard profiles
     interface = "wg0"
@@ -173,6 +176,9 @@ class Settings(_Table):
     runtime_directory: Path = Path("/run/causeway-node")
     log_origins: bool = False
     journal_days: int = 30
+    log_nat: bool = False
+    nat_log_directory: Path = Path("/var/lib/causeway-nat-log")
+    nat_log_days: int = 7
     wireguard: WireGuardSettings | None = None
     openvpn: tuple[OpenVpnProcess, ...] = field(default_factory=tuple)
 
@@ -230,8 +236,9 @@ class Settings(_Table):
             raise SettingsError(f"{where}: portal: empty; name at least one, such as 'portal'")
         if bad := [s for s in self.withdrawn if not _SERIAL.fullmatch(s)]:
             raise SettingsError(f"{where}: withdrawn: {bad[0]!r} is no serial number in hex")
-        if self.journal_days < 1:
-            raise SettingsError(f"{where}: journal_days: must be 1 or more")
+        for name in ("journal_days", "nat_log_days"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{where}: {name}: must be 1 or more")
         for key in ("name", "socket"):
             values = [getattr(process, key) for process in self.openvpn]
             if len(set(values)) != len(values):

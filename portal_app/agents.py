@@ -28,7 +28,7 @@ from portal_app.certificates import Certificate
 from portal_app.errors import NodeRefused, NodeUnreachable, SettingsError
 from portal_app.settings import Settings
 from vpn_core.errors import MessageError
-from vpn_core.messages import Admit, Cut, Events, NodeInfo, Usage, WantedSet
+from vpn_core.messages import Admit, Cut, Events, NodeInfo, Translations, Usage, WantedSet
 from vpn_core.node import agent_name
 from vpn_core.plan import AGENT_PORT
 
@@ -320,6 +320,28 @@ class Agents:
         path = f"/n/events?after={after}" + (f"&journal={journal}" if journal else "")
         answer = self._call(node, "GET", path, seconds=seconds, longest=LONGEST_LIST)
         return _parsed(node, Events.parse, answer)
+
+    def translations(
+        self,
+        node: NodeAddress,
+        address: str,
+        port: int,
+        first: int,
+        last: int,
+        *,
+        seconds: float = CALL_SECONDS,
+    ) -> Translations:
+        """Return whose packets left a node from an address and port, between two times (seconds since 1970).
+        A node of an earlier release keeps no such log.
+        """
+        path = f"/n/translations?address={address}&port={port}&first={first}&last={last}"
+        try:
+            answer = self._call(node, "GET", path, seconds=seconds, longest=LONGEST_LIST)
+        except NodeRefused as error:
+            if error.agent_status == 404:
+                return Translations(is_kept=False, translations=())
+            raise
+        return _parsed(node, Translations.parse, answer)
 
     def set_maintenance(self, node: NodeAddress, on: bool, *, seconds: float = CALL_SECONDS) -> None:
         self._call(node, "PUT", "/n/maintenance", {"on": on}, seconds=seconds)

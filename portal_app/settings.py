@@ -57,6 +57,7 @@ class Settings:
     node_selection: str = "weighted"
     withdrawn: list[str] = field(default_factory=list)
     log_origins: bool = False
+    log_nat: bool = False
     retention_days: int = 30
     audit_retention_days: int = 365
     statistics_retention_days: int = 0  # for ever

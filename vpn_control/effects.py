@@ -22,6 +22,7 @@ _UNITS = (
         "agent",
         "nobody connected notices, new connects use another node or wait a moment",
     ),
+    ("causeway-nat-log.service", "log of NAT", _NOBODY),
     ("nginx.service", "nginx", "pages and apps are refused for a moment, tunnels go on"),
     ("causeway-dns.service", "resolver", "names resolve again after a moment, tunnels go on"),
     ("causeway-firewall.service", "firewall", _NOBODY),

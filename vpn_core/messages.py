@@ -293,6 +293,49 @@ class Events(Message):
         _check(all(a < b for a, b in pairwise([*sequences, self.head + 1])), "events", sequences)
 
 
+#: More are not told: the time that was asked for was too wide.
+MOST_TRANSLATIONS = 200
+
+
+@dataclass(frozen=True)
+class Translation(Message):
+    """One flow of a client that left its node from another address. ``protocol`` is IANA's number."""
+
+    client: str
+    protocol: int
+    began_at: int
+    ended_at: int | None = None
+
+    def __post_init__(self) -> None:
+        family = IPv6Address if isinstance(self.client, str) and ":" in self.client else IPv4Address
+        _address("client", self.client, family)
+        _whole("protocol", self.protocol)
+        _check(self.protocol < 256, "protocol", self.protocol)
+        _whole("began_at", self.began_at)
+        if self.ended_at is not None:
+            _whole("ended_at", self.ended_at)
+
+
+@dataclass(frozen=True)
+class Translations(Message):
+    """Answer of ``GET /n/translations``: flows that had an address and port, the latest first, at most
+    ``MOST_TRANSLATIONS``. ``is_kept`` is whether the node keeps a log of NAT at all.
+    """
+
+    is_kept: bool
+    translations: tuple[Translation, ...]
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        shell = super().parse(data)
+        if not isinstance(shell.translations, list | tuple) or len(shell.translations) > MOST_TRANSLATIONS:
+            raise MessageError(f"translations: not a list of at most {MOST_TRANSLATIONS}")
+        return cls(shell.is_kept, tuple(Translation.parse(item) for item in shell.translations))
+
+    def __post_init__(self) -> None:
+        _flag("is_kept", self.is_kept)
+
+
 @dataclass(frozen=True)
 class NodeInfo(Message):
     """Answer of ``GET /n/info`` (alias ``/i/node``). Keys of spec node.md section 4 keep upstream's names.

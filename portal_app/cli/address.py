@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.errors import BadRequest
 from portal_app.models import VpnSession
@@ -30,6 +31,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         ),
     )
     parser.add_argument("address", help="IPv4 or IPv6 address, without a port")
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="PORT",
+        help="of a public address of a node: whose packets left it from this port at --at; nodes are asked"
+        " (vpn_log_nat)",
+    )
     parser.add_argument("--at", metavar="TIME", help="moment, such as 2026-11-22T14:30:00")
     parser.add_argument(
         "--zone", metavar="ZONE", help="time zone of --at, such as Europe/Amsterdam (default: UTC)"
@@ -47,6 +55,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     answer = who_had.ask(
         _question(arguments),
+        agents=lambda: Agents(settings),
         retention=timedelta(days=settings.retention_days),
         zone_name=arguments.zone or _UTC,
         actor=audit.CLI,
@@ -64,12 +73,18 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             f"vpn-portal: there are more than the last {who_had.MOST_HOLDERS}; name a time with --at",
             file=sys.stderr,
         )
+    for nodes, what in ((answer.silent, "did not answer"), (answer.without_log, "keep no log of NAT")):
+        if nodes:
+            print(f"vpn-portal: {what}: {', '.join(nodes)}", file=sys.stderr)
     if arguments.json:
         print(json.dumps([_row(holder) for holder in answer.holders]))
         return 0
     for holder in answer.holders:
         until = _written(holder.ended_at) or "now"
         what = f"{holder.profile_id} {holder.protocol}  {holder.connection_id}"
+        if holder.flow:
+            flow = f"{holder.flow.protocol} {_written(holder.flow.began_at)} - "
+            what += f"  {flow}{_written(holder.flow.ended_at) or 'now'}"
         print(f"{holder.user_name or '-'}  {_written(holder.started_at)} - {until}  {what}")
     if not answer.holders:
         print("nobody")
@@ -80,13 +95,18 @@ def _question(arguments: argparse.Namespace) -> who_had.Question:
     """Return what is asked; raises BadRequest with the option that is wrong."""
     address, tolerance = who_had.address(arguments.address), arguments.tolerance or 0
     if arguments.at is None:
+        if arguments.port is not None:
+            raise BadRequest("--port: only with --at: others had the same port before and after")
         for name in ("zone", "tolerance"):
             if getattr(arguments, name) is not None:
                 raise BadRequest(f"--{name}: only with --at; without it every time is searched")
         return who_had.Question(address, (), timedelta())
     if not 0 <= tolerance <= _MOST_TOLERANCE:
         raise BadRequest(f"--tolerance: from 0 to {_MOST_TOLERANCE} seconds")
-    return who_had.Question(address, _moments(arguments.at, arguments.zone), timedelta(seconds=tolerance))
+    if arguments.port is not None and not 0 <= arguments.port <= 65535:
+        raise BadRequest("--port: from 0 to 65535")
+    moments = _moments(arguments.at, arguments.zone)
+    return who_had.Question(address, moments, timedelta(seconds=tolerance), arguments.port)
 
 
 def _moments(written: str, zone: str | None) -> tuple[datetime, ...]:
@@ -116,6 +136,12 @@ def _row(holder: Holder) -> dict[str, Any]:
         "ipv4": holder.ipv4,
         "ipv6": holder.ipv6,
         "sessions": [_session(session) for session in holder.sessions],
+        "flow": holder.flow
+        and {
+            "protocol": holder.flow.protocol,
+            "from": _written(holder.flow.began_at),
+            "until": _written(holder.flow.ended_at),
+        },
     }
 
 

@@ -43,6 +43,7 @@ VARIABLES: Mapping[str, str] = {
         "node_selection",
         "withdrawn",
         "log_origins",
+        "log_nat",
         "retention_days",
         "audit_retention_days",
         "statistics_retention_days",

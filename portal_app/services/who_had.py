@@ -1,9 +1,12 @@
-"""Who had an address of the VPN at a time, or came from one, where that is kept (reliability.md P2)."""
+"""Who had an address of the VPN at a time, or came from one, or left a node from one with a port, where that
+is kept (reliability.md P2). The log of NAT stays on the nodes: they are asked.
+"""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -11,14 +14,21 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from sqlalchemy import and_, or_, select, true
 from sqlalchemy.orm import Session
 
+from portal_app.agents import Agents
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, BadRequest
 from portal_app.models import AddressUse, Connection, Node, VpnSession
 from portal_app.services import audit
+from portal_app.services.nodes import NodeRef
+from vpn_core.messages import MOST_TRANSLATIONS, Translation, Translations
 
 #: More holders, and sessions of each, are not listed: a tolerance was too wide.
 MOST_HOLDERS, MOST_SESSIONS = 100, 20
 #: Times are asked in whole seconds, and rows have parts of them.
+#: The node's clock says when a flow began, the portal's when an address was given.
+_CLOCKS = timedelta(seconds=2)
+_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
+_NODES = select(Node.number, Node.name, Node.agent_address).order_by(Node.number)
 _REST_OF_SECOND = timedelta(seconds=1) - timedelta(microseconds=1)
 
 
@@ -31,6 +41,8 @@ class Question:
     address: str
     moments: tuple[datetime, ...]
     tolerance: timedelta
+    #: Of an address of a node: whose packets left it from there.
+    port: int | None = None
 
     @property
     def spans(self) -> list[tuple[datetime, datetime]]:
@@ -40,10 +52,19 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """What left a node from the address and port that were asked for: ``protocol`` is its name."""
+
+    protocol: str
+    began_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
 class Holder:
     """One connection that had the address. ``device`` is its name, or the last one that it had;
     ``sessions`` are those in the time that was asked for, latest first. ``end_reason`` is of an address
-    that was given back.
+    that was given back. With a port, ``flow`` is what the connection sent from there.
     """
 
     user_name: str | None
@@ -60,15 +81,20 @@ class Holder:
     ended_at: datetime | None
     end_reason: str | None
     sessions: tuple[VpnSession, ...]
+    flow: Flow | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``is_cut``: there were more. ``is_old``: records of then may be forgotten already."""
+    """``is_cut``: there were more. ``is_old``: records of then may be forgotten already. ``silent`` are nodes
+    that could not be asked, ``without_log`` those that keep no log of NAT.
+    """
 
     holders: tuple[Holder, ...]
     is_cut: bool
     is_old: bool
+    silent: tuple[str, ...] = ()
+    without_log: tuple[str, ...] = ()
 
 
 def address(text: str) -> str:
@@ -83,6 +109,15 @@ def address(text: str) -> str:
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
     return str(parsed)
+
+
+def port(text: str) -> int | None:
+    """Return a port, None for an empty text; raises BadRequest."""
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
+        raise BadRequest(N_("A port is a number from 0 to 65535."))
+    return int(text)
 
 
 def moments(day: str, time_of_day: str, zone_name: str) -> tuple[datetime, ...]:
@@ -125,16 +160,26 @@ def in_range(moment: datetime) -> datetime:
 
 
 def ask(
-    question: Question, *, retention: timedelta, zone_name: str, actor: str, source: str | None, now: datetime
+    question: Question,
+    *,
+    agents: Callable[[], Agents],
+    retention: timedelta,
+    zone_name: str,
+    actor: str,
+    source: str | None,
+    now: datetime,
 ) -> Answer:
     """Find who had an address, and leave an audit row of the question; without one there is no answer.
 
-    Raises BadRequest for a time in the future.
+    Raises BadRequest for a time in the future. ``agents`` gives the way to the nodes, if it is needed.
     """
     if question.moments and min(question.moments) > now:
         raise BadRequest(N_("This time is in the future. Check the date and the time zone."))
-    with transaction(read_only=True) as db:
-        answer = find(db, question, retention=retention, now=now)
+    if question.port is None:
+        with transaction(read_only=True) as db:
+            answer = find(db, question, retention=retention, now=now)
+    else:
+        answer = _find_behind(question, agents())
     _record(question, answer, zone_name, actor, source, now)
     return answer
 
@@ -154,6 +199,7 @@ def _record(
             at=[f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in question.moments],
             zone=zone_name,
             tolerance_seconds=int(question.tolerance.total_seconds()),
+            **({} if question.port is None else {"port": question.port}),
             found=len(answer.holders),
         )
 
@@ -180,6 +226,67 @@ def find(db: Session, question: Question, *, retention: timedelta, now: datetime
     holders += _of_origins(db, came_from[:MOST_HOLDERS], names)
     is_old = any(first < now - retention for first, _last in question.spans)
     return Answer(tuple(holders), is_cut, is_old)
+
+
+def _find_behind(question: Question, agents: Agents) -> Answer:
+    """Ask every node whose packets left it from an address and port, and find whose connections those are."""
+    with transaction(read_only=True) as db:
+        nodes = [NodeRef(*row) for row in db.execute(_NODES)]
+    asked = [(node, *span) for node in nodes for span in question.spans]
+    answers = agents.together([partial(_ask_node, agents, question, *one) for one in asked])
+    silent: dict[str, None] = {}
+    without_log: dict[str, None] = {}
+    holders: list[Holder] = []
+    is_cut = False
+    with transaction(read_only=True) as db:
+        for (node, *_span), said in zip(asked, answers, strict=True):
+            if isinstance(said, Exception):
+                silent[node.name] = None
+            elif not said.is_kept:
+                without_log[node.name] = None
+            else:
+                is_cut |= len(said.translations) == MOST_TRANSLATIONS
+                holders += _of_translations(db, node.number, said.translations, question)
+    holders.sort(key=lambda holder: holder.flow.began_at if holder.flow else holder.started_at, reverse=True)
+    return Answer(
+        tuple(holders[:MOST_HOLDERS]),
+        is_cut=is_cut or len(holders) > MOST_HOLDERS,
+        is_old=False,
+        silent=tuple(silent),
+        without_log=tuple(without_log),
+    )
+
+
+def _ask_node(
+    agents: Agents, question: Question, node: NodeRef, first: datetime, last: datetime
+) -> Translations:
+    assert question.port is not None  # noqa: S101
+    span = (max(0, int(first.timestamp())), int(last.timestamp()))
+    return agents.translations(node, question.address, question.port, *span)
+
+
+def _of_translations(
+    db: Session, node_number: int, found: Sequence[Translation], question: Question
+) -> list[Holder]:
+    """Return whose each flow is: of who had its client's address when it began."""
+    holders: list[Holder] = []
+    for one in found:
+        column = AddressUse.ipv6 if ":" in one.client else AddressUse.ipv4
+        began_at = datetime.fromtimestamp(one.began_at, UTC)
+        uses = db.scalars(
+            select(AddressUse).where(
+                column == one.client,
+                AddressUse.node_number == node_number,
+                AddressUse.started_at <= began_at + _CLOCKS,
+                or_(AddressUse.ended_at.is_(None), AddressUse.ended_at >= began_at - _CLOCKS),
+            )
+        ).all()
+        ended_at = None if one.ended_at is None else datetime.fromtimestamp(one.ended_at, UTC)
+        flow = Flow(_PROTOCOLS.get(one.protocol, str(one.protocol)), began_at, ended_at)
+        if uses:
+            sessions, names = _sessions_of(db, uses, question), _names(db, uses)
+            holders += [replace(_of_use(use, sessions, names), flow=flow) for use in uses]
+    return holders
 
 
 def _within(table: Any, question: Question) -> Any:

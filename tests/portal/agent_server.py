@@ -4,12 +4,14 @@ import json
 import ssl
 import threading
 import time
+from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 from tests.portal.certificates import Deployment, Pair
 from vpn_core.errors import MessageError
-from vpn_core.messages import Admit, Connection, Cut, NodeInfo, Usage, WantedSet
+from vpn_core.messages import Admit, Connection, Cut, NodeInfo, Translation, Translations, Usage, WantedSet
 from vpn_core.plan import AGENT_PORT
 
 WIREGUARD_KEY = "3kQ0tq0mNqT3o7WcYf1YkYc0bK6q0oVQm8H6r7mX0Es="
@@ -30,6 +32,9 @@ class AgentServer:
         self.maintenance = False
         self.cuts: dict[str, int] = {}
         self.calls: list[tuple[str, str]] = []
+        #: What is in its log of NAT, by address and port; None: it keeps none. ``is_older``: it knows no log.
+        self.translations: dict[tuple[str, int], list[Translation]] | None = defaultdict(list)
+        self.is_older = False
         self.accepted = 0
         self.lock = threading.Lock()
         self.stopping = threading.Event()
@@ -99,6 +104,15 @@ class AgentServer:
             ]
         return {"usage": [usage.to_dict() for usage in found]}
 
+    def translated(self, query: str) -> tuple[int, Any]:
+        if self.is_older:
+            return 404, {"error": "Not Found"}
+        asked = {name: value for name, (value,) in parse_qs(query).items()}
+        first, last = int(asked["first"]), int(asked["last"])
+        found = (self.translations or {}).get((asked["address"], int(asked["port"])), [])
+        within = [t for t in found if t.began_at <= last and (t.ended_at is None or t.ended_at >= first)]
+        return 200, Translations(self.translations is not None, tuple(within)).to_dict()
+
     @property
     def peers(self) -> set[str]:
         """The connections that would be usable now."""
@@ -137,6 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         agent = self.server.agent
         path, _, only = self.path.partition("?connections=")
         ids = only.split(",") if only else None
+        if path.startswith("/n/translations?"):
+            self._serve("GET", lambda: agent.translated(path.partition("?")[2]))
+            return
         self._serve("GET", lambda: (200, agent.usage(ids) if path == "/n/usage" else agent.info()))
 
     def do_PUT(self) -> None:

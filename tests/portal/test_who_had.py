@@ -21,6 +21,7 @@ from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import LINUX, VpnApp, add_user, browser, csrf_token
 from tests.portal.commands import Done
 from tests.portal.pages import elements, problem
+from vpn_core.messages import Translation
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 #: In the evening, so that a zone may be on another day.
@@ -390,3 +391,93 @@ def test_command_says_what_is_wrong_and_searches_nothing(
     assert (done.status, done.out) == (1, "")
     assert said in done.error
     assert searches() == []
+
+
+LOGGED = pytest.mark.parametrize("settings_changes", [{"log_nat": True}], ids=["nat is logged"])
+PUBLIC = "192.0.2.1"
+
+
+def sent(node: AgentServer, client: str, at: datetime, seconds: int | None = 60, protocol: int = 6) -> None:
+    """Let a node tell that a client's flow left it from the public address and port 40000."""
+    began_at = int(at.timestamp())
+    ended_at = None if seconds is None else began_at + seconds
+    assert node.translations is not None
+    node.translations[PUBLIC, 40000].append(Translation(client, protocol, began_at, ended_at))
+
+
+@LOGGED
+def test_public_address_and_port_lead_to_who_had_the_address_behind_it_then(
+    node: AgentServer, auditor: FlaskClient
+) -> None:
+    """Of those who had it one after the other, and of flows before and after, those of that moment."""
+    had("earlier", THEN - 3 * HOUR, THEN - 2 * HOUR, 1)
+    had("alice", THEN - HOUR, THEN + HOUR, 2)
+    had("later", THEN + 2 * HOUR, None, 3)
+    sent(node, "10.61.0.9", THEN - 20 * MINUTE, 30 * 60)
+    sent(node, "10.61.0.9", THEN - 2 * HOUR - 30 * MINUTE)
+
+    answer = ask(auditor, PUBLIC, port="40000")
+    page = answer.text
+
+    assert people(answer) == ["alice"]
+    assert "Who had 192.0.2.1, port 40000" in page
+    assert "TCP" in page
+    assert "Nobody had" in ask(auditor, PUBLIC, port="40001").text
+    with transaction(read_only=True) as db:
+        first, _ = db.scalars(select(AuditEvent).where(AuditEvent.action == "address searched"))
+    assert (first.object, first.details["port"], first.details["found"]) == (PUBLIC, 40000, 1)
+
+
+@LOGGED
+def test_each_who_used_the_port_is_named(node: AgentServer, auditor: FlaskClient) -> None:
+    """Towards different places the kernel gives one port to several."""
+    had("alice", THEN - HOUR, None, 1)
+    had("bob", THEN - HOUR, None, 2, ipv4="10.61.0.10", ipv6="fd43:61::10")
+    sent(node, "10.61.0.9", THEN - MINUTE, None)
+    sent(node, "fd43:61::10", THEN - 2 * MINUTE, None, protocol=17)
+
+    assert people(ask(auditor, PUBLIC, port="40000")) == ["alice", "bob"]
+
+
+@LOGGED
+def test_a_node_that_is_silent_or_keeps_no_log_is_named(
+    make_nodes: Callable[..., list[AgentServer]], auditor: FlaskClient
+) -> None:
+    silent, without, older = make_nodes(3)
+    silent.mode, without.translations, older.is_older = "silent", None, True
+
+    page = ask(auditor, PUBLIC, port="40000").text
+
+    assert "These nodes did not answer, and are not in the result: node0" in page
+    assert "These nodes keep no log of NAT: node1, node2" in page
+
+
+@LOGGED
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "1e3", "٣"])
+def test_what_is_no_port_is_told(node: AgentServer, auditor: FlaskClient, port: str) -> None:
+    answer = ask(auditor, PUBLIC, port=port)
+
+    assert answer.status_code == 400
+    assert problem(answer.text) == "A port is a number from 0 to 65535."
+
+
+def test_where_nat_is_not_logged_nobody_is_asked_for_a_port(node: AgentServer, auditor: FlaskClient) -> None:
+    had("alice", THEN - HOUR, None)
+
+    assert 'name="port"' not in auditor.get("/admin/who-had-it").text
+    assert people(ask(auditor, "10.61.0.9", port="40000")) == ["alice"]
+    assert not any(path.startswith("/n/translations") for _, path in node.calls)
+
+
+@LOGGED
+def test_command_line_asks_for_a_port(node: AgentServer, run: Callable[..., Done]) -> None:
+    had("alice", THEN - HOUR, None)
+    sent(node, "10.61.0.9", THEN - MINUTE)
+    at = f"{THEN:%Y-%m-%dT%H:%M:%S}"
+
+    (found,) = json.loads(run("address", PUBLIC, "--port", "40000", "--at", at, "--json").out)
+
+    assert (found["user"], found["flow"]["protocol"]) == ("alice", "TCP")
+    assert "alice" in run("address", PUBLIC, "--port", "40000", "--at", at).out
+    assert "--port: only with --at" in run("address", PUBLIC, "--port", "40000").error
+    assert "--port: from 0 to 65535" in run("address", PUBLIC, "--port", "70000", "--at", at).error

@@ -38,13 +38,16 @@ _FIELDS = ("address", "date", "time", "zone", "tolerance")
 @requires(Right.SEARCH)
 def who_had() -> Response:
     now = utc_now()
-    return _page({"address": "", "date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M:%S}", "zone": "UTC"})
+    nothing = {"address": "", "port": "", "zone": "UTC"}
+    return _page(nothing | {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M:%S}"})
 
 
 @bp.post("/who-had-it")
 @requires(Right.SEARCH)
 def ask_who_had() -> Response:
-    asked = {name: forms.field(name, forms.LONGEST_NAME).strip() for name in _FIELDS}
+    # The port is only asked for where NAT is logged.
+    names = (*_FIELDS, "port") if portal().settings.log_nat else _FIELDS
+    asked = {name: forms.field(name, forms.LONGEST_NAME).strip() for name in names}
     now, user = utc_now(), login.required().user
     try:
         if asked["tolerance"] not in _TOLERANCES:
@@ -53,9 +56,11 @@ def ask_who_had() -> Response:
             service.address(asked["address"]),
             service.moments(asked["date"], asked["time"], asked["zone"]),
             timedelta(seconds=int(asked["tolerance"])),
+            service.port(asked.get("port", "")),
         )
         answer = service.ask(
             question,
+            agents=lambda: portal().agents,
             retention=timedelta(days=portal().settings.retention_days),
             zone_name=asked["zone"],
             actor=user.name,
@@ -87,6 +92,7 @@ def _page(asked: dict[str, str], **values: object) -> Response:
             tolerances=[(seconds, gettext(text)) for seconds, text in _TOLERANCES.items()],
             retention_days=settings.retention_days,
             log_origins=settings.log_origins,
+            log_nat=settings.log_nat,
             **values,
         )
     )
