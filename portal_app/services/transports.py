@@ -81,6 +81,8 @@ def attempts(order: Sequence[str], *, prefer_tcp: bool = False) -> list[Attempt]
     for transport in order:
         protocol = OPENVPN if transport in (OPENVPN_UDP, OPENVPN_TCP) else WIREGUARD
         found.setdefault(protocol, Attempt(protocol, tcp_first=transport.endswith("+tcp")))
+    if not found:
+        return []
     first, *others = found.values()
     if prefer_tcp and first.tcp_first:
         reason = "TCP was asked for"

@@ -181,7 +181,8 @@ def test_list_of_connections_refreshes_itself_but_not_under_somebodys_hands(root
 
 def end_session_of(name: str) -> None:
     with transaction() as db:
-        session = db.scalars(select(VpnSession).where(VpnSession.user_name == name)).one()
+        lasts = (VpnSession.user_name == name, VpnSession.ended_at.is_(None))
+        session = db.scalars(select(VpnSession).where(*lasts)).one()
         session.ended_at = utc_now() + timedelta(seconds=1)
 
 

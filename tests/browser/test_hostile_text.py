@@ -14,9 +14,18 @@ from sqlalchemy.orm import Session
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import AddressUse, BackgroundError, Base, Connection, NodeStatus, PeriodicJob, User
+from portal_app.models import (
+    AddressUse,
+    BackgroundError,
+    Base,
+    Connection,
+    NodeStatus,
+    PeriodicJob,
+    User,
+    VpnSession,
+)
 from portal_app.settings import Settings
-from tests.browser.world import fill_for_pictures, pages_of, sign_in
+from tests.browser.world import WITH_VALUES, fill_for_pictures, pages_of, sign_in
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import ORIGIN, VpnApp
 
@@ -156,6 +165,12 @@ def test_what_others_wrote_is_only_text(
         assert answer is not None
         assert answer.status == 200, url
         look(url)
+    with transaction() as db:
+        alice = db.scalars(select(User.name).where(User.id == WITH_VALUES["admin.user"]["user_id"])).one()
+        over = VpnSession.ended_at.is_not(None)
+        db.execute(update(VpnSession).where(over).values(user_name=alice, connection_id="f" * 32, ipv4=had))
+    page.goto(f"{ORIGIN}/admin/users/2")
+    look("how a connect that has ended was decided")
     page.goto(f"{ORIGIN}/admin/who-had-it")
     page.get_by_label("Address").fill(str(had))
     page.get_by_role("button", name="Search").click()

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 from flask import Flask
 from playwright.sync_api import Page
@@ -20,12 +21,12 @@ from tests.portal.app_user import VpnApp, add_user
 from tests.portal.conftest import seen_up
 from tests.portal.pages import PASSWORD, add_account
 
-#: Rules that need a value, with one that ``fill`` made; what is not here is not opened.
+#: What the pages about one are opened with, of what ``fill`` made: a page that is not here fails the tests.
 WITH_VALUES = {
-    "/admin/users/<int:user_id>": "/admin/users/1",
-    "/admin/users/<int:user_id>/permissions": "/admin/users/1/permissions",
-    "/admin/nodes/<int:number>": "/admin/nodes/0",
-    "/admin/profiles/<profile_id>": "/admin/profiles/employees",
+    "admin.user": {"user_id": 2},
+    "admin.permissions": {"user_id": 2},
+    "admin.node": {"number": 0},
+    "admin.profile": {"profile_id": "employees"},
 }
 #: What is no page: downloads, probes, and what only leads elsewhere.
 NO_PAGES = (
@@ -61,27 +62,23 @@ def fill(app: Flask, people: Sequence[str] = PEOPLE[:3]) -> None:
         phone = VpnApp(app, user).authorize()
         refused = phone.connect("lab", accept="application/x-openvpn-profile")
         assert refused.status_code == 406, refused.text
+        if number == 0:
+            # One that has ended, beside the one that lasts and the one that was refused.
+            assert phone.connect(prefer_tcp="no").status_code == 200
+            ended = {"session_id": f"{100:032x}", "ended_at": now - timedelta(hours=2)}
+            used(user, now - timedelta(hours=3), **ended)
         answer = phone.connect(prefer_tcp="no")
         assert answer.status_code == 200, answer.text
+        used(
+            user,
+            now - timedelta(minutes=37 * number + 5),
+            session_id=f"{number:032x}",
+            origin=f"203.0.113.{70 + number}",
+            ended_at=now if number == 2 else None,
+            received_bytes=123_456_789 * (number + 1),
+            sent_bytes=9_876_543,
+        )
         with transaction() as db:
-            connection = db.scalars(select(Connection).where(Connection.user_id == user.id)).one()
-            db.add(
-                VpnSession(
-                    node_number=connection.node_number,
-                    session_id=f"{number:032x}",
-                    connection_id=connection.id,
-                    user_name=name,
-                    profile_id="employees",
-                    protocol="wireguard",
-                    ipv4=connection.ipv4,
-                    ipv6=connection.ipv6,
-                    origin=f"203.0.113.{70 + number}",
-                    started_at=now - timedelta(minutes=37 * number + 5),
-                    ended_at=now if number == 2 else None,
-                    received_bytes=123_456_789 * (number + 1),
-                    sent_bytes=9_876_543,
-                )
-            )
             audit.record(
                 db,
                 "app revoked",
@@ -91,6 +88,25 @@ def fill(app: Flask, people: Sequence[str] = PEOPLE[:3]) -> None:
                 now=now,
                 client="org.eduvpn.app.linux",
             )
+
+
+def used(user: User, started_at: datetime, **values: Any) -> None:
+    """Let a user have used the connection that they have."""
+    with transaction() as db:
+        connection = db.scalars(select(Connection).where(Connection.user_id == user.id)).one()
+        db.add(
+            VpnSession(
+                node_number=connection.node_number,
+                connection_id=connection.id,
+                user_name=user.name,
+                profile_id="employees",
+                protocol="wireguard",
+                ipv4=connection.ipv4,
+                ipv6=connection.ipv6,
+                started_at=started_at,
+                **values,
+            )
+        )
 
 
 def fill_for_pictures(app: Flask, settings: Settings) -> dict[str, int]:
@@ -159,12 +175,14 @@ def sign_in(page: Page, name: str) -> None:
 
 def pages_of(app: Flask) -> list[str]:
     """Return the address of every page that somebody who is signed in can open."""
-    found = []
-    for rule in app.url_map.iter_rules():
-        if "GET" not in (rule.methods or ()) or rule.rule.startswith(NO_PAGES) or rule.rule.endswith(".csv"):
-            continue
-        if not rule.arguments:
-            found.append(rule.rule)
-        elif rule.rule in WITH_VALUES:
-            found.append(WITH_VALUES[rule.rule])
-    return sorted(found)
+    address_of = app.url_map.bind("vpn.example.org").build
+    pages = [
+        rule
+        for rule in app.url_map.iter_rules()
+        if "GET" in (rule.methods or ()) and not rule.rule.startswith(NO_PAGES)
+    ]
+    return sorted(
+        address_of(rule.endpoint, WITH_VALUES[rule.endpoint] if rule.arguments else {})
+        for rule in pages
+        if not rule.rule.endswith(".csv")
+    )

@@ -406,7 +406,9 @@ def test_an_administrator_sees_why_a_node_was_chosen(app: Flask, make_nodes: Any
     (connection,) = live_connections()
     admin = signed_in(app, "root", ["admin"])
 
-    assert connection.choice == "node0: 41 % busy, 1021 free addresses; without node1 (in maintenance)"
+    assert connection.choice == (
+        "node0: 41 % busy, 1021 free addresses; wireguard: asked for; without node1 (in maintenance)"
+    )
     listed = "/admin/connections?show=all"
     assert f"<summary>node0</summary><small>{connection.choice}</small>" in admin.get(listed).text
 

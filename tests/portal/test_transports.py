@@ -66,6 +66,23 @@ def test_accept_is_split_at_commas_and_compared_exactly(header, expected):
 
 
 def test_openvpn_is_tried_once_and_its_first_entry_decides_the_order_of_remotes():
-    assert transports.attempts([OT, WU, OU]) == [Attempt("openvpn", True), Attempt("wireguard", False)]
-    assert transports.attempts([OU, OT]) == [Attempt("openvpn", False)]
+    first, second = transports.attempts([OT, WU, OU])
+    assert (first.protocol, first.tcp_first, second) == ("openvpn", True, Attempt("wireguard", False))
+    (only,) = transports.attempts([OU, OT])
+    assert (only.protocol, only.tcp_first) == ("openvpn", False)
     assert transports.attempts([]) == []
+
+
+@pytest.mark.parametrize(
+    ("order", "prefer_tcp", "reason"),
+    [
+        ([OT, WU], True, "TCP was asked for"),
+        ([WU, OU], True, "preferred by the profile"),
+        ([OU, WU], False, "preferred by the profile"),
+        ([WU], False, "the only one that app and profile have in common"),
+    ],
+)
+def test_why_a_protocol_comes_first_is_said_of_the_first_alone(order, prefer_tcp, reason):
+    first, *others = transports.attempts(order, prefer_tcp=prefer_tcp)
+    assert first.reason == reason
+    assert [other.reason for other in others] == [""] * len(others)
