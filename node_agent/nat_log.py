@@ -140,14 +140,14 @@ def remove(directory: Path) -> None:
         log.error("event=cannot_remove file=%s reason=%r", directory / FILE, error.strerror)
 
 
-def record(settings: Settings, *, is_over: Callable[[], bool] = lambda: False) -> None:
+def record(settings: Settings) -> None:
     """Write the log until the process is told to end."""
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.append(1))
     kept = NatLog(settings.nat_log_directory / FILE)
     try:
-        _record(kept, settings.nat_log_days, lambda: bool(stopped) or is_over())
+        _record(kept, settings.nat_log_days, lambda: bool(stopped))
     finally:
         kept.close()
 

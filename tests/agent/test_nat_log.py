@@ -2,6 +2,7 @@
 
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from node_agent import nat_log
-from node_agent.conntrack import Change, Flow
+from node_agent import conntrack, nat_log
+from node_agent.conntrack import Change, Flow, Overrun
 from node_agent.nat_log import FILE, NatLog
 from node_agent.settings import Settings
 from tests.agent.conftest import CertificateAuthority, running, until
@@ -245,6 +246,31 @@ def test_what_is_old_is_forgotten_and_what_goes_on_is_not(
 
     left = [bool(nat_log.find(tmp_path, f.address, f.port, 0, 1000).translations) for f in FLOWS]
     assert left == [True, False, False, False, True]
+
+
+def test_what_was_missed_is_made_up_for_from_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel had more to tell than was read in time."""
+    here, there = socket.socketpair()
+    there.send(b"x")
+    living = iter([FLOWS[:2], FLOWS[1:3]])
+    monkeypatch.setattr(conntrack, "listen", lambda: here)
+    monkeypatch.setattr(conntrack, "living", lambda: next(living))
+
+    def read(netlink: socket.socket) -> list[Change]:
+        netlink.recv(1)
+        raise Overrun("too much")
+
+    monkeypatch.setattr(conntrack, "read", read)
+    log = NatLog(tmp_path / FILE)
+    turns = iter([False, True])
+    nat_log._record(log, 7, lambda: next(turns))
+    log.close()
+    there.close()
+
+    rows = [nat_log.find(tmp_path, f.address, f.port, 0, 2**40).translations for f in FLOWS]
+    assert [[row.ended_at is None for row in found] for found in rows] == [[False], [True], [True], [], []]
 
 
 async def test_a_portal_asks_the_agent(
