@@ -123,8 +123,10 @@ def find(directory: Path, address: str, port: int, first: int, last: int) -> Tra
             " AND began < ? AND (ended IS NULL OR ended >= ?) ORDER BY began DESC LIMIT ?",
             (address, port, last + 1, first, MOST_TRANSLATIONS),
         ).fetchall()
+        oldest = db.execute("SELECT began FROM translations ORDER BY id LIMIT 1").fetchone()
     return Translations(
         is_kept=True,
+        begins_at=int(oldest[0]) if oldest else None,
         translations=tuple(
             Translation(client, protocol, int(began), None if ended is None else int(ended))
             for client, protocol, began, ended in rows

@@ -319,21 +319,26 @@ class Translation(Message):
 @dataclass(frozen=True)
 class Translations(Message):
     """Answer of ``GET /n/translations``: flows that had an address and port, the latest first, at most
-    ``MOST_TRANSLATIONS``. ``is_kept`` is whether the node keeps a log of NAT at all.
+    ``MOST_TRANSLATIONS``. ``is_kept`` is whether the node keeps a log of NAT at all, ``begins_at`` when the
+    oldest flow in it began, None of an empty one.
     """
 
     is_kept: bool
     translations: tuple[Translation, ...]
+    begins_at: int | None = None
 
     @classmethod
     def parse(cls, data: object) -> Self:
         shell = super().parse(data)
         if not isinstance(shell.translations, list | tuple) or len(shell.translations) > MOST_TRANSLATIONS:
             raise MessageError(f"translations: not a list of at most {MOST_TRANSLATIONS}")
-        return cls(shell.is_kept, tuple(Translation.parse(item) for item in shell.translations))
+        translations = tuple(Translation.parse(item) for item in shell.translations)
+        return cls(shell.is_kept, translations, shell.begins_at)
 
     def __post_init__(self) -> None:
         _flag("is_kept", self.is_kept)
+        if self.begins_at is not None:
+            _whole("begins_at", self.begins_at)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             f"vpn-portal: there are more than the last {who_had.MOST_HOLDERS}; name a time with --at",
             file=sys.stderr,
         )
-    for nodes, what in ((answer.silent, "did not answer"), (answer.without_log, "keep no log of NAT")):
+    for nodes, what in (
+        (answer.silent, "did not answer"),
+        (answer.without_log, "keep no log of NAT"),
+        (answer.begins_later, "the log of NAT begins after the time that was asked for"),
+    ):
         if nodes:
             print(f"vpn-portal: {what}: {', '.join(nodes)}", file=sys.stderr)
     if arguments.json:

@@ -87,7 +87,8 @@ class Holder:
 @dataclass(frozen=True)
 class Answer:
     """``is_cut``: there were more. ``is_old``: records of then may be forgotten already. ``silent`` are nodes
-    that could not be asked, ``without_log`` those that keep no log of NAT.
+    that could not be asked, ``without_log`` those that keep no log of NAT, ``begins_later`` those whose log
+    begins after the time that was asked for.
     """
 
     holders: tuple[Holder, ...]
@@ -95,6 +96,7 @@ class Answer:
     is_old: bool
     silent: tuple[str, ...] = ()
     without_log: tuple[str, ...] = ()
+    begins_later: tuple[str, ...] = ()
 
 
 def address(text: str) -> str:
@@ -236,15 +238,18 @@ def _find_behind(question: Question, agents: Agents) -> Answer:
     answers = agents.together([partial(_ask_node, agents, question, *one) for one in asked])
     silent: dict[str, None] = {}
     without_log: dict[str, None] = {}
+    begins_later: dict[str, None] = {}
     holders: list[Holder] = []
     is_cut = False
     with transaction(read_only=True) as db:
-        for (node, *_span), said in zip(asked, answers, strict=True):
+        for (node, first, _last), said in zip(asked, answers, strict=True):
             if isinstance(said, Exception):
                 silent[node.name] = None
             elif not said.is_kept:
                 without_log[node.name] = None
             else:
+                if said.begins_at is None or said.begins_at > first.timestamp():
+                    begins_later[node.name] = None
                 is_cut |= len(said.translations) == MOST_TRANSLATIONS
                 holders += _of_translations(db, node.number, said.translations, question)
     holders.sort(key=lambda holder: holder.flow.began_at if holder.flow else holder.started_at, reverse=True)
@@ -254,6 +259,7 @@ def _find_behind(question: Question, agents: Agents) -> Answer:
         is_old=False,
         silent=tuple(silent),
         without_log=tuple(without_log),
+        begins_later=tuple(begins_later),
     )
 
 

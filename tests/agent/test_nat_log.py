@@ -176,7 +176,7 @@ def test_a_client_is_found_by_what_others_saw_of_it(
     assert found(tmp_path, address, (port + 1) % 65536) == []
     assert found(tmp_path, INSIDE[family], port) == []
     earlier = nat_log.find(tmp_path, address, port, 0, one.began_at - 10)
-    assert earlier == Translations(is_kept=True, translations=())
+    assert earlier == Translations(is_kept=True, translations=(), begins_at=one.began_at)
     assert one.ended_at is None
     router.run(router.router, sys.executable, "-c", FORGET_ALL)
     wait_until(lambda: found(tmp_path, address, port)[0].ended_at is not None)
@@ -288,8 +288,9 @@ async def test_a_portal_asks_the_agent(
             return await node.call("GET", f"/n/translations?{words}")
 
         row = {"client": "10.64.0.1", "protocol": 17, "began_at": 100, "ended_at": None}
-        assert await asked() == (200, {"is_kept": True, "translations": [row]})
-        assert await asked(last=99) == (200, {"is_kept": True, "translations": []})
+        kept = {"is_kept": True, "begins_at": 100}
+        assert await asked() == (200, kept | {"translations": [row]})
+        assert await asked(last=99) == (200, kept | {"translations": []})
         for wrong in ({"address": "x"}, {"port": -1}, {"first": ""}, {"last": "1e3"}, {"more": 1}):
             status, _ = await asked(**wrong)
             assert status == 400, wrong
@@ -302,4 +303,4 @@ async def test_where_it_is_not_to_be_kept_it_is_taken_away(
     async with running(replace(settings, nat_log_directory=tmp_path), management) as node:
         await until(lambda: not (tmp_path / FILE).exists())
         answer = await node.call("GET", "/n/translations?address=192.0.2.1&port=1&first=0&last=1")
-        assert answer == (200, {"is_kept": False, "translations": []})
+        assert answer == (200, {"is_kept": False, "translations": [], "begins_at": None})

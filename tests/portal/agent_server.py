@@ -35,6 +35,7 @@ class AgentServer:
         #: What is in its log of NAT, by address and port; None: it keeps none. ``is_older``: it knows no log.
         self.translations: dict[tuple[str, int], list[Translation]] | None = defaultdict(list)
         self.is_older = False
+        self.nat_log_begins = 0
         self.accepted = 0
         self.lock = threading.Lock()
         self.stopping = threading.Event()
@@ -111,7 +112,7 @@ class AgentServer:
         first, last = int(asked["first"]), int(asked["last"])
         found = (self.translations or {}).get((asked["address"], int(asked["port"])), [])
         within = [t for t in found if t.began_at <= last and (t.ended_at is None or t.ended_at >= first)]
-        return 200, Translations(self.translations is not None, tuple(within)).to_dict()
+        return 200, Translations(self.translations is not None, tuple(within), self.nat_log_begins).to_dict()
 
     @property
     def peers(self) -> set[str]:

@@ -443,11 +443,13 @@ def test_each_who_used_the_port_is_named(node: AgentServer, auditor: FlaskClient
 def test_a_node_that_is_silent_or_keeps_no_log_is_named(
     make_nodes: Callable[..., list[AgentServer]], auditor: FlaskClient
 ) -> None:
-    silent, without, older = make_nodes(3)
+    silent, without, older, young = make_nodes(4)
     silent.mode, without.translations, older.is_older = "silent", None, True
+    young.nat_log_begins = int((THEN + HOUR).timestamp())
 
     page = ask(auditor, PUBLIC, port="40000").text
 
+    assert "begins after the time that was asked for: node3" in page
     assert "These nodes did not answer, and are not in the result: node0" in page
     assert "These nodes keep no log of NAT: node1, node2" in page
 
