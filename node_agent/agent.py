@@ -81,6 +81,7 @@ class Agent:
         self._system = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
         self._instance_id = secrets.token_hex(16)
+        self._began = time.monotonic()
         self._wake = asyncio.Event()
         #: Held by whoever changes the store: a thread may be comparing it with a whole set.
         self._changing = asyncio.Lock()
@@ -268,6 +269,10 @@ class Agent:
         if self._problem:
             found.append(self._problem)
         if text := self.certificate_problem():
+            found.append(text)
+        # Both are started together.
+        settings, began_long_ago = self.settings, time.monotonic() - self._began > nat_log.SILENT_SECONDS
+        if settings.log_nat and began_long_ago and (text := nat_log.problem(settings.nat_log_directory)):
             found.append(text)
         if abs(skew := self.clock.skew_seconds) > SKEW_SECONDS:
             found.append(f"this host's clock is {skew:+.0f} s off the portal's; expiry follows the portal")

@@ -6,6 +6,7 @@ so that no amount of flows slows the agent; the agent reads it when a portal ask
 """
 
 import logging
+import os
 import select
 import signal
 import sqlite3
@@ -26,6 +27,8 @@ FILE = "translations.sqlite"
 #: What was told within this time is written together.
 EVERY_SECONDS = 1.0
 FORGET_EVERY_SECONDS = 600.0
+#: Who has not written for so long does not run.
+SILENT_SECONDS = 60.0
 #: Rows per transaction, so that who asks does not wait.
 _BATCH = 5000
 _WAIT_SECONDS = 2.0
@@ -49,6 +52,7 @@ class NatLog:
     """The file, to write."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._db = sqlite3.connect(path, timeout=_WAIT_SECONDS)
         # Who reads needs no right to write then, and a lost second of a power cut is no lost file.
         self._db.execute("PRAGMA journal_mode=TRUNCATE")
@@ -64,6 +68,10 @@ class NatLog:
 
     def close(self) -> None:
         self._db.close()
+
+    def touch(self) -> None:
+        """Show that somebody writes, also where there is nothing to write."""
+        os.utime(self._path)
 
     def agree(self, living: Iterable[Flow], now: float) -> None:
         """Begin anew from what there is: what is there no more has ended at the latest now."""
@@ -134,6 +142,17 @@ def find(directory: Path, address: str, port: int, first: int, last: int) -> Tra
     )
 
 
+def problem(directory: Path) -> str:
+    """Return what is wrong with the log, "" if somebody writes it."""
+    try:
+        written_at = (directory / FILE).stat().st_mtime
+    except OSError:
+        written_at = 0.0
+    if time.time() - written_at < SILENT_SECONDS:
+        return ""
+    return "the log of NAT is not written; see journalctl -u causeway-nat-log"
+
+
 def remove(directory: Path) -> None:
     """Take the log away where it is to be kept no more."""
     try:
@@ -175,6 +194,7 @@ def _record(kept: NatLog, days: int, is_over: Callable[[], bool]) -> None:
                     continue
             if now - written_at >= EVERY_SECONDS:
                 kept.write(changes, time.time())
+                kept.touch()
                 changes, written_at = [], now
                 notify("WATCHDOG=1")
             if now - forgotten_at >= FORGET_EVERY_SECONDS:

@@ -296,6 +296,22 @@ async def test_a_portal_asks_the_agent(
             assert status == 400, wrong
 
 
+async def test_a_log_that_nobody_writes_is_a_problem_of_the_node(
+    settings: Settings, management: CertificateAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nat_log, "SILENT_SECONDS", 0.5)
+    log = NatLog(tmp_path / FILE)
+    async with running(replace(settings, log_nat=True, nat_log_directory=tmp_path), management) as node:
+
+        async def problems() -> list[str]:
+            return [text for text in (await node.info())["problems"] if "log of NAT" in text]
+
+        await until(problems)
+        log.touch()
+        assert await problems() == []
+    log.close()
+
+
 async def test_where_it_is_not_to_be_kept_it_is_taken_away(
     settings: Settings, management: CertificateAuthority, tmp_path: Path
 ) -> None:
