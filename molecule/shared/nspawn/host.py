@@ -70,6 +70,8 @@ def create(instance: Instance, host: Host, base: Path) -> bool:
     (new / "etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")
     (new / "etc/hostname").write_text(f"{host.name}\n")
     (new / "etc/apt/apt.conf.d/99lab").write_text('APT::Keep-Downloaded-Packages "true";\n')
+    # A host that loses its power while packages are unpacked is made anew.
+    (new / "etc/dpkg/dpkg.cfg.d/99lab").write_text("force-unsafe-io\n")
     _copy_authorities(new)
     access.install_keys(instance, host, new)
     image.lend_packages(instance.release, new)
@@ -255,13 +257,14 @@ def _run_once(instance: Instance, host: Host) -> int:
             traceback.print_exc()  # into the host's console.log
         finally:
             os._exit(127)
-    while True:
+    while (init := container_init(child)) is None:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        if recorded_process(_record(instance, host, "init")) is None and (init := container_init(child)):
-            record_process(_record(instance, host, "init"), init)
         time.sleep(0.1)
+    record_process(_record(instance, host, "init"), init)
+    # Not by looking again and again: there may be a dozen of these, and the hosts want the processors.
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _command(instance: Instance, host: Host) -> list[str]:
