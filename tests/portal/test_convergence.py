@@ -797,7 +797,7 @@ def test_after_quiet_each_node_has_what_it_should_and_each_session_is_told_once(
     run_state_machine_as_test(
         History,
         settings=hypothesis.settings(
-            max_examples=HISTORIES or 80,
+            max_examples=HISTORIES or 50,
             stateful_step_count=STEPS,
             derandomize=not HISTORIES,
             database=None,

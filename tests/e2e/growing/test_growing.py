@@ -153,6 +153,7 @@ def test_node_that_a_profile_needs_is_not_removed(world: World) -> None:
     assert world.state("vpn1") == "up"
 
 
+@pytest.mark.faults
 def test_node_whose_host_is_made_anew_needs_one_run(world: World) -> None:
     """R60: a new machine under an old name. OpenVPN's clients come back by themselves."""
     deployment = world.deployment
@@ -188,6 +189,7 @@ def test_node_whose_host_is_made_anew_needs_one_run(world: World) -> None:
             app.close()
 
 
+@pytest.mark.faults
 def test_portal_that_was_a_node_too_is_a_portal_only(world: World) -> None:
     """People on the first host are cut and come back at another node; nobody else notices."""
     deployment = world.deployment
@@ -227,6 +229,7 @@ def test_portal_that_was_a_node_too_is_a_portal_only(world: World) -> None:
             app.close()
 
 
+@pytest.mark.faults
 def test_node_whose_host_is_gone_is_forgotten(world: World) -> None:
     """Nobody asks the host, and the portals know nothing of it any more."""
     deployment = world.deployment
