@@ -81,6 +81,7 @@ def pebble(deployment: Deployment, client: Host) -> Iterator[dict[str, str]]:
         client.run("systemctl stop pebble.service", check=False)
 
 
+@pytest.mark.faults
 def test_acme_fetches_and_renews(
     deployment: Deployment,
     server: Host,
