@@ -186,9 +186,9 @@ async def test_clients_survive_a_restart_of_the_agent_with_one_session(
         assert await world.pings()
         await until(lambda: len(node.agent.processes[0].clients) == 2, seconds=20)
         world.stop(client)
-        await until(lambda: len(node.agent.processes[0].clients) == 1, seconds=10)
+        await until(lambda: len(node.agent.processes[0].clients) == 1, seconds=30)
         await node.cut(ID, 3)
-        await until(lambda: node.agent.journal.head == 4)
+        await until(lambda: node.agent.journal.head == 4, seconds=30)
         _, answer = await node.call("GET", "/n/events")
 
     assert [(e["kind"], e["connection_id"]) for e in answer["events"]] == [
