@@ -49,6 +49,14 @@ SKEW_SECONDS = 60.0
 PORTION = 250
 
 
+def _system() -> str:
+    """Return what this host calls its system; it serves, whether it says so or not."""
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return "Linux"
+
+
 class Agent:
     """Holds the state and the drivers. The HTTP surfaces call it, ``run`` starts its loops."""
 
@@ -78,7 +86,7 @@ class Agent:
         ]
         self.certificate_problem: Callable[[], str] = lambda: ""
         self._version = importlib.metadata.version("causeway")
-        self._system = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+        self._system = _system()
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
         self._instance_id = secrets.token_hex(16)
         self._began = time.monotonic()

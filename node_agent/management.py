@@ -102,7 +102,7 @@ class Management:
         rows = []
         for line in await self.command("status 3", rows=True):
             cells = line.split("\t")
-            if cells[0] == "TITLE":
+            if cells[0] == "TITLE" and len(cells) > 1:
                 # OpenVPN 2.6.3 x86_64-pc-linux-gnu [SSL (OpenSSL)] ...
                 self.version = cells[1].removeprefix("OpenVPN ").split(" ")[0][:30]
             elif cells[0] == "CLIENT_LIST" and len(cells) >= 11:

@@ -49,8 +49,6 @@ GONE = N_("It is not there, or has ended already.")
 #: The app waits 10 s; every /connect is answered within 5 (reliability.md R42, R54, R96).
 BUDGET_SECONDS = 4.5
 ADMIT_SECONDS = 1.4
-#: Of a log line that says why no node of a profile could be taken.
-LONGEST_WHY = 1000
 
 
 @dataclass(frozen=True)
@@ -351,7 +349,7 @@ def _first_that_answers(
         raise
     if made is not None:
         _withdraw(wish, made)
-    why = choice.cut("; ".join(passed), LONGEST_WHY)
+    why = choice.cut("; ".join(passed), refusals.LONGEST_WHY)
     log(
         "no_capacity",
         level=logging.WARNING,

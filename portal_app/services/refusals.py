@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 NOTED = (Forbidden, KeyInUse, NoCapacity, NoCommonProtocol, NotFound)
 #: An app that asks again and again is noted this often.
 EVERY = timedelta(seconds=5)
-_LONGEST_ANSWER, _LONGEST_WHY = 255, 1000
+_LONGEST_ANSWER, LONGEST_WHY = 255, 1000
 
 
 def note(user_id: int, device: str, profile_id: str, error: PortalError, *, now: datetime) -> None:
@@ -30,22 +30,21 @@ def note(user_id: int, device: str, profile_id: str, error: PortalError, *, now:
         "device": device[:64],
         "profile_id": profile_id[:60],
         "answer": str(error)[:_LONGEST_ANSWER],
-        "why": why[:_LONGEST_WHY] or None,
+        "why": why[:LONGEST_WHY] or None,
     }
     try:
-        _store(row)
+        _store(row, unless_since=now - EVERY)
     except (PortalError, SQLAlchemyError) as failure:
         logger.warning("a refused connect was not noted: %s", type(failure).__name__)
 
 
 @retried
-def _store(row: dict[str, object]) -> None:
+def _store(row: dict[str, object], *, unless_since: datetime) -> None:
     with transaction() as db:
         insert = postgresql.insert if is_postgresql(db) else sqlite.insert
         stored = insert(RefusedConnect).values(row)
-        before = row["at"] - EVERY  # type: ignore[operator]
         db.execute(
             stored.on_conflict_do_update(
-                index_elements=["user_id"], set_=row, where=RefusedConnect.at <= before
+                index_elements=["user_id"], set_=row, where=RefusedConnect.at <= unless_since
             )
         )

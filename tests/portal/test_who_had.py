@@ -483,3 +483,17 @@ def test_command_line_asks_for_a_port(node: AgentServer, run: Callable[..., Done
     assert "alice" in run("address", PUBLIC, "--port", "40000", "--at", at).out
     assert "--port: only with --at" in run("address", PUBLIC, "--port", "40000").error
     assert "--port: from 0 to 65535" in run("address", PUBLIC, "--port", "70000", "--at", at).error
+
+
+@LOGGED
+def test_users_read_that_nat_is_logged(app: Flask) -> None:
+    page = browser(app, add_user("alice")).get("/account").text
+
+    assert "keeps when something of yours left it and from which of its ports" in page
+    assert "What you do on the network is not recorded." not in page
+
+
+def test_users_read_that_nothing_of_what_they_do_is_recorded(app: Flask) -> None:
+    page = browser(app, add_user("alice")).get("/account").text
+
+    assert "What you do on the network is not recorded." in page

@@ -78,6 +78,7 @@ def account_page(error: PortalError | None = None) -> Response:
         idle=idle,
         longest=timedelta(seconds=settings.browser_session_longest_seconds),
         keeps_origins=settings.log_origins,
+        logs_nat=settings.log_nat,
         now=now,
     )
     response.status_code = error.status if error else 200
