@@ -314,7 +314,8 @@ class Administering(Busy):
         with suppress(VerificationError):
             page, name = self._browser.open(self._page), f"fault-{secrets.token_hex(6)}"
             form = next((f for f in forms(page.text) if "name" in f.fields), None)
-            if form and "/set-password/" in self._browser.submit(page, form, {"name": name}).text:
+            values = {"name": name, "permissions": ""}
+            if form and "/set-password/" in self._browser.submit(page, form, values).text:
                 self.added.append(name)
 
     def lost(self, database: Host) -> int:
