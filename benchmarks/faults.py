@@ -15,6 +15,7 @@ holder" is the longest time in which not exactly one portal had both addresses, 
 """
 
 import argparse
+import base64
 import secrets
 import subprocess
 import time
@@ -24,7 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from portal_app.verification.browser import VerificationError, forms
+from portal_app.verification.browser import App, Browser, VerificationError, forms
 from tests.e2e.disclosure import disclosed, managed, secrets_of
 from tests.e2e.ha_portal.test_controllers import UNIT, leader
 from tests.e2e.ha_portal.test_moving import FREE, FULL
@@ -41,7 +42,7 @@ from tests.e2e.ha_portal.world import (
     sql,
 )
 from tests.e2e.hosts import Deployment, Host, OfficialApp, prepare_client, read_deployment, wait_until
-from tests.e2e.multi_node.world import Pings, World
+from tests.e2e.multi_node.world import WIREGUARD_TYPE, Pings, World
 from tests.e2e.portals_away import UNITS
 
 
@@ -183,8 +184,12 @@ def kill_leader(lab: Lab) -> None:
     """Kill the controller that leads, and give the other one something to put right."""
     name = wait_until(lambda: leader(lab.deployment, lab.first), 20, "one leads")
     world = World(lab.deployment, lab.deployment.host("clients"))
-    node = next(host for host in lab.deployment.hosts("nodes") if world.peers(host.name))
-    key = min(world.peers(node.name))
+    app = App(lab.deployment.portal_url, Browser(lab.deployment.ca_file))
+    key = base64.b64encode(secrets.token_bytes(32)).decode()
+    app.discover()
+    app.authorize("admin", lab.deployment.passwords["admin"])
+    app.ask(PROFILE, WIREGUARD_TYPE, key)
+    node = next(host for host in lab.deployment.hosts("nodes") if key in world.peers(host.name))
     node.run(f"wg set wg0 peer '{key}' remove")
     lab.deployment.named(name).run(f"systemctl kill --signal=KILL {UNIT}; systemctl stop {UNIT}")
 

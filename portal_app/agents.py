@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from portal_app.certificates import Certificate
+from portal_app.clock import utc_now
 from portal_app.errors import NodeRefused, NodeUnreachable, SettingsError
 from portal_app.settings import Settings
 from vpn_core.errors import MessageError
@@ -216,7 +217,7 @@ def _request(node: NodeAddress, method: str, path: str, sent: bytes) -> bytes:
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(sent)}\r\n"
         # A node whose clock is wrong lets connections expire by the portal's (R61).
-        f"Date: {_http_date(int(time.time()))}\r\n"
+        f"Date: {_http_date(int(utc_now().timestamp()))}\r\n"
         "\r\n"
     )
     return head.encode() + sent

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import psycopg
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, InterfaceError, OperationalError
@@ -24,7 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeDecorator
 
-from portal_app import waiting
+from portal_app import clock, waiting
 from portal_app.errors import Unavailable
 from portal_app.statements import BEGINS, as_sqlalchemy, begin
 
@@ -89,6 +90,7 @@ _silence: waiting.Silence | None = None
 def connect_to(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
     """Make ``url`` the database of this process and return its engine; nothing is opened yet."""
     global _engine, _silence
+    clock.follow(None)
     if _engine is not None:
         _engine.dispose()
     if _silence is not None:
@@ -142,10 +144,11 @@ def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
     )
     event.listen(engine, "do_connect", waiting.connect)
     event.listen(engine, "connect", _hear_warnings)
+    event.listen(engine, "connect", _read_clock)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "before_cursor_execute", _begin_now)
     event.listen(engine, "checkin", _note_rest)
-    event.listen(engine, "checkout", functools.partial(_try_rested, engine.dialect))
+    event.listen(engine, "checkout", _try_rested)
     return engine
 
 
@@ -168,25 +171,28 @@ def _note_rest(_connection: Any, record: Any) -> None:
     record.info.pop(BEGINS, None)
 
 
-def _try_rested(dialect: Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+def _try_rested(connection: Any, record: Any, _proxy: Any) -> None:
     """Let the pool take another connection for one that the server has closed.
 
-    One that was used a moment ago is asked only if the server has said something meanwhile, such as good-bye:
-    asking each time would be one more question in each transaction.
+    One that was used a moment ago is asked only if the server has said something meanwhile, such as good-bye,
+    or to read its clock again: asking each time would be one more question in each transaction.
     """
     now = time.monotonic()
     rested = now - record.info.get("rests_since", now)
     try:
-        if rested < RESTED_SECONDS and not _has_news(connection):
+        if rested < RESTED_SECONDS and not _has_news(connection) and not clock.is_old():
             return
-        alive = dialect.do_ping(connection)
-    except dialect.loaded_dbapi.Error:
-        alive = False
-    if not alive and time.monotonic() - now >= waiting.SILENT_SECONDS:
-        # Another one would have to wait as well.
-        raise dialect.loaded_dbapi.OperationalError("the server did not answer")
-    if not alive:
-        raise DisconnectionError("the server has closed it")
+        _read_clock(connection, record)
+    except psycopg.Error as error:
+        if time.monotonic() - now >= waiting.SILENT_SECONDS:
+            # Another one would have to wait as well.
+            raise psycopg.OperationalError("the server did not answer") from error
+        raise DisconnectionError("the server has closed it") from error
+
+
+def _read_clock(connection: Any, _record: Any) -> None:
+    (shown,) = connection.execute("SELECT clock_timestamp()").fetchone()
+    clock.follow(shown)
 
 
 def _has_news(connection: Any) -> bool:

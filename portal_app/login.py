@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
 
 from flask import Flask, Response, current_app, g, redirect, request, url_for
-from itsdangerous import BadSignature, URLSafeSerializer, URLSafeTimedSerializer
+from itsdangerous import BadSignature, TimestampSigner, URLSafeSerializer, URLSafeTimedSerializer
 from markupsafe import Markup
 from sqlalchemy.exc import DBAPIError
 from werkzeug.wrappers import Response as AnyResponse
@@ -44,6 +44,8 @@ BROWSER_COOKIE = "__Host-browser"
 BROWSER_LIFE = timedelta(days=90)
 #: A form that was opened longer ago is asked for again.
 FORM_LIFE = timedelta(hours=24)
+#: A form of another portal may come from so far in the future.
+CLOCKS = timedelta(seconds=60)
 #: How long after a sign-in dangerous acts need no password.
 RECENTLY = timedelta(minutes=15)
 LONGEST_NEXT = 8192
@@ -303,12 +305,13 @@ def _is_our_origin() -> bool:
 
 def _is_our_token(token: str) -> bool:
     try:
-        key = _csrf_serializer().loads(token, max_age=int(FORM_LIFE.total_seconds()))
+        key, made_at = _csrf_serializer().loads(token, return_timestamp=True)
     except BadSignature:
         return False
     return (
         isinstance(key, str)
         and key != ""
+        and -CLOCKS <= utc_now() - made_at <= FORM_LIFE
         and hmac.compare_digest(key.encode(), _browser_key(make=False).encode())
     )
 
@@ -339,8 +342,15 @@ def _set_cookie(response: AnyResponse, name: str, value: str, *, max_age: timede
     response.set_cookie(name, value, max_age=max_age, path="/", secure=True, httponly=True, samesite="Lax")
 
 
+class _Signer(TimestampSigner):
+    """Signs with the time that counts at all portals."""
+
+    def get_timestamp(self) -> int:
+        return int(utc_now().timestamp())
+
+
 def _csrf_serializer() -> URLSafeTimedSerializer:
-    return URLSafeTimedSerializer(_secret(), salt="csrf")
+    return URLSafeTimedSerializer(_secret(), salt="csrf", signer=_Signer)
 
 
 def _browser_serializer() -> URLSafeSerializer:

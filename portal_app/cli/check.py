@@ -11,7 +11,7 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import SettingsError
 from portal_app.models import Deployment, Node
-from portal_app.services import checks, peers
+from portal_app.services import checks, peers, statistics
 from portal_app.services.checks import Finding
 from portal_app.settings import Settings
 from vpn_core import table
@@ -45,6 +45,9 @@ def _everything(settings: Settings) -> Iterator[Finding]:
     database = list(checks.database())
     yield from database
     if all(finding.passed for finding in database):
+        with transaction(read_only=True) as session:
+            infos = {seen.node.name: seen.info for seen in statistics.seen(session) if seen.status}
+        yield checks.clocks(infos)
         yield from _nodes(settings)
         yield from _peers(settings)
 

@@ -17,8 +17,8 @@ from portal_app.services import leading
 from portal_app.services.leading import LOCK_KEY
 
 #: PostgreSQL ends the session of a leader that was silent for so long (a paused process, a host without
-#: power), and with it the lock: with one try each second another leads within 15 s (R55).
-SILENCE_SECONDS = 10
+#: power), and with it the lock: with one try each second another leads within 10 s (R55).
+SILENCE_SECONDS = 7
 
 
 class LeaderLock(Protocol):

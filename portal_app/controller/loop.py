@@ -11,7 +11,7 @@ from datetime import datetime
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from portal_app import db
+from portal_app import clock, db
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.controller.housekeeping import Job, claim, jobs, note_end
@@ -123,6 +123,9 @@ class Controller:
         now = time.monotonic()
         if now >= self._next_introduction:
             peers.introduce(peers.host_name(), peers.digests(self._settings), self.clock())
+            if (behind := clock.behind()) is not None and abs(behind) > clock.SKEW:
+                # The database's counts meanwhile.
+                log("clock_wrong", level=logging.WARNING, seconds_behind=round(behind.total_seconds()))
             self._next_introduction = now + peers.EVERY.total_seconds()
 
     def _work(self) -> None:

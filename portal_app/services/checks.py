@@ -7,7 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cryptography import x509
 from sqlalchemy import func, select, table
 from sqlalchemy.orm import Session
 
-from portal_app import db, migrations
+from portal_app import clock, db, migrations
 from portal_app.certificates import Certificate
 from portal_app.db import transaction
 from portal_app.errors import N_, PortalError
@@ -24,8 +24,6 @@ from portal_app.settings import Settings
 from portal_app.statements import Statement, run
 from portal_app.texts import Size, Text, text
 
-#: Clocks further apart than this are reported (reliability.md R61).
-SKEW = timedelta(seconds=5)
 #: The database and its log live there; SQLite needs room to write at all.
 LEAST_FREE_PERCENT = 10
 
@@ -151,21 +149,26 @@ def disk(directory: Path) -> Finding:
     return Finding(True, subject, Text(N_("%(directory)s: %(percent)s %% free (%(free)s)"), values))
 
 
-def clock(session: Session, infos: Mapping[str, Mapping[str, Any]], *, now: datetime) -> Finding:
-    """Compare this host's clock with the database's and the nodes'; ``infos`` is what each node said last."""
+def clocks(infos: Mapping[str, Mapping[str, Any]]) -> Finding:
+    """Compare this host's clock with the database's and the nodes' (R20, R61).
+
+    ``infos`` is what each node said last; their clocks were compared with the time that counts.
+    """
     subject = text(N_("clock"))
-    apart = _apart(session, now)
-    if abs(apart) > SKEW:
+    if (behind := clock.behind()) is not None and abs(behind) > clock.SKEW:
         said = text(
-            N_("%(apart)s away from the database's clock; set up time synchronisation on this host"),
-            apart=abs(apart),
+            N_(
+                "%(apart)s away from the database's clock, which counts instead; set up time"
+                " synchronisation on this host"
+            ),
+            apart=abs(behind),
         )
         return Finding(False, subject, said)
     skews = {name: info.get("clock_skew_seconds") or 0 for name, info in infos.items()}
-    wrong = sorted(name for name, skew in skews.items() if abs(skew) > SKEW.total_seconds())
+    wrong = sorted(name for name, skew in skews.items() if abs(skew) > clock.SKEW.total_seconds())
     if wrong and len(wrong) * 2 > len(skews):
         said = text(
-            N_("most nodes differ (%(nodes)s); it may be this host's clock that is wrong"),
+            N_("most nodes differ (%(nodes)s); it may be the clock here, or the database's, that is wrong"),
             nodes=", ".join(wrong[:5]),
         )
         return Finding(False, subject, said)
@@ -176,13 +179,6 @@ def clock(session: Session, infos: Mapping[str, Mapping[str, Any]], *, now: date
             text(N_("these nodes differ: %(nodes)s; look at their clocks"), nodes=", ".join(wrong[:5])),
         )
     return Finding(True, subject, text(N_("the same as that of the database and the nodes")))
-
-
-def _apart(session: Session, now: datetime) -> timedelta:
-    if session.get_bind().dialect.name == "sqlite":
-        return timedelta()
-    there = session.scalar(select(func.clock_timestamp()))
-    return timedelta() if there is None else now - there.astimezone(UTC)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def system() -> str:
         infos = {seen.node.name: seen.info for seen in nodes}
         states = [statistics.state(seen.status, now) for seen in nodes]
         found.append(Check(_answering(states), text(_WHY_NODES)))
-        found.append(Check(checks.clock(db, infos, now=now), text(_WHY_CLOCK)))
+        found.append(Check(checks.clocks(infos), text(_WHY_CLOCK)))
         if (replication := checks.replication(db)) is not None:
             found.append(Check(_replicated(replication), text(_WHY_REPLICATION)))
         reports = jobs.reports(db, settings, now=now)

@@ -12,10 +12,11 @@ from tests.e2e.multi_node.world import World
 
 UNIT = "vpn-portal-controller.service"
 MAIN = f"$(systemctl show -P MainPID {UNIT})"
+WITHIN_SECONDS = 10
 WHAT_HAPPENS = {
-    "stopped": (f"systemctl stop {UNIT}", f"systemctl start {UNIT}", 10),
-    "frozen": (f"kill -STOP {MAIN}", f"kill -CONT {MAIN}", 15),
-    "its host loses its power": (None, None, 15),
+    "stopped": (f"systemctl stop {UNIT}", f"systemctl start {UNIT}"),
+    "frozen": (f"kill -STOP {MAIN}", f"kill -CONT {MAIN}"),
+    "its host loses its power": (None, None),
 }
 
 
@@ -42,7 +43,7 @@ def test_leader_is_lost(
     world.portal = other
     with world.only("n1"):
         got = world.connect(alice, PROFILE)
-    break_it, mend_it, seconds = WHAT_HAPPENS[what]
+    break_it, mend_it = WHAT_HAPPENS[what]
 
     # Only a controller notices that.
     (key,) = world.peers("n1") & world.wanted("n1")
@@ -53,7 +54,7 @@ def test_leader_is_lost(
         deployment.lab("power-off", first)
     began = time.monotonic()
     try:
-        wait_until(lambda: leader(deployment, database) == other.name, seconds, "the other one leads")
+        wait_until(lambda: leader(deployment, database) == other.name, WITHIN_SECONDS, "it leads")
         print(f"{what}: the other one leads after {time.monotonic() - began:.1f} s")
         world.wait_until_in_step("n1")
         wait_until(lambda: alice.pings(got["gateway"]), 20, "the tunnel works again")
