@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_DAYS = 25 * 365
 #: Clocks of hosts and clients may be wrong by a little.
-BACKDATED = timedelta(minutes=5)
+BACKDATED = timedelta(hours=1)
 
 #: The authorities by the prefix of their variables in the vault. Browsers do not take Ed25519, hence ECDSA.
 AUTHORITIES = {

@@ -7,7 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def clocks(infos: Mapping[str, Mapping[str, Any]]) -> Finding:
                 "%(apart)s away from the database's clock, which counts instead; set up time"
                 " synchronisation on this host"
             ),
-            apart=abs(behind),
+            apart=timedelta(seconds=round(abs(behind).total_seconds())),
         )
         return Finding(False, subject, said)
     skews = {name: info.get("clock_skew_seconds") or 0 for name, info in infos.items()}
