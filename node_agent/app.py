@@ -4,6 +4,7 @@ import asyncio
 import email.utils
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -211,7 +212,9 @@ async def _translations(request: web.Request) -> web.Response:
     settings = request.app[agent_key].settings
     found = Translations(is_kept=False, translations=())
     if settings.log_nat:
-        found = await asyncio.to_thread(nat_log.find, settings.nat_log_directory, address, port, first, last)
+        found = await asyncio.to_thread(
+            nat_log.find, settings.nat_log_directory, address, port, first, last, time.time()
+        )
     return web.json_response(found.to_dict())
 
 

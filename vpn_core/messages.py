@@ -295,6 +295,7 @@ class Events(Message):
 
 #: More are not told: the time that was asked for was too wide.
 MOST_TRANSLATIONS = 200
+MOST_GAPS = 100
 
 
 @dataclass(frozen=True)
@@ -317,23 +318,38 @@ class Translation(Message):
 
 
 @dataclass(frozen=True)
+class Gap(Message):
+    """A time in which a log of NAT misses what began and ended."""
+
+    began_at: int
+    ended_at: int
+
+    def __post_init__(self) -> None:
+        _whole("began_at", self.began_at)
+        _whole("ended_at", self.ended_at)
+
+
+@dataclass(frozen=True)
 class Translations(Message):
     """Answer of ``GET /n/translations``: flows that had an address and port, the latest first, at most
-    ``MOST_TRANSLATIONS``. ``is_kept`` is whether the node keeps a log of NAT at all, ``begins_at`` when the
-    oldest flow in it began, None of an empty one.
+    ``MOST_TRANSLATIONS``. ``is_kept`` is whether the node keeps a log of NAT at all, ``begins_at`` since when
+    it has everything but what was in ``gaps``: of these, the last ``MOST_GAPS`` in the time asked for.
     """
 
     is_kept: bool
     translations: tuple[Translation, ...]
     begins_at: int | None = None
+    gaps: tuple[Gap, ...] = ()
 
     @classmethod
     def parse(cls, data: object) -> Self:
         shell = super().parse(data)
         if not isinstance(shell.translations, list | tuple) or len(shell.translations) > MOST_TRANSLATIONS:
             raise MessageError(f"translations: not a list of at most {MOST_TRANSLATIONS}")
+        if not isinstance(shell.gaps, list | tuple) or len(shell.gaps) > MOST_GAPS:
+            raise MessageError(f"gaps: not a list of at most {MOST_GAPS}")
         translations = tuple(Translation.parse(item) for item in shell.translations)
-        return cls(shell.is_kept, translations, shell.begins_at)
+        return cls(shell.is_kept, translations, shell.begins_at, tuple(map(Gap.parse, shell.gaps)))
 
     def __post_init__(self) -> None:
         _flag("is_kept", self.is_kept)

@@ -19,6 +19,7 @@ from vpn_core.messages import (
     Message,
     NodeInfo,
     SessionEvent,
+    Translations,
     Usage,
     WantedSet,
 )
@@ -94,6 +95,7 @@ INFO = {
     "openvpn_clients": {"employees": 0, "lab": 3},
     "software": {"system": "Debian GNU/Linux 12 (bookworm)", "wireguard": "Linux 6.1.0", "openvpn": "2.6.3"},
 }
+GAP = {"began_at": 6, "ended_at": 9}
 EXAMPLES: list[tuple[type[Message], dict[str, Any]]] = [
     (Connection, WIREGUARD),
     (Connection, OPENVPN),
@@ -112,6 +114,15 @@ EXAMPLES: list[tuple[type[Message], dict[str, Any]]] = [
     (Usage, USAGE),
     (SessionEvent, EVENT),
     (Events, {"journal_id": ID, "first": 3, "head": 5, "events": [EVENT, EVENT | {"sequence": 5}]}),
+    (
+        Translations,
+        {
+            "is_kept": True,
+            "translations": [{"client": "10.64.0.2", "protocol": 17, "began_at": 5, "ended_at": None}],
+            "begins_at": 4,
+            "gaps": [GAP],
+        },
+    ),
     (NodeInfo, INFO),
 ]
 
@@ -151,6 +162,16 @@ def test_portal_goes_on_with_agents_of_other_releases():
     assert NodeInfo.parse(INFO | {"surprise": 1}) == NodeInfo.parse(INFO)
     assert NodeInfo.parse(earlier).openvpn_clients is None
     assert NodeInfo.parse(earlier).software is None
+
+
+def test_a_node_that_knows_no_gaps_tells_none():
+    assert Translations.parse({"is_kept": True, "translations": [], "begins_at": 4}).gaps == ()
+
+
+@pytest.mark.parametrize("gaps", [None, {}, [1], [{"began_at": 6}], [GAP | {"began_at": -1}], [GAP] * 101])
+def test_gaps_that_are_none_are_refused(gaps):
+    with pytest.raises(MessageError):
+        Translations.parse({"is_kept": True, "translations": [], "gaps": gaps})
 
 
 @pytest.mark.parametrize(("kind", "data"), EXAMPLES, ids=NAMES)
