@@ -11,11 +11,12 @@ from portal_app.clock import utc_now
 from portal_app.errors import BadRequest
 from portal_app.models import VpnSession
 from portal_app.services import audit, who_had
-from portal_app.services.who_had import Holder
+from portal_app.services.who_had import Answer, Flow, Holder
 from portal_app.settings import Settings
 
 _UTC = "UTC"
 _MOST_TOLERANCE = 86_400
+_INCOMPLETE = 2
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -27,7 +28,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             " one inside the tunnel, or one that somebody came from, where those are kept (vpn_log_origins)."
             " A WireGuard address belongs to its user as long as the configuration lives, an OpenVPN one as"
             " long as the session lasts. Records are kept for the retention time after their end. Each"
-            " search is written into the audit log."
+            " search is written into the audit log. Exit status 2: the answer may not be all of it, because"
+            " a node did not answer, records are missing or forgotten, or there are more; stderr says which."
         ),
     )
     parser.add_argument("address", help="IPv4 or IPv6 address, without a port")
@@ -48,7 +50,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="SECONDS",
         help="how far the clock behind --at may have been off (default: 0)",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument("--json", action="store_true", help="print JSON, what the answer lacks included")
     parser.set_defaults(run=run)
 
 
@@ -77,22 +79,32 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         (answer.silent, "did not answer"),
         (answer.without_log, "keep no log of NAT"),
         (answer.begins_later, "the log of NAT begins after the time that was asked for"),
+        (answer.with_gap, "the log of NAT has a gap at the time that was asked for"),
     ):
         if nodes:
             print(f"vpn-portal: {what}: {', '.join(nodes)}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps([_row(holder) for holder in answer.holders]))
-        return 0
+        print(json.dumps(_answer(answer)))
+    else:
+        _print(answer)
+    return 0 if answer.is_whole else _INCOMPLETE
+
+
+def _print(answer: Answer) -> None:
     for holder in answer.holders:
         until = _written(holder.ended_at) or "now"
         what = f"{holder.profile_id} {holder.protocol}  {holder.connection_id}"
         if holder.flow:
-            flow = f"{holder.flow.protocol} {_written(holder.flow.began_at)} - "
-            what += f"  {flow}{_written(holder.flow.ended_at) or 'now'}"
+            what += f"  {_flow(holder.flow)}"
         print(f"{holder.user_name or '-'}  {_written(holder.started_at)} - {until}  {what}")
-    if not answer.holders:
-        print("nobody")
-    return 0
+    for one in answer.unnamed:
+        print(f"client {one.client} of {one.node}, person not known any more  {_flow(one.flow)}")
+    if not answer.holders and not answer.unnamed:
+        print("nobody" if answer.is_whole else "nobody found")
+
+
+def _flow(flow: Flow) -> str:
+    return f"{flow.protocol} {_written(flow.began_at)} - {_written(flow.ended_at) or 'now'}"
 
 
 def _question(arguments: argparse.Namespace) -> who_had.Question:
@@ -125,6 +137,22 @@ def _moments(written: str, zone: str | None) -> tuple[datetime, ...]:
     return (who_had.in_range(parsed).astimezone(UTC),)
 
 
+def _answer(answer: Answer) -> dict[str, Any]:
+    return {
+        "holders": [_row(holder) for holder in answer.holders],
+        "unnamed": [
+            {"node": one.node, "client": one.client, "flow": _row_of_flow(one.flow)} for one in answer.unnamed
+        ],
+        "is_whole": answer.is_whole,
+        "is_cut": answer.is_cut,
+        "is_old": answer.is_old,
+        "silent": answer.silent,
+        "without_log": answer.without_log,
+        "begins_later": answer.begins_later,
+        "with_gap": answer.with_gap,
+    }
+
+
 def _row(holder: Holder) -> dict[str, Any]:
     return {
         "user": holder.user_name,
@@ -140,12 +168,15 @@ def _row(holder: Holder) -> dict[str, Any]:
         "ipv4": holder.ipv4,
         "ipv6": holder.ipv6,
         "sessions": [_session(session) for session in holder.sessions],
-        "flow": holder.flow
-        and {
-            "protocol": holder.flow.protocol,
-            "from": _written(holder.flow.began_at),
-            "until": _written(holder.flow.ended_at),
-        },
+        "flow": holder.flow and _row_of_flow(holder.flow),
+    }
+
+
+def _row_of_flow(flow: Flow) -> dict[str, str | None]:
+    return {
+        "protocol": flow.protocol,
+        "from": _written(flow.began_at),
+        "until": _written(flow.ended_at),
     }
 
 

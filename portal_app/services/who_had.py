@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from portal_app.agents import Agents
 from portal_app.db import retried, transaction
 from portal_app.errors import N_, BadRequest
-from portal_app.models import AddressUse, Connection, Node, VpnSession
+from portal_app.models import AddressUse, Connection, Node, NodeStatus, VpnSession
 from portal_app.services import audit
 from portal_app.services.nodes import NodeRef
 from vpn_core.messages import MOST_TRANSLATIONS, Translation, Translations
@@ -28,7 +28,20 @@ MOST_HOLDERS, MOST_SESSIONS = 100, 20
 #: The node's clock says when a flow began, the portal's when an address was given.
 _CLOCKS = timedelta(seconds=2)
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
-_NODES = select(Node.number, Node.name, Node.agent_address).order_by(Node.number)
+_NODES = (
+    select(
+        Node.number,
+        Node.name,
+        Node.agent_address,
+        # One that holds back counts as failing, and answers.
+        (
+            NodeStatus.failing_since.is_not(None)
+            & or_(NodeStatus.answered_at.is_(None), NodeStatus.answered_at < NodeStatus.failing_since)
+        ).label("is_silent"),
+    )
+    .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
+    .order_by(Node.number)
+)
 _REST_OF_SECOND = timedelta(seconds=1) - timedelta(microseconds=1)
 
 
@@ -85,18 +98,35 @@ class Holder:
 
 
 @dataclass(frozen=True)
+class Unnamed:
+    """What a client sent from the address and port that were asked for, of whom no record is left."""
+
+    node: str
+    client: str
+    flow: Flow
+
+
+@dataclass(frozen=True)
 class Answer:
     """``is_cut``: there were more. ``is_old``: records of then may be forgotten already. ``silent`` are nodes
     that could not be asked, ``without_log`` those that keep no log of NAT, ``begins_later`` those whose log
-    begins after the time that was asked for.
+    begins after the time that was asked for, ``with_gap`` those whose log misses some of that time.
     """
 
     holders: tuple[Holder, ...]
     is_cut: bool
     is_old: bool
+    unnamed: tuple[Unnamed, ...] = ()
     silent: tuple[str, ...] = ()
     without_log: tuple[str, ...] = ()
     begins_later: tuple[str, ...] = ()
+    with_gap: tuple[str, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it names everybody there was."""
+        missing = (self.unnamed, self.silent, self.without_log, self.begins_later, self.with_gap)
+        return not (self.is_cut or self.is_old or any(missing))
 
 
 def address(text: str) -> str:
@@ -117,7 +147,7 @@ def port(text: str) -> int | None:
     """Return a port, None for an empty text; raises BadRequest."""
     if not text:
         return None
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
         raise BadRequest(N_("A port is a number from 0 to 65535."))
     return int(text)
 
@@ -181,7 +211,7 @@ def ask(
         with transaction(read_only=True) as db:
             answer = find(db, question, retention=retention, now=now)
     else:
-        answer = _find_behind(question, agents())
+        answer = _find_behind(question, agents(), retention=retention, now=now)
     _record(question, answer, zone_name, actor, source, now)
     return answer
 
@@ -226,20 +256,28 @@ def find(db: Session, question: Question, *, retention: timedelta, now: datetime
     sessions = _sessions_of(db, uses, question)
     holders = [_of_use(use, sessions, names) for use in uses[:MOST_HOLDERS]]
     holders += _of_origins(db, came_from[:MOST_HOLDERS], names)
-    is_old = any(first < now - retention for first, _last in question.spans)
-    return Answer(tuple(holders), is_cut, is_old)
+    return Answer(tuple(holders), is_cut, _is_old(question, retention, now))
 
 
-def _find_behind(question: Question, agents: Agents) -> Answer:
-    """Ask every node whose packets left it from an address and port, and find whose connections those are."""
+def _is_old(question: Question, retention: timedelta, now: datetime) -> bool:
+    return any(first < now - retention for first, _last in question.spans)
+
+
+def _find_behind(question: Question, agents: Agents, *, retention: timedelta, now: datetime) -> Answer:
+    """Ask every node whose packets left it from an address and port, and find whose connections those are.
+    One that was silent already is not asked.
+    """
     with transaction(read_only=True) as db:
-        nodes = [NodeRef(*row) for row in db.execute(_NODES)]
+        rows = db.execute(_NODES).all()
+    nodes = [NodeRef(row.number, row.name, row.agent_address) for row in rows if not row.is_silent]
     asked = [(node, *span) for node in nodes for span in question.spans]
     answers = agents.together([partial(_ask_node, agents, question, *one) for one in asked])
-    silent: dict[str, None] = {}
+    silent = {row.name: None for row in rows if row.is_silent}
     without_log: dict[str, None] = {}
     begins_later: dict[str, None] = {}
+    with_gap: dict[str, None] = {}
     holders: list[Holder] = []
+    unnamed: list[Unnamed] = []
     is_cut = False
     with transaction(read_only=True) as db:
         for (node, first, _last), said in zip(asked, answers, strict=True):
@@ -250,16 +288,24 @@ def _find_behind(question: Question, agents: Agents) -> Answer:
             else:
                 if said.begins_at is None or said.begins_at > first.timestamp():
                     begins_later[node.name] = None
+                if said.gaps:
+                    with_gap[node.name] = None
                 is_cut |= len(said.translations) == MOST_TRANSLATIONS
-                holders += _of_translations(db, node.number, said.translations, question)
+                for one in said.translations:
+                    found = _of_translation(db, node, one, question)
+                    holders += found
+                    if not found:
+                        unnamed.append(Unnamed(node.name, one.client, _flow(one)))
     holders.sort(key=lambda holder: holder.flow.began_at if holder.flow else holder.started_at, reverse=True)
     return Answer(
         tuple(holders[:MOST_HOLDERS]),
-        is_cut=is_cut or len(holders) > MOST_HOLDERS,
-        is_old=False,
+        is_cut=is_cut or len(holders) > MOST_HOLDERS or len(unnamed) > MOST_HOLDERS,
+        is_old=_is_old(question, retention, now),
+        unnamed=tuple(unnamed[:MOST_HOLDERS]),
         silent=tuple(silent),
         without_log=tuple(without_log),
         begins_later=tuple(begins_later),
+        with_gap=tuple(with_gap),
     )
 
 
@@ -271,28 +317,28 @@ def _ask_node(
     return agents.translations(node, question.address, question.port, *span)
 
 
-def _of_translations(
-    db: Session, node_number: int, found: Sequence[Translation], question: Question
-) -> list[Holder]:
-    """Return whose each flow is: of who had its client's address when it began."""
-    holders: list[Holder] = []
-    for one in found:
-        column = AddressUse.ipv6 if ":" in one.client else AddressUse.ipv4
-        began_at = datetime.fromtimestamp(one.began_at, UTC)
-        uses = db.scalars(
-            select(AddressUse).where(
-                column == one.client,
-                AddressUse.node_number == node_number,
-                AddressUse.started_at <= began_at + _CLOCKS,
-                or_(AddressUse.ended_at.is_(None), AddressUse.ended_at >= began_at - _CLOCKS),
-            )
-        ).all()
-        ended_at = None if one.ended_at is None else datetime.fromtimestamp(one.ended_at, UTC)
-        flow = Flow(_PROTOCOLS.get(one.protocol, str(one.protocol)), began_at, ended_at)
-        if uses:
-            sessions, names = _sessions_of(db, uses, question), _names(db, uses)
-            holders += [replace(_of_use(use, sessions, names), flow=flow) for use in uses]
-    return holders
+def _of_translation(db: Session, node: NodeRef, one: Translation, question: Question) -> list[Holder]:
+    """Return whose a flow is: of who had its client's address when it began."""
+    column = AddressUse.ipv6 if ":" in one.client else AddressUse.ipv4
+    flow = _flow(one)
+    uses = db.scalars(
+        select(AddressUse).where(
+            column == one.client,
+            AddressUse.node_number == node.number,
+            AddressUse.started_at <= flow.began_at + _CLOCKS,
+            or_(AddressUse.ended_at.is_(None), AddressUse.ended_at >= flow.began_at - _CLOCKS),
+        )
+    ).all()
+    if not uses:
+        return []
+    sessions, names = _sessions_of(db, uses, question), _names(db, uses)
+    return [replace(_of_use(use, sessions, names), flow=flow) for use in uses]
+
+
+def _flow(one: Translation) -> Flow:
+    ended_at = None if one.ended_at is None else datetime.fromtimestamp(one.ended_at, UTC)
+    name = _PROTOCOLS.get(one.protocol, str(one.protocol))
+    return Flow(name, datetime.fromtimestamp(one.began_at, UTC), ended_at)
 
 
 def _within(table: Any, question: Question) -> Any:

@@ -166,6 +166,6 @@ def test_power_cut_keeps_what_was_acknowledged(deployment: Deployment, server: H
 
     assert server.output("runuser -u causeway-portal -- python3 -", stdin=INTEGRITY) == "ok"
     last = json.loads(server.output(f"vpn-portal address {answered[-1]} --json"))
-    assert last[0]["user"] == "bob"
+    assert last["holders"][0]["user"] == "bob"
     for address in answered[-20:]:
-        assert json.loads(server.output(f"vpn-portal address {address} --json")), address
+        assert json.loads(server.output(f"vpn-portal address {address} --json"))["holders"], address

@@ -121,7 +121,7 @@ def test_who_had_which_address_is_known(alice: OfficialApp, deployment: Deployme
     address = next(line for line in got["config"].splitlines() if line.startswith("Address = "))
     ipv4 = address.removeprefix("Address = ").split("/")[0]
 
-    rows = json.loads(server.output(f"vpn-portal address {ipv4} --json"))
+    rows = json.loads(server.output(f"vpn-portal address {ipv4} --json"))["holders"]
 
     assert rows[0]["user"] == "alice"
     assert rows[0]["until"] is None

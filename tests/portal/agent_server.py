@@ -11,7 +11,17 @@ from urllib.parse import parse_qs
 
 from tests.portal.certificates import Deployment, Pair
 from vpn_core.errors import MessageError
-from vpn_core.messages import Admit, Connection, Cut, NodeInfo, Translation, Translations, Usage, WantedSet
+from vpn_core.messages import (
+    Admit,
+    Connection,
+    Cut,
+    Gap,
+    NodeInfo,
+    Translation,
+    Translations,
+    Usage,
+    WantedSet,
+)
 from vpn_core.plan import AGENT_PORT
 
 WIREGUARD_KEY = "3kQ0tq0mNqT3o7WcYf1YkYc0bK6q0oVQm8H6r7mX0Es="
@@ -36,6 +46,7 @@ class AgentServer:
         self.translations: dict[tuple[str, int], list[Translation]] | None = defaultdict(list)
         self.is_older = False
         self.nat_log_begins = 0
+        self.nat_log_gaps: tuple[Gap, ...] = ()
         self.accepted = 0
         self.lock = threading.Lock()
         self.stopping = threading.Event()
@@ -112,7 +123,9 @@ class AgentServer:
         first, last = int(asked["first"]), int(asked["last"])
         found = (self.translations or {}).get((asked["address"], int(asked["port"])), [])
         within = [t for t in found if t.began_at <= last and (t.ended_at is None or t.ended_at >= first)]
-        return 200, Translations(self.translations is not None, tuple(within), self.nat_log_begins).to_dict()
+        gaps = tuple(gap for gap in self.nat_log_gaps if gap.began_at <= last and gap.ended_at >= first)
+        kept = self.translations is not None
+        return 200, Translations(kept, tuple(within), self.nat_log_begins, gaps).to_dict()
 
     @property
     def peers(self) -> set[str]:

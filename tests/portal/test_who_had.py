@@ -20,8 +20,9 @@ from portal_app.services import who_had
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import LINUX, VpnApp, add_user, browser, csrf_token
 from tests.portal.commands import Done
+from tests.portal.conftest import seen_up
 from tests.portal.pages import elements, problem
-from vpn_core.messages import Translation
+from vpn_core.messages import Gap, Translation
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 #: In the evening, so that a zone may be on another day.
@@ -348,13 +349,14 @@ def test_command_asks_the_same_and_leaves_the_same_trace(run: Callable[..., Done
 
     found = [run("address", "10.61.0.9", "--json", *words) for words in ([], *times)]
 
-    assert [[row["user"] for row in json.loads(done.out)] for done in found] == [
+    assert [[row["user"] for row in json.loads(done.out)["holders"]] for done in found] == [
         ["alice", "before"], ["alice"], ["alice"], ["alice"], ["before"],
     ]  # fmt: skip
-    latest, earlier = json.loads(found[0].out)
+    latest, earlier = json.loads(found[0].out)["holders"]
     assert (latest["until"], earlier["end_reason"]) == (None, "expired")
     assert [session["origin"] for session in latest["sessions"]] == ["203.0.113.77"]
-    assert [row["user"] for row in json.loads(run("address", "203.0.113.77", "--json").out)] == ["alice"]
+    (came,) = json.loads(run("address", "203.0.113.77", "--json").out)["holders"]
+    assert came["user"] == "alice"
     assert [row.actor for row in searches()] == ["cli"] * 6
     assert [row.details["found"] for row in searches()] == [2, 1, 1, 1, 1, 1]
 
@@ -366,6 +368,7 @@ def test_command_speaks_to_people_too(run: Callable[..., Done]) -> None:
     assert run("address", "10.61.0.10").out == "nobody\n"
     old = run("address", "10.61.0.9", "--at", f"{utc_now() - timedelta(days=40):%Y-%m-%d}")
     assert "kept for 30 days" in old.error
+    assert old.status == 2
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
@@ -455,7 +458,72 @@ def test_a_node_that_is_silent_or_keeps_no_log_is_named(
 
 
 @LOGGED
-@pytest.mark.parametrize("port", ["x", "-1", "65536", "1e3", "٣"])
+def test_a_gap_in_a_log_is_told(
+    make_nodes: Callable[..., list[AgentServer]], auditor: FlaskClient, run: Callable[..., Done]
+) -> None:
+    with_gap, _ = make_nodes(2)
+    then = int(THEN.timestamp())
+    with_gap.nat_log_gaps = (Gap(then - 600, then + 600),)
+    words = ["address", PUBLIC, "--port", "40000", "--json", "--at"]
+
+    page = ask(auditor, PUBLIC, port="40000").text
+    done, after = (run(*words, f"{at:%Y-%m-%dT%H:%M:%S}") for at in (THEN, THEN + HOUR))
+
+    assert "has a gap at this time, so somebody may be missing from the result: node0<" in page
+    assert "Nobody had" not in page
+    assert (done.status, json.loads(done.out)["with_gap"]) == (2, ["node0"])
+    assert "vpn-portal: the log of NAT has a gap at the time that was asked for: node0\n" in done.error
+    assert (after.status, json.loads(after.out)["with_gap"], after.error) == (0, [], "")
+
+
+@LOGGED
+def test_a_client_whose_person_is_forgotten_is_told(
+    node: AgentServer, auditor: FlaskClient, run: Callable[..., Done]
+) -> None:
+    """Not as nobody: a node may keep its log for longer than the portal keeps who had which address."""
+    at = THEN - timedelta(days=38)
+    sent(node, "10.61.0.9", at, 60)
+    words = ["address", PUBLIC, "--port", "40000", "--at", f"{at:%Y-%m-%dT%H:%M:%S}"]
+
+    page, done, parsed = ask(auditor, PUBLIC, at, port="40000").text, run(*words), run(*words, "--json")
+
+    for text in (
+        "Not known any more",
+        "<code>10.61.0.9</code>",
+        "node0",
+        "TCP",
+        "Records are kept for 30 days",
+    ):
+        assert text in page, text
+    assert "Nobody had" not in page
+    assert done.out.startswith("client 10.61.0.9 of node0, person not known any more  TCP ")
+    (one,) = json.loads(parsed.out)["unnamed"]
+    assert (one["client"], one["flow"]["protocol"]) == ("10.61.0.9", "TCP")
+    assert (done.status, parsed.status) == (2, 2)
+
+
+@LOGGED
+def test_who_asks_while_all_nodes_are_down_is_not_told_nobody(
+    make_nodes: Callable[..., list[AgentServer]], auditor: FlaskClient, run: Callable[..., Done]
+) -> None:
+    """Those that are known to be down are not waited for. One that holds back answers."""
+    down, held = make_nodes(2)
+    seen_up(down.number, THEN, failing_since=utc_now(), error="node0: no answer")
+    seen_up(held.number, utc_now(), failing_since=utc_now() - HOUR, error="held: other deployment")
+    words = ["address", PUBLIC, "--port", "40000", "--at", f"{THEN:%Y-%m-%dT%H:%M:%S}"]
+
+    page, done, parsed = ask(auditor, PUBLIC, port="40000").text, run(*words), run(*words, "--json")
+
+    assert "These nodes did not answer, and are not in the result: node0<" in page
+    assert "Nobody had" not in page
+    assert down.calls == []
+    assert len(held.calls) == 3
+    assert (done.status, done.out) == (2, "nobody found\n")
+    assert (parsed.status, json.loads(parsed.out)["silent"]) == (2, ["node0"])
+
+
+@LOGGED
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "1e3", "٣", "000000999999", "000080"])
 def test_what_is_no_port_is_told(node: AgentServer, auditor: FlaskClient, port: str) -> None:
     answer = ask(auditor, PUBLIC, port=port)
 
@@ -477,9 +545,11 @@ def test_command_line_asks_for_a_port(node: AgentServer, run: Callable[..., Done
     sent(node, "10.61.0.9", THEN - MINUTE)
     at = f"{THEN:%Y-%m-%dT%H:%M:%S}"
 
-    (found,) = json.loads(run("address", PUBLIC, "--port", "40000", "--at", at, "--json").out)
+    done = run("address", PUBLIC, "--port", "40000", "--at", at, "--json")
 
+    (found,) = json.loads(done.out)["holders"]
     assert (found["user"], found["flow"]["protocol"]) == ("alice", "TCP")
+    assert (done.status, json.loads(done.out)["is_whole"]) == (0, True)
     assert "alice" in run("address", PUBLIC, "--port", "40000", "--at", at).out
     assert "--port: only with --at" in run("address", PUBLIC, "--port", "40000").error
     assert "--port: from 0 to 65535" in run("address", PUBLIC, "--port", "70000", "--at", at).error
@@ -489,7 +559,8 @@ def test_command_line_asks_for_a_port(node: AgentServer, run: Callable[..., Done
 def test_users_read_that_nat_is_logged(app: Flask) -> None:
     page = browser(app, add_user("alice")).get("/account").text
 
-    assert "keeps when something of yours left it and from which of its ports" in page
+    assert "from which of its ports, but not where it went, for 7 days after the end." in page
+    assert re.search(r"for 30 days after the end\. The last connect that was refused is kept as long", page)
     assert "What you do on the network is not recorded." not in page
 
 

@@ -176,7 +176,7 @@ def test_node_whose_host_is_made_anew_needs_one_run(world: World) -> None:
         run(deployment, "add_node", "-e", "node=node3")
 
         world.wait_until_in_step("node3")
-        uses = world.ask("address", address_of(of_carol["config"]))
+        uses = world.ask("address", address_of(of_carol["config"]))["holders"]
         assert uses[0]["until"]
         wait_until(lambda: apps["bob"].pings(of_bob["gateway"]), 120, "bob's tunnel works again")
         with world.only("node3"):

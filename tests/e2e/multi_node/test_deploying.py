@@ -93,7 +93,9 @@ def test_node_that_was_installed_anew_needs_one_run(
     assert node.output("wg show wg0 public-key") != key
     # With a configuration that names the old key nobody gets in: it is over, and its address is free.
     address = address_of(old["config"])
-    wait_until(lambda: world.ask("address", address)[0]["until"], 60, "carol's connection is ended")
+    wait_until(
+        lambda: world.ask("address", address)["holders"][0]["until"], 60, "carol's connection is ended"
+    )
     with world.only(LOST):
         assert world.connect(carol, "frankfurt")["node"] == LOST
     # OpenVPN's clients trust the authority: the same configuration goes on.

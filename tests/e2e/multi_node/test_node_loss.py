@@ -109,9 +109,9 @@ def test_power_is_cut(world: World, people: People) -> None:
     got = carol.do("get_config", url=world.deployment.portal_url, profile="frankfurt")
 
     assert "fra1." in got["config"]
-    uses = world.ask("address", address_of(got["config"]))
+    uses = world.ask("address", address_of(got["config"]))["holders"]
     assert (uses[0]["user"], uses[0]["until"]) == ("carol", None)
-    before = world.ask("address", people.address)[0]
+    before = world.ask("address", people.address)["holders"][0]
     assert before["user"] == "carol"
     assert before["until"]
     assert len(world.wanted(VICTIM)) == 0

@@ -91,7 +91,8 @@ def test_who_left_a_node_from_an_address_and_port_is_known(
     def asked(address: str, port: str) -> list[tuple[str, str, str]]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         words = [address, "--port", port, "--at", now, "--tolerance", "10"]
-        return [(one["user"], one["node"], one["flow"]["protocol"]) for one in world.ask("address", *words)]
+        found = world.ask("address", *words)["holders"]
+        return [(one["user"], one["node"], one["flow"]["protocol"]) for one in found]
 
     for family, address in internet.items():
         where = f"[{address}]" if family == 6 else address
