@@ -58,6 +58,7 @@ class Settings:
     withdrawn: list[str] = field(default_factory=list)
     log_origins: bool = False
     log_nat: bool = False
+    nat_log_days: int = 7
     retention_days: int = 30
     audit_retention_days: int = 365
     statistics_retention_days: int = 0  # for ever
@@ -152,6 +153,7 @@ class Settings:
             "session_expiry_seconds",
             "browser_session_seconds",
             "access_token_seconds",
+            "nat_log_days",
             "retention_days",
             "audit_retention_days",
         ):

@@ -44,6 +44,7 @@ VARIABLES: Mapping[str, str] = {
         "withdrawn",
         "log_origins",
         "log_nat",
+        "nat_log_days",
         "retention_days",
         "audit_retention_days",
         "statistics_retention_days",

@@ -135,6 +135,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"vpn_withdrawn_certificates": [12345]},
         "vpn_withdrawn_certificates: 12345: no serial number in hex, such as 5f0a…; write it as a text",
     ),
+    "log of NAT that outlives the names": (
+        {"vpn_log_nat": True, "node_agent_nat_log_days": 90},
+        "node_agent_nat_log_days: 90 is more than portal_retention_days (30); whose the addresses",
+    ),
     "certificate that is not in the vault": ({"vpn_portal_tls": "provided"}, "vault_portal_tls_certificate"),
 }
 

@@ -79,6 +79,7 @@ def account_page(error: PortalError | None = None) -> Response:
         longest=timedelta(seconds=settings.browser_session_longest_seconds),
         keeps_origins=settings.log_origins,
         logs_nat=settings.log_nat,
+        nat_log_days=settings.nat_log_days,
         now=now,
     )
     response.status_code = error.status if error else 200
