@@ -79,6 +79,7 @@ class AddressUse(Base):
         Index("ix_address_uses_ipv4_started_at", "ipv4", "started_at"),
         Index("ix_address_uses_ipv6_started_at", "ipv6", "started_at"),
         Index("ix_address_uses_connection_id", "connection_id"),
+        Index("ix_address_uses_user_name_started_at", "user_name", "started_at"),
     )
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     connection_id: Mapped[str] = mapped_column(String(32))

@@ -1,9 +1,12 @@
-"""What the portal knows about one user, for that user. Nothing in it lets anybody in: no key, no hash."""
+"""What the portal knows about one user, for that user. Nothing in it lets anybody in: no key, no hash.
+
+How a connect was decided is not in it: that is about nodes, and profiles that the user may not know of.
+"""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, union
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
@@ -67,8 +70,8 @@ def found_about(db: Session, user: User, *, retention: timedelta, now: datetime)
     authorizations = _rows(db, Authorization, Authorization.user_id == user.id, Authorization.id)
     connections = _rows(db, Connection, Connection.user_id == user.id, Connection.created_at)
     browsers = _rows(db, BrowserSession, BrowserSession.user_id == user.id, BrowserSession.last_seen_at)
-    sessions = _rows(db, VpnSession, _own_sessions(user), VpnSession.started_at)
-    addresses = _addresses(db, user)
+    sessions = _remembered(db, VpnSession, user)
+    addresses = _remembered(db, AddressUse, user)
     events = audit.about(db, user, most=MOST)
     return {
         "exported_at": _time(now),
@@ -89,7 +92,7 @@ def found_about(db: Session, user: User, *, retention: timedelta, now: datetime)
         "connections": [
             _fields(
                 row, "id", "authorization_id", "profile_id", "protocol", "display_name", "node_number",
-                "ipv4", "ipv6", "created_at", "expires_at", "choice",
+                "ipv4", "ipv6", "created_at", "expires_at",
             )
             for row in connections
         ],
@@ -108,11 +111,11 @@ def found_about(db: Session, user: User, *, retention: timedelta, now: datetime)
         "addresses": [
             _fields(
                 row, "connection_id", "client_id", "device", "profile_id", "protocol", "node_number", "ipv4",
-                "ipv6", "started_at", "ended_at", "end_reason", "choice",
+                "ipv6", "started_at", "ended_at", "end_reason",
             )
             for row in addresses
         ],
-        "last_refused_connect": _fields(refused, "at", "device", "profile_id", "answer", "why")
+        "last_refused_connect": _fields(refused, "at", "device", "profile_id", "answer")
         if refused
         else None,
         "acts": [_event(row, user) for row in events],
@@ -123,27 +126,11 @@ def _rows(db: Session, model: Any, which: Any, order: Any) -> list[Any]:
     return list(db.scalars(select(model).where(which).order_by(order.desc()).limit(MOST)))
 
 
-def _addresses(db: Session, user: User) -> list[AddressUse]:
-    """Return which addresses the user had, by the connections that are known of them.
-
-    The connections are one list and the order is by no index: so the table is read through the index of
-    connections, and never as a whole.
-    """
-    own = union(
-        select(Connection.id).where(Connection.user_id == user.id),
-        select(VpnSession.connection_id).where(_own_sessions(user)),
+def _remembered(db: Session, model: type[AddressUse] | type[VpnSession], user: User) -> list[Any]:
+    """Return what is kept by name. What is older than the account is about somebody else who had it."""
+    return _rows(
+        db, model, (model.user_name == user.name) & (model.started_at >= user.created_at), model.started_at
     )
-    which = (
-        AddressUse.connection_id.in_(own)
-        & (AddressUse.user_name == user.name)
-        & (AddressUse.started_at >= user.created_at)
-    )
-    return _rows(db, AddressUse, which, AddressUse.started_at)
-
-
-def _own_sessions(user: User) -> ColumnElement[bool]:
-    """What is older than the account is about somebody else who had the name."""
-    return (VpnSession.user_name == user.name) & (VpnSession.started_at >= user.created_at)
 
 
 def _event(row: Any, user: User) -> dict[str, Any]:

@@ -180,21 +180,9 @@ _HISTORY = Statement(
         *VpnSession.__table__.columns,
         Profile.display_name.label("profile"),
         Node.name.label("node"),
-        AddressUse.device,
-        AddressUse.choice,
-        AddressUse.started_at.label("made_at"),
     )
     .outerjoin(Profile, Profile.profile_id == VpnSession.profile_id)
     .outerjoin(Node, Node.number == VpnSession.node_number)
-    # Of WireGuard a connection has one use, of OpenVPN each session has its own.
-    .outerjoin(
-        AddressUse,
-        and_(
-            AddressUse.connection_id == VpnSession.connection_id,
-            AddressUse.ipv4 == VpnSession.ipv4,
-            or_(VpnSession.protocol == WIREGUARD, AddressUse.started_at == VpnSession.started_at),
-        ),
-    )
     .where(VpnSession.user_name == bindparam("name"), VpnSession.started_at >= bindparam("since"))
     .order_by(VpnSession.started_at.desc())
     .limit(at_most(MOST_SHOWN))
@@ -270,17 +258,44 @@ _DECISIONS = Statement(
 )
 
 
+#: Each connection that has ended, whether it was ever used or not, since when it was there: of WireGuard its
+#: address says so, of OpenVPN the use without one (``ending``). What no node admitted nobody had.
+_ENDED = Statement(
+    select(
+        AddressUse.connection_id,
+        AddressUse.started_at.label("created_at"),
+        AddressUse.device,
+        AddressUse.protocol,
+        AddressUse.choice,
+        func.coalesce(Profile.display_name, AddressUse.profile_id).label("profile"),
+        func.coalesce(Node.name, cast(AddressUse.node_number, String)).label("node"),
+    )
+    .outerjoin(Profile, Profile.profile_id == AddressUse.profile_id)
+    .outerjoin(Node, Node.number == AddressUse.node_number)
+    .where(
+        AddressUse.user_name == bindparam("name"),
+        AddressUse.started_at >= bindparam("since"),
+        AddressUse.ended_at.is_not(None),
+        or_(AddressUse.protocol == WIREGUARD, and_(AddressUse.ipv4.is_(None), AddressUse.ipv6.is_(None))),
+        func.coalesce(AddressUse.end_reason, "") != "withdrawn",
+    )
+    .order_by(AddressUse.started_at.desc())
+    .limit(at_most(MOST_SHOWN))
+)
+
+
 def about(db: Database, user: User, *, now: datetime) -> About:
     """Read all of it at once."""
-    own = {"user": user.id}
-    account, sessions, sign_ins, profile_rows, connections, refused, (row,), (made,) = run_together(
+    own, remembered = {"user": user.id}, {"name": user.name, "since": user.created_at}
+    account, sessions, sign_ins, profile_rows, connections, ended, refused, (row,), (made,) = run_together(
         db,
         [
             (_HAS_PASSWORD, own),
-            (_HISTORY, {"name": user.name, "since": user.created_at}),
+            (_HISTORY, remembered),
             audit.asking_sign_ins(user),
             profiles.ALL,
             (_DECISIONS, own),
+            (_ENDED, remembered),
             (_REFUSED, own),
             *_asking_held(user, now),
         ],
@@ -292,11 +307,11 @@ def about(db: Database, user: User, *, now: datetime) -> About:
         history=sessions,
         sign_ins=[SignIn(act.at, act.action == audit.SIGNED_IN, act.source) for act in sign_ins],
         verdicts=[_verdict(profile, user.permissions) for profile in profile_rows],
-        decisions=_decisions(refused, connections, sessions),
+        decisions=_decisions(refused, connections, ended),
     )
 
 
-def _decisions(refused: Rows, living: Rows, sessions: Rows) -> list[Decision]:
+def _decisions(refused: Rows, living: Rows, ended: Rows) -> list[Decision]:
     """Return what was decided last, the latest first."""
     found = [
         Decision(row.at, row.device, row.profile, "refused", "", "", row.why, row.answer) for row in refused
@@ -307,14 +322,13 @@ def _decisions(refused: Rows, living: Rows, sessions: Rows) -> list[Decision]:
         )
         for row in living
     ]
+    # One that ends while this is read may be among both.
     known = {row.id for row in living}
-    for row in sessions:
-        if row.connection_id not in known and row.made_at is not None:
-            known.add(row.connection_id)
-            profile, node = row.profile or row.profile_id, row.node or str(row.node_number)
-            found.append(
-                Decision(row.made_at, row.device or "", profile, "ended", row.protocol, node, row.choice)
-            )
+    found += [
+        Decision(row.created_at, row.device or "", row.profile, "ended", row.protocol, row.node, row.choice)
+        for row in ended
+        if row.connection_id not in known
+    ]
     return sorted(found, key=lambda one: one.at, reverse=True)[:MOST_SHOWN]
 
 

@@ -248,7 +248,9 @@ def test_the_export_has_what_is_stored_about_one_user_and_no_secret(app: Flask, 
     assert [row["client_id"] for row in found["authorizations"]] == ["org.eduvpn.app.linux"]
     assert len(found["connections"]) == 2
     assert [row["connection_id"] for row in found["vpn_sessions"]] == [connection.id]
-    assert connection.ipv4 in [row["ipv4"] for row in found["addresses"]]
+    assert {one.ipv4 for one in live_connections() if one.display_name != "Carol's"} == {
+        row["ipv4"] for row in found["addresses"]
+    }
     assert ("bob", None) in [(row["actor"], row["source"]) for row in found["acts"]]
     assert found["complete"] is True
     text = answer.text
@@ -329,7 +331,7 @@ def test_an_export_reads_no_table_whole_and_lets_others_write(
     assert send(client, "/account/export").status_code == 200
     for _name, plan in asked:
         assert plan
-        assert all("USING INDEX ix_address_uses_connection_id" in step for step in plan), plan
+        assert all("USING INDEX ix_address_uses_user_name_started_at" in step for step in plan), plan
 
 
 def test_an_export_can_be_had_a_few_times_at_once(app: Flask) -> None:
