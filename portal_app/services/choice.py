@@ -177,6 +177,16 @@ def listed(reasons: Mapping[str, str], total: int | None = None) -> str:
     return ", ".join([*found, f"{more} more"] if more else found)
 
 
+def with_rules(why: str, rules: str) -> str:
+    """Append why the user may have this, which stays in however long the list of nodes is.
+
+    >>> with_rules("node0: " + "full, " * 50, "open to everybody")[-23:]
+    'full,…; open to everybody'
+    """
+    rules = cut(rules, LONGEST // 2)
+    return f"{cut(why, LONGEST - len(rules) - 2)}; {rules}"
+
+
 def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

@@ -369,7 +369,7 @@ def _make(
     with connected() as db:
         key = wish.public_key if attempt.protocol == WIREGUARD else None
         permissions, found = _lock_holder(db, holder, key, now)
-        reasons = _to_end(wish, attempt, found, withdrawn)
+        reasons, of_limit = _to_end(wish, attempt, found, withdrawn)
         replaced = [row for row in found if row.id in reasons]
         number = candidate.node.number
         # Read under the lock that applying a plan takes, too: what one of them takes away the other sees.
@@ -382,6 +382,7 @@ def _make(
             raise _NoPlaceError("in maintenance")
         if not profiles.may_use(offer, permissions):
             raise NotFound('no such "profile_id"')
+        why = choice.with_rules(why, f"{profiles.allowance(offer, permissions)}; {of_limit}")
         ended = ending.end_rows(db, replaced, advanced, lambda row: reasons[row.id], now)
         generation = advanced[number].generation
         if any(item.node.number == number for item in ended):
@@ -467,8 +468,10 @@ def _lock_holder(
 
 def _to_end(
     wish: _Order, attempt: transports.Attempt, found: Collection[Any], withdrawn: str | None
-) -> dict[str, str]:
-    """Return what a new connection ends, by id, with the reason. Raises KeyInUse and Forbidden."""
+) -> tuple[dict[str, str], str]:
+    """Return what a new connection ends, by id, with the reason, and what the limit decided. Raises KeyInUse
+    and Forbidden.
+    """
     holder, settings = wish.holder, portal().settings
     if any(row.user_id != holder.user_id for row in found):
         raise KeyInUse("the public key belongs to another user")
@@ -489,14 +492,15 @@ def _to_end(
             raise Forbidden(
                 f"{settings.max_portal_connections} configurations are allowed; end one of yours first"
             )
-        return reasons
+        return reasons, f"{held + 1} of {settings.max_portal_connections} configurations by hand"
     of_apps = sorted(
         (row for row in living if row.authorization_id is not None), key=lambda r: (r.created_at, r.id)
     )
-    surplus = len(of_apps) - (settings.max_app_connections - 1)
-    for row in of_apps[: max(0, surplus)]:
-        reasons[row.id] = "device_limit"
-    return reasons
+    surplus = of_apps[: max(0, len(of_apps) - (settings.max_app_connections - 1))]
+    reasons |= {row.id: "device_limit" for row in surplus}
+    kept = len(of_apps) - len(surplus) + 1
+    ending_oldest = "".join(f", ends the oldest: {row.display_name}" for row in surplus[:1])
+    return reasons, f"{kept} of {settings.max_app_connections} connections of apps{ending_oldest}"
 
 
 def _admit(wish: _Order, made: _Made, ends_at: float) -> str | None:

@@ -66,6 +66,13 @@ def refusal(found: Iterable[Any], user: HasPermissions) -> str:
     )
 
 
+def allowance(profile: Restricted, permissions: Collection[str]) -> str:
+    """Say why ``may_use`` is so."""
+    if profile.permissions is None:
+        return "open to everybody"
+    return f"allowed by {', '.join(one for one in profile.permissions if one in permissions)}"
+
+
 def among(found: Iterable[Any], user: HasPermissions) -> list[Any]:
     """Return the profiles that ``user`` may use: unknown, hidden and forbidden look the same."""
     permissions = user.permissions

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 #: Shown on a page, each with where its text comes from.
 SHOWN = {
-    "address_uses.choice": "our code, with names of nodes",
+    "address_uses.choice": "our code, with names of nodes, permissions and devices",
     "address_uses.client_id": "the registered apps",
     "address_uses.device": "users, apps",
     "address_uses.user_name": "users",
@@ -48,7 +48,7 @@ SHOWN = {
     "background_errors.host": "the system",
     "background_errors.message": "our code",
     "background_errors.part": "our code, with names of nodes",
-    "connections.choice": "our code, with names of nodes",
+    "connections.choice": "our code, with names of nodes, permissions and devices",
     "connections.display_name": "users, apps",
     "node_status.error": "nodes, TLS, the network",
     "node_status.info": "nodes",

@@ -14,13 +14,13 @@ from sqlalchemy import delete, select, update
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import InvalidToken, NodeUnreachable, NotFound, Unavailable
-from portal_app.models import AddressUse, Authorization, Connection, NodeStatus, Offer, User
+from portal_app.models import AddressUse, Authorization, Connection, NodeStatus, Offer, Profile, User
 from portal_app.oauth import bearer
 from portal_app.services import authorizations, connections, transports
 from portal_app.services.connections import Holder, Wanted
 from portal_app.statements import run, run_together
 from tests.portal.agent_server import WIREGUARD_KEY
-from tests.portal.app_user import VpnApp, public_key
+from tests.portal.app_user import VpnApp, add_user, public_key
 from tests.portal.conftest import PROFILES, seen_up
 from tests.portal.waiting import wait_until
 
@@ -473,7 +473,8 @@ def test_choice_is_stored_and_logged_with_its_reasons(make_nodes, make_app_user,
     (row,) = rows()
     assert row.choice == (
         "node0: 41 % busy, 1021 free addresses; wireguard: preferred by the profile;"
-        " without node1 (in maintenance), node2 (suspect), node3 (full)"
+        " without node1 (in maintenance), node2 (suspect), node3 (full);"
+        " open to everybody; 1 of 3 connections of apps"
     )
     (line,) = said(caplog, "connect")
     assert f'choice="{row.choice}"' in line
@@ -493,7 +494,7 @@ def test_choice_after_another_node_did_not_answer_says_so(make_nodes, make_app_u
     (row,) = rows()
     assert row.choice == (
         "node1: 99 % busy, 1 free address; wireguard: preferred by the profile;"
-        " without node0 (did not answer)"
+        " without node0 (did not answer); open to everybody; 1 of 3 connections of apps"
     )
 
 
@@ -505,7 +506,21 @@ def test_choice_of_the_next_protocol_says_what_became_of_the_first(make_nodes, m
 
     (row,) = rows()
     assert row.protocol == "openvpn"
-    assert row.choice.endswith("free addresses; no wireguard: node0 (full)")
+    assert "free addresses; no wireguard: node0 (full); open to everybody" in row.choice
+
+
+def test_choice_names_the_permission_and_what_the_limit_ended(app, node):
+    with transaction() as db:
+        db.execute(update(Profile).values(permissions=["board", "staff"]))
+    user = add_user("alice", ["guest", "staff"])
+    for _ in range(4):
+        VpnApp(app, user).authorize().connect()
+
+    assert [row.choice.partition("; allowed by ")[2] for row in rows()] == [
+        "staff; 2 of 3 connections of apps",
+        "staff; 3 of 3 connections of apps",
+        "staff; 3 of 3 connections of apps, ends the oldest: eduVPN for Linux",
+    ]
 
 
 def test_refusal_for_want_of_nodes_is_503_with_the_reason_of_each_in_the_log(

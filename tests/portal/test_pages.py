@@ -407,7 +407,8 @@ def test_an_administrator_sees_why_a_node_was_chosen(app: Flask, make_nodes: Any
     admin = signed_in(app, "root", ["admin"])
 
     assert connection.choice == (
-        "node0: 41 % busy, 1021 free addresses; wireguard: asked for; without node1 (in maintenance)"
+        "node0: 41 % busy, 1021 free addresses; wireguard: asked for; without node1 (in maintenance);"
+        " open to everybody; 1 of 3 configurations by hand"
     )
     listed = "/admin/connections?show=all"
     assert f"<summary>node0</summary><small>{connection.choice}</small>" in admin.get(listed).text
