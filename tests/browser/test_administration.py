@@ -6,11 +6,11 @@ from datetime import timedelta
 import pytest
 from flask import Flask
 from playwright.sync_api import Browser, Page
-from sqlalchemy import select
+from sqlalchemy import delete, insert, select
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.models import Connection, User, VpnSession
+from portal_app.models import BrowserSession, Connection, User, VpnSession
 from tests.browser.world import PEOPLE, fill, sign_in
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import ORIGIN
@@ -177,6 +177,28 @@ def test_list_of_connections_refreshes_itself_but_not_under_somebodys_hands(root
     root.clock.run_for(11_000)
     root.locator("[data-live-text]", has_text="1 connected now").wait_for()
     assert root.locator("tbody tr").count() == 1
+
+
+@pytest.mark.parametrize("scripts", [True], ids=["with scripts"])
+def test_list_that_cannot_refresh_itself_says_so(root: Page) -> None:
+    """Its own refreshes keep no session alive; nobody takes an old list for the one of now."""
+    root.clock.install()
+    root.get_by_role("link", name="Connections", exact=True).click()
+    assert "As of " in root.inner_text("[data-live]")
+    with transaction() as db:
+        kept = [dict(row) for row in db.execute(select(*BrowserSession.__table__.columns)).mappings()]
+        db.execute(delete(BrowserSession))
+    root.clock.run_for(11_000)
+    said = root.locator("[data-live-text]", has_text="Not refreshed since")
+    said.wait_for()
+    assert "Load the page again." in said.inner_text()
+    assert said.get_attribute("aria-live") == "polite"
+    assert root.locator("tbody tr").count() == 2
+
+    with transaction() as db:
+        db.execute(insert(BrowserSession), kept)
+    root.clock.run_for(11_000)
+    root.locator("[data-live-text]", has_text="2 connected now").wait_for()
 
 
 def end_session_of(name: str) -> None:
