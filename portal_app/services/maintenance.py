@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from portal_app.agents import LONG_CALL_SECONDS
 from portal_app.db import retried, transaction
+from portal_app.errors import N_, BadRequest
 from portal_app.models import Connection, Node, NodeStatus, User
 from portal_app.services import audit, connections, nodes
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: Connections that one transaction ends.
 _BATCH = 200
 _CHUNK = 500
+#: Of what users of a node in maintenance read, in characters.
+LONGEST_NOTICE = 500
 #: Columns of what users of a node in maintenance are told, and of what the controller does then.
 _ANNOUNCED = ("notice", "cut_at", "cuts_downloads", "ends_downloads")
 
@@ -82,8 +85,12 @@ def switch(
     given stays as it was announced, and an empty notice removes one. With ``cuts_downloads`` the controller
     cuts them then (``cut_due``), else the caller does, and says with ``ends_downloads`` whether that is the
     end of downloaded configurations, too. Raises NodeUnreachable when the node does not answer: its own word
-    counts, so nothing was changed.
+    counts, so nothing was changed; BadRequest for a notice that is too long, or not one line of text.
     """
+    if notice is not None and (len(notice) > LONGEST_NOTICE or not notice.isprintable()):
+        raise BadRequest(
+            N_("A notice has at most %(most)s printable characters, in one line."), most=LONGEST_NOTICE
+        )
     agents.set_maintenance(node, on)
     told: dict[str, Any] = {}
     if notice is not None:

@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import insert, select, text, update
 
+from portal_app.agents import Agents
 from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import transaction
@@ -25,7 +26,7 @@ from portal_app.models import (
     User,
     VpnSession,
 )
-from portal_app.services import idempotency, retention, tokens, users
+from portal_app.services import idempotency, maintenance, retention, tokens, users
 from portal_app.services.throttles import Limit
 from portal_app.services.tokens import Scope
 from portal_app.views.admin_api import OPERATIONS
@@ -484,11 +485,36 @@ def test_maintenance_is_set_at_the_node_and_users_are_told(script: Script, node:
     ] * 2
 
 
+@pytest.mark.parametrize("downloads", [None, False, True])
+def test_cut_that_users_are_told_of_comes(
+    script: Script,
+    make_app_user: Callable[..., VpnApp],
+    node: AgentServer,
+    agents: Agents,
+    downloads: bool | None,
+) -> None:
+    make_app_user("alice").connect()
+    download = configured(script)["connection_id"]
+    cut_at = utc_now().replace(microsecond=0) + timedelta(hours=1)
+    body = {"on": True, "cut_at": cut_at.isoformat()}
+    more = {} if downloads is None else {"downloads": downloads}
+    assert script.put("/nodes/node0/maintenance", body | more).status_code == 200
+
+    maintenance.cut_due(agents, cut_at - timedelta(seconds=1))
+    assert len(node.peers) == 2
+    maintenance.cut_due(agents, cut_at)
+
+    assert node.peers == (set() if downloads else {download})
+    shown = script.get("/nodes/node0").json
+    assert (shown["maintenance"], shown["cut_at"]) == (True, None)
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
         ({}, "'on' is missing"),
         ({"on": "true"}, "on: true or false"),
+        ({"on": True, "downloads": True}, "downloads: goes with cut_at"),
         ({"on": False, "notice": "x"}, "go with maintenance on"),
         ({"on": True, "notice": ""}, "notice: use 1 to 500"),
         ({"on": True, "notice": " "}, "notice: use printable"),

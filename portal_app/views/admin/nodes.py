@@ -34,7 +34,6 @@ BUSY_PERCENT = 75
 #: As a page of one node shows names; more of them nobody reads.
 MOST_NAMES = 100
 OCCUPANTS_SECONDS = 3.0
-LONGEST_NOTICE = 200
 #: Minutes until those who are left on a node are cut.
 DELAYS = (0, 5, 15, 60, 240, 720)
 _STATES = {
@@ -157,6 +156,8 @@ def _page(node: Node, *, problem: str = "", preview: Preview | None = None) -> s
         added=_count("added"),
         removed=_count("removed"),
         may_manage=may_manage,
+        longest_notice=maintenance.LONGEST_NOTICE,
+        now=utc_now(),
     )
 
 
@@ -213,10 +214,7 @@ def drain(number: int) -> AnyResponse | tuple[str, int]:
 
 
 def _notice() -> str:
-    notice = " ".join(forms.field("notice", 4 * LONGEST_NOTICE).split())
-    if len(notice) > LONGEST_NOTICE or not notice.isprintable():
-        raise BadRequest(N_("A notice has at most %(most)s printable characters."), most=LONGEST_NOTICE)
-    return notice
+    return " ".join(forms.field("notice", 4 * maintenance.LONGEST_NOTICE).split())
 
 
 def _switch(

@@ -1,4 +1,4 @@
-"""The admin API: what the pages of administration can do, for scripts (docs/admin-api.md).
+"""The admin API: administration for scripts (docs/admin-api.md).
 
 Each call is an ``Operation`` in a table; the document, the checks and the views are made from it. JSON only,
 a token in the header only: no cookie is looked at.

@@ -24,7 +24,7 @@ PATH: dict[str, Schema] = {
     "node": schema.text("A node's name.", least=1, most=100, pattern="^[a-zA-Z0-9._-]+$"),
 }
 _DESCRIPTION = (
-    "What the pages of administration can do, for scripts. docs/admin-api.md explains it with examples."
+    "Administration for scripts. docs/admin-api.md explains it with examples, and says what pages do beside."
 )
 
 

@@ -18,8 +18,10 @@ from portal_app.views.admin_api import shapes
 from portal_app.views.admin_api.operation import Call, Operation, page
 from portal_app.views.admin_api.schema import array, boolean, integer, maybe, moment, record, ref, text
 
-_LONGEST_NOTICE = 500
-_NOTICE = text("What users connected there read in the portal.", least=1, most=_LONGEST_NOTICE)
+_NOTICE = text("What users connected there read in the portal.", least=1, most=maintenance.LONGEST_NOTICE)
+_DOWNLOADS = boolean(
+    "End downloaded configurations for this node too; their owners need new ones.", default=False
+)
 
 
 def _list(call: Call) -> dict[str, Any]:
@@ -34,13 +36,23 @@ def _get(call: Call) -> dict[str, Any]:
 
 def _maintain(call: Call) -> dict[str, Any]:
     node, on = _node(call), call.body["on"]
-    notice, cut_at = call.body.get("notice"), call.body.get("cut_at")
+    notice, cut_at, downloads = (call.body.get(name) for name in ("notice", "cut_at", "downloads"))
     if not on and (notice is not None or cut_at is not None):
         raise BadRequest("notice and cut_at go with maintenance on; off removes what users read")
     if cut_at is not None and cut_at < call.now:
         raise BadRequest("cut_at: is over already")
+    if cut_at is None and downloads is not None:
+        raise BadRequest("downloads: goes with cut_at, of which it says whom it cuts")
     _check_notice(notice)
-    maintenance.switch(portal().agents, node, on=on, notice=notice, cut_at=cut_at, **call.who)
+    maintenance.switch(
+        portal().agents,
+        node,
+        on=on,
+        notice=notice,
+        cut_at=cut_at,
+        cuts_downloads=None if cut_at is None else bool(downloads),
+        **call.who,
+    )
     return _shown(call, node)
 
 
@@ -145,10 +157,15 @@ OPERATIONS = (
         "set_maintenance", "PUT", "/nodes/{node}/maintenance", Scope.NODES_WRITE, _maintain,
         ref("NodeDetails"), "Take a node out of service, or back",
         "In maintenance it takes no new connections; open ones stay. Users with connections there read"
-        " `notice` and `cut_at`; nothing is cut by that alone: call drain then.",
+        " `notice` and `cut_at`, and are cut then, as far as they are still there.",
         body=record(
-            {"on": boolean(), "notice": maybe(_NOTICE), "cut_at": maybe(moment("When they will be cut."))},
-            optional=("notice", "cut_at"),
+            {
+                "on": boolean(),
+                "notice": maybe(_NOTICE),
+                "cut_at": maybe(moment("When those who are left are cut.")),
+                "downloads": _DOWNLOADS,
+            },
+            optional=("notice", "cut_at", "downloads"),
         ),
     ),
     Operation(
@@ -159,10 +176,7 @@ OPERATIONS = (
         body=record(
             {
                 "notice": maybe(_NOTICE),
-                "downloads": boolean(
-                    "End downloaded configurations for this node too; their owners need new ones.",
-                    default=False,
-                ),
+                "downloads": _DOWNLOADS,
             },
             optional=("notice", "downloads"),
         ),

@@ -117,7 +117,7 @@ _NODE_DETAILS = record(
         **_NODE["properties"],
         "maintenance": boolean(),
         "notice": maybe(text("What users connected there read.")),
-        "cut_at": maybe(moment("When users there were told that their connections end.")),
+        "cut_at": maybe(moment("When connections of apps there end, as their users are told.")),
         "profiles": array(
             record(
                 {
