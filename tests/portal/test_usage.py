@@ -326,6 +326,14 @@ def test_statistics_show_now_and_before_as_charts_and_as_numbers(
         assert len(page.encode()) < 60_000
 
 
+@pytest.mark.parametrize(
+    ("settings_changes", "said"),
+    [({}, "are kept for ever."), ({"statistics_retention_days": 400}, "are kept for 400 days.")],
+)
+def test_statistics_say_how_long_counts_are_kept(viewer: FlaskClient, said: str) -> None:
+    assert said in viewer.get("/admin/statistics").text
+
+
 def test_nothing_counted_is_said(viewer: FlaskClient) -> None:
     assert "Nothing was counted in this time yet" in viewer.get("/admin/statistics").text
 

@@ -62,6 +62,7 @@ def statistics() -> str:
     first, last = service.span(period, now)
     values: dict[str, Any] = {
         "asked": asked,
+        "kept_days": portal().settings.statistics_retention_days,
         "periods": [(value, gettext(text)) for value, text in _PERIODS.items()],
         "profiles": with_chosen(profiles, asked.profile_id),
         "nodes": with_chosen(nodes, asked.node),
