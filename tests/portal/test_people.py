@@ -217,6 +217,23 @@ def test_tries_to_guess_a_password_are_on_the_page_of_who_was_meant(app: Flask) 
     assert "198.51.100.66" in admin(app).get(page_of("alice")).text
 
 
+def test_the_helpdesk_sees_that_it_failed_and_not_where_anybody_was(app: Flask, node: AgentServer) -> None:
+    """History and audit log are for who may search them (P2)."""
+    add_account("alice")
+    sign_in(app.test_client(), "alice", "wrong", source="198.51.100.66")
+    make_configuration(browser(app, add_user("bob")))
+    (connection,) = live_connections()
+    begin_use(connection, "alice", ended_at=utc_now(), ipv4="10.61.0.77", origin="203.0.113.7")
+    where = ("198.51.100.66", "10.61.0.77", "203.0.113.7")
+
+    for role, seen in (("helpdesk", False), ("auditor", True), ("admin", True)):
+        page = admin(app, f"a-{role}", (role,)).get(page_of("alice")).text
+        assert "wrong password" in page
+        assert 'id="history"' in page
+        assert "Employees" in page.split('id="history"')[1]
+        assert [address in page for address in where] == [seen] * 3, role
+
+
 def test_why_names_the_rule_of_each_profile(app: Flask, node: AgentServer) -> None:
     with transaction() as db:
         for profile_id, values in (

@@ -11,7 +11,7 @@ from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import connected, transaction
 from portal_app.errors import N_, NotFound, PortalError
-from portal_app.language import said
+from portal_app.language import gettext, said
 from portal_app.login import requires
 from portal_app.models import User
 from portal_app.roles import Right
@@ -90,6 +90,7 @@ def user(user_id: int) -> str:
         user=found,
         roles=roles.held(found.permissions, settings),
         about=about,
+        read=_read,
         devices=own,
         connected=connection_list.with_usage(in_use, asked),
         has_access=profiles.meets(settings.access_permissions, found.permissions),
@@ -200,6 +201,11 @@ def _cut_off(user_id: int, done: str, act: Callable[..., int]) -> AnyResponse:
 
 def _back(user_id: int, done: str, cut: int) -> AnyResponse:
     return redirect(url_for("admin.user", user_id=user_id, done=done, cut=cut or None), 303)
+
+
+def _read(answer: str) -> str:
+    """Return what an app was answered in the reader's language, if it is a text of ours without values."""
+    return gettext(answer) if answer else ""
 
 
 def _may_reset(found: User) -> bool:
