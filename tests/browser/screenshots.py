@@ -14,26 +14,27 @@ from sqlalchemy import text
 
 from portal_app import migrations
 from portal_app.db import transaction
+from portal_app.models import LocalAccount, User
 from portal_app.settings import Settings
 from tests.browser.world import fill_for_pictures, nodes_answered, sign_in
 from tests.portal.agent_server import AgentServer
-from tests.portal.app_user import ORIGIN
+from tests.portal.app_user import ORIGIN, VpnApp
+from tests.portal.pages import make_configuration
+from tests.portal.test_pages import begin_use, live_connections
 from vpn_core.messages import Usage
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
+#: Of alice's own.
+OWN_PAGES = {"home": "/", "devices": "/devices"}
 PAGES = {
-    "home": "/",
-    "devices": "/devices",
     "overview": "/admin/",
     "connections": "/admin/connections",
     "user": "/admin/users/{alice}",
     "statistics": "/admin/statistics?period=week",
 }
 #: On a desk in daylight only.
-MORE = {
-    "configurations": "/configurations",
-    "account": "/account",
-    "status": "/status",
+MORE_OWN_PAGES = {"configurations": "/configurations", "account": "/account", "status": "/status"}
+MORE_PAGES = {
     "users": "/admin/users",
     "nodes": "/admin/nodes",
     "node": "/admin/nodes/0",
@@ -45,6 +46,8 @@ MORE = {
     "tokens": "/admin/tokens",
     "system": "/admin/system",
 }
+#: A part of the page of a user, which is long.
+WHY = "section[aria-labelledby=why]"
 #: Writes what a deployed portal shows where this one shows paths and addresses of a test.
 AS_DEPLOYED = """shown => {
     const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -52,8 +55,14 @@ AS_DEPLOYED = """shown => {
         for (const [ours, deployed] of Object.entries(shown))
             texts.currentNode.data = texts.currentNode.data.replaceAll(ours, deployed);
 }"""
-#: Name, width, height, colours.
-SCREENS = [("desk", 1280, 800, "light"), ("desk-dark", 1280, 800, "dark"), ("phone", 390, 844, "light")]
+DESK = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:145.0) Gecko/20100101 Firefox/145.0"
+PHONE = "Mozilla/5.0 (Android 16; Mobile; rv:145.0) Gecko/145.0 Firefox/145.0"
+#: Name, width, height, colours, browser.
+SCREENS = [
+    ("desk", 1280, 800, "light", DESK),
+    ("desk-dark", 1280, 800, "dark", DESK),
+    ("phone", 390, 844, "light", PHONE),
+]
 
 
 def as_roles_lay_it_down(settings: Settings) -> None:
@@ -67,7 +76,25 @@ def as_roles_lay_it_down(settings: Settings) -> None:
         db.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": migrations.head()})
 
 
-@pytest.mark.parametrize(("screen", "width", "height", "scheme"), SCREENS)
+def give_more_to_alice(app: Flask, values: dict[str, int]) -> None:
+    """A password, a phone that is connected, and a download."""
+    with transaction() as db:
+        known = db.get_one(LocalAccount, values["root"])
+        db.add(
+            LocalAccount(
+                user_id=values["alice"], password_hash=known.password_hash, changed_at=known.changed_at
+            )
+        )
+        alice = db.get_one(User, values["alice"])
+    android = "org.eduvpn.app.android"
+    phone = VpnApp(app, alice, client_id=android, redirect_uri=f"{android}:/api/callback").authorize()
+    assert phone.connect().status_code == 200
+    connection = next(one for one in live_connections() if one.display_name == "eduVPN for Android")
+    begin_use(connection, "alice", 200, origin="198.51.100.23")
+    assert make_configuration(phone.browser, name="Router at home").status_code == 200
+
+
+@pytest.mark.parametrize(("screen", "width", "height", "scheme", "user_agent"), SCREENS)
 def test_pictures(
     app: Flask,
     chromium: Browser,
@@ -77,9 +104,11 @@ def test_pictures(
     width: int,
     height: int,
     scheme: str,
+    user_agent: str,
 ) -> None:
     nodes = make_nodes(3)
     values = fill_for_pictures(app, settings)
+    give_more_to_alice(app, values)
     for node in nodes:
         for at, (name, connection) in enumerate(node.connections.items(), 1):
             handshake = int(time.time()) - 17 * at
@@ -91,17 +120,22 @@ def test_pictures(
     shown[str(settings.state_directory)] = "/var/lib/causeway-portal"
     shown[str(settings.secret_key_file.parent)] = "/etc/causeway/portal/secrets"
     IMAGES.mkdir(exist_ok=True)
-    context = chromium.new_context(
-        ignore_https_errors=True,
-        color_scheme=scheme,  # type: ignore[arg-type]
-        viewport={"width": width, "height": height},
-    )
-    page = context.new_page()
-    page.goto(f"{ORIGIN}/sign-in")
-    sign_in(page, "root")
-    for name, url in (PAGES | (MORE if screen == "desk" else {})).items():
-        nodes_answered()
-        page.goto(ORIGIN + url.format(**values))
-        page.evaluate(AS_DEPLOYED, shown)
-        page.screenshot(path=IMAGES / f"{name}-{screen}.png")
-    context.close()
+    more_of = {"alice": MORE_OWN_PAGES, "root": MORE_PAGES} if screen == "desk" else {}
+    for who, pages in (("alice", OWN_PAGES), ("root", PAGES)):
+        context = chromium.new_context(
+            ignore_https_errors=True,
+            color_scheme=scheme,  # type: ignore[arg-type]
+            viewport={"width": width, "height": height},
+            user_agent=user_agent,
+        )
+        page = context.new_page()
+        page.goto(f"{ORIGIN}/sign-in")
+        sign_in(page, who)
+        for name, url in (pages | more_of.get(who, {})).items():
+            nodes_answered()
+            page.goto(ORIGIN + url.format(**values))
+            page.evaluate(AS_DEPLOYED, shown)
+            page.screenshot(path=IMAGES / f"{name}-{screen}.png")
+            if name == "user" and screen == "desk":
+                page.locator(WHY).screenshot(path=IMAGES / f"why-{screen}.png")
+        context.close()

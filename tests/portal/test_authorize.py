@@ -197,6 +197,14 @@ def test_approval_page_names_app_and_scope_and_cannot_be_framed(visitor):
     assert "form-action 'self' http://127.0.0.1:53211" in policy
 
 
+def test_approval_page_names_the_page_that_ends_it_as_the_menu_does(visitor):
+    page = visitor.ask().text
+    found = re.search(r"You can end this at any time under (\w+)\.", page)
+
+    assert found
+    assert f">{found[1]}</a>" in page
+
+
 def test_approval_without_the_pages_token_or_from_elsewhere_is_refused(visitor):
     """O13"""
     query = visitor.query()
