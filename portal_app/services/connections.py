@@ -488,7 +488,9 @@ def _to_end(
     living = [row for row in found if row.id not in reasons and row.expires_at > wish.now]
     if wish.from_portal:
         held = sum(row.authorization_id is None for row in living)
-        if wish.limited and held >= settings.max_portal_connections:
+        if not wish.limited:
+            return reasons, "made by an operator, whom no limit binds"
+        if held >= settings.max_portal_connections:
             raise Forbidden(
                 f"{settings.max_portal_connections} configurations are allowed; end one of yours first"
             )
