@@ -180,8 +180,8 @@ def listed(reasons: Mapping[str, str], total: int | None = None) -> str:
 def with_rules(why: str, rules: str) -> str:
     """Append why the user may have this, which stays in however long the list of nodes is.
 
-    >>> with_rules("node0: " + "full, " * 50, "open to everybody")[-23:]
-    'full,…; open to everybody'
+    >>> with_rules("node0: " + "x" * 300, "open to everybody")[-23:]
+    'xxx…; open to everybody'
     """
     rules = cut(rules, LONGEST // 2)
     return f"{cut(why, LONGEST - len(rules) - 2)}; {rules}"
