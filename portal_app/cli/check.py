@@ -1,7 +1,7 @@
 """``vpn-portal check``: what this portal needs, looked at one by one."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 
 from sqlalchemy import select
@@ -25,14 +25,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument(
         "--peers",
-        action="store_true",
-        help="only compare this portal with the others: settings, keys, authorities, release",
+        nargs="*",
+        metavar="NAME",
+        help="only compare settings, keys, authorities, release with the other portals, or with those named",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    findings = list(_peers(settings) if arguments.peers else _everything(settings))
+    findings = list(_everything(settings) if arguments.peers is None else _peers(settings, arguments.peers))
     rows = [("PASS" if f.passed else "FAIL", str(f.subject), str(f.remark)) for f in findings]
     print("\n".join(table.lines(("", "what", "found"), rows)))
     return 0 if all(finding.passed for finding in findings) else 1
@@ -52,11 +53,16 @@ def _everything(settings: Settings) -> Iterator[Finding]:
         yield from _peers(settings)
 
 
-def _peers(settings: Settings) -> Iterator[Finding]:
-    """Compare what this portal has now with what the controllers of the others wrote down."""
+def _peers(settings: Settings, names: Collection[str] = ()) -> Iterator[Finding]:
+    """Compare what this portal has now with what the controllers of the others wrote down.
+
+    With ``names`` only those of them count.
+    """
     name, now = peers.host_name(), utc_now()
     peers.introduce(name, peers.digests(settings), now)
     for other in peers.compare(name):
+        if names and other.name not in names:
+            continue
         problem = other.problem(now)
         yield Finding(
             problem is None,

@@ -9,12 +9,14 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import PortalError
 from portal_app.models import Deployment, NodeStatus
-from portal_app.services import audit
+from portal_app.services import audit, peers
 from portal_app.settings import Settings
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser("deployment", help="show the deployment's id; begin a new epoch")
+    parser = subparsers.add_parser(
+        "deployment", help="show the deployment's id; begin a new epoch; name the portals"
+    )
     commands = parser.add_subparsers(dest="deployment_command", required=True, metavar="COMMAND")
     show = commands.add_parser("show", help="print id and epoch, which every node obeys")
     show.add_argument("--json", action="store_true", help="print one JSON object")
@@ -29,6 +31,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         ),
     )
     new.set_defaults(run=run_new_epoch)
+    portals = commands.add_parser(
+        "portals",
+        help="forget the portals that are not named, such as one that was taken away",
+        description="One that runs all the same is known again within a minute. Safe to repeat.",
+    )
+    portals.add_argument("names", nargs="+", metavar="NAME", help="host name of a portal that stays")
+    portals.set_defaults(run=run_portals)
 
 
 def run_show(arguments: argparse.Namespace, _settings: Settings) -> int:
@@ -59,4 +68,10 @@ def run_new_epoch(_arguments: argparse.Namespace, _settings: Settings) -> int:
             db, "deployment.new_epoch", actor=audit.CLI, now=utc_now(), before=before, epoch=deployment.epoch
         )
         print(f"epoch {before} → {deployment.epoch}; the nodes follow within seconds")
+    return 0
+
+
+def run_portals(arguments: argparse.Namespace, _settings: Settings) -> int:
+    forgotten = peers.forget_others(arguments.names, utc_now())
+    print(f"forgot {', '.join(forgotten)}" if forgotten else "no changes: no other portal is known")
     return 0

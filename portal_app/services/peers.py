@@ -175,6 +175,16 @@ def introduce(name: str, found: Mapping[str, str], now: datetime) -> None:
             db.delete(other)
 
 
+def forget_others(names: Iterable[str], now: datetime) -> list[str]:
+    """Forget, and return, the silent portals that are not among ``names``; one that runs would come back."""
+    with transaction() as db:
+        silent = select(Portal).where(Portal.name.not_in(list(names)), Portal.seen_at < now - 2 * EVERY)
+        others = list(db.scalars(silent.order_by(Portal.name)))
+        for other in others:
+            db.delete(other)
+        return [other.name for other in others]
+
+
 _PORTALS = Statement(select(*Portal.__table__.columns).order_by(Portal.name))
 
 

@@ -113,6 +113,34 @@ def test_portal_that_is_silent_is_named_for_a_day(other, run):
     assert compared(run) == (0, [])
 
 
+def test_portal_that_is_not_named_is_not_asked_for(other, run):
+    other(ago=timedelta(minutes=7))
+
+    assert compared(run)[0] == 1
+    done = run("check", "--peers", "p1", "p3")
+    assert (done.status, done.out.splitlines()[1:]) == (0, [])
+    assert run("check", "--peers", "p1", "p2").status == 1
+
+
+def test_portal_that_was_taken_away_is_forgotten_at_deployment(other, run):
+    other(ago=timedelta(minutes=3))
+    assert run("deployment", "portals", "p1", "p2").out == "no changes: no other portal is known\n"
+    assert compared(run)[0] == 0
+
+    assert run("deployment", "portals", "p1").out == "forgot p2\n"
+
+    assert compared(run) == (0, [])
+
+
+def test_portal_that_runs_is_not_forgotten(other, run):
+    """Its name may be another one than in the inventory."""
+    other()
+
+    assert run("deployment", "portals", "p1").out == "no changes: no other portal is known\n"
+
+    assert len(compared(run)[1]) == 1
+
+
 def test_no_digest_holds_what_it_was_made_of(app, settings):
     secret = settings.secret_key_file.read_text().strip()
 
