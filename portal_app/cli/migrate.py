@@ -29,7 +29,8 @@ def run(arguments: argparse.Namespace, _settings: Settings) -> int:
         )
     if before is not None and database_copy.is_unfinished(engine):
         raise Conflict(
-            "a copy into this database was begun and is not complete; repeat vpn-portal database copy"
+            "a copy into this database was begun and is not complete; repeat playbooks/move_database.yml, or"
+            " vpn-portal database copy"
         )
     if arguments.check:
         if before == migrations.head():
