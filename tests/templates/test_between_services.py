@@ -21,3 +21,16 @@ def test_nginx_ends_an_idle_connection_before_the_portal_does() -> None:
     of_portal = seconds(r" --keep-alive ([0-9]+) ", "portal-vpn-portal.service")
 
     assert of_nginx * 2 <= min(of_portal, STOP_KEEPALIVE_LINGER)
+
+
+def test_every_answer_of_a_portal_that_leaves_asks_to_close_the_connection() -> None:
+    """A block that adds a header of its own inherits none (nginx.org, ngx_http_headers_module)."""
+    site = (GOLDEN / "web_frontend-nginx.conf").read_text().split("    server {\n")[-1]
+    locations = re.findall(r"^        location .*?^        }", site, re.MULTILINE | re.DOTALL)
+    blocks = [site.split("        location ")[0], *locations]
+    adding = [block for block in blocks if "add_header" in block]
+
+    assert len(adding) == 5
+    for block in adding:
+        assert "add_header Connection $leaving always;" in block, block
+        assert "add_header Strict-Transport-Security" in block, block
