@@ -3,12 +3,24 @@
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.ha_portal.world import PROFILE, Connecting, Prober, holders, one_holder
+from tests.e2e.ha_portal.world import (
+    DOUBLED,
+    PROFILE,
+    Connecting,
+    People,
+    Prober,
+    holders,
+    one_holder,
+    primary,
+    recorded,
+    sql,
+)
 from tests.e2e.hosts import Deployment, OfficialApp, wait_until
 from tests.e2e.multi_node.world import Pings
 from tests.e2e.test_deployment import changed
@@ -76,27 +88,41 @@ def test_portal_that_has_the_address_reboots(
     assert people.errors == []
 
 
-def test_portals_that_do_not_see_each_other_both_serve(deployment: Deployment) -> None:
+def test_portals_that_do_not_see_each_other_both_serve(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
     """R7, R14: both have the address meanwhile; afterwards one has, and neighbours know which."""
-    holder = deployment.named(one_holder(deployment))
+    bob, (database, _standby) = make_app("bob"), primary(deployment)
+    holder, before = deployment.named(one_holder(deployment)), recorded(database, "bob")
     (other,) = (host for host in deployment.hosts("portals") if host.name != holder.name)
     both = [(host.name, family) for host in deployment.hosts("portals") for family in deployment.info["vip"]]
     drop = f"chain x {{ type filter hook output priority -300; ip daddr {other.address} drop; }};"
     drop += f"chain y {{ type filter hook input priority -300; ip saddr {other.address} drop; }}"
 
-    with Prober(deployment) as prober:
+    with (
+        Prober(deployment) as prober,
+        People(deployment) as people,
+        Connecting(bob, deployment.portal_url, refreshes=True) as connecting,
+    ):
+        wait_until(lambda: people.apps and connecting.addresses, 30, "people connect")
         wait_until(prober.answers_again, 10, "it is answered")
         holder.run(f"nft 'table inet e2e {{ {drop}; }}'")
         try:
             wait_until(lambda: sorted(holders(deployment)) == sorted(both), 15, "both have both addresses")
+            apps, connects = len(people.apps), len(connecting.addresses)
+            wait_until(lambda: len(people.apps) > apps, 30, "somebody authorizes an app")
+            wait_until(lambda: len(connecting.addresses) > connects + 3, 30, "people connect")
         finally:
             holder.run("nft delete table inet e2e")
         one_holder(deployment)
-        healed, asked = time.monotonic(), len(prober.requests)
-        wait_until(lambda: len(prober.requests) > asked + 30, 30, "it was asked again")
+        healed, requests = time.monotonic(), len(prober.requests)
+        wait_until(lambda: len(prober.requests) > requests + 30, 30, "it was asked again")
 
     assert prober.longest() <= 4.0, prober.failed()
     assert prober.longest(healed) <= 1.5, prober.failed()
+    assert sql(database, DOUBLED) == "0"
+    assert people.lost() == 0
+    assert not Counter(connecting.addresses) - (recorded(database, "bob") - before)
 
 
 #: What makes one portal unable to serve, and what ends that.
@@ -184,17 +210,19 @@ def test_health_that_comes_and_goes_moves_the_address_twice_at_most(deployment: 
     assert len(seen) - 1 <= 2, seen
 
 
-#: Sends adverts of VRRPv3 (RFC 5798, section 5.2) with the highest priority, ten a second, for ten seconds.
+#: Sends adverts of VRRPv3 (RFC 5798, section 5.2) with the highest priority, ten a second, for twenty
+#: seconds: the log has one in fifteen.
 FOREIGN = """
 import ipaddress, socket, struct, sys, time
-router, address, *portals = sys.argv[1:]
+router, address, *addressees = sys.argv[1:]
 link = socket.socket(socket.AF_INET, socket.SOCK_RAW, 112)
 link.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255)
+link.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 255)
 virtual = ipaddress.ip_address(address).packed
-for _ in range(100):
-    for portal in [*portals, "224.0.0.18"]:
+for _ in range(200):
+    for addressee in addressees:
         head = struct.pack("!BBBBHH", 0x31, int(router), 255, 1, 10, 0) + virtual
-        link.sendto(head, (portal, 0))
+        link.sendto(head, (addressee, 0))
     time.sleep(0.1)
 """
 
@@ -203,22 +231,25 @@ for _ in range(100):
 LOGS_OF_HOSTS = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
-def test_foreign_vrrp_takes_nothing_and_is_reported(deployment: Deployment) -> None:
+@pytest.mark.parametrize("to_group", [False, True], ids=["to the portals", "to the group"])
+def test_foreign_vrrp_takes_nothing_and_is_reported(deployment: Deployment, to_group: bool) -> None:
     """R12: another host of the segment says that it has the address, with our number."""
     holder, stranger = one_holder(deployment), deployment.host("nodes")
-    portals = " ".join(host.address for host in deployment.hosts("portals"))
+    addressees = ["224.0.0.18"] if to_group else [host.address for host in deployment.hosts("portals")]
     before = LOGS_OF_HOSTS.read_text()
     LOGS_OF_HOSTS.write_text("1")
     try:
         with Prober(deployment) as prober:
             wait_until(prober.answers_again, 10, "it is answered")
-            stranger.run(f"python3 - 77 {deployment.info['vip']['ipv4']} {portals}", stdin=FOREIGN)
+            words = ["77", deployment.info["vip"]["ipv4"], *addressees]
+            stranger.run(f"python3 - {' '.join(words)}", stdin=FOREIGN)
     finally:
         LOGS_OF_HOSTS.write_text(before)
     said = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
     assert one_holder(deployment) == holder
     assert prober.failed() == 0
-    assert re.search(rf"vrrp from a stranger: .* SRC={re.escape(stranger.address)} ", said), said[-2000:]
+    ends = rf"SRC={re.escape(stranger.address)} DST={re.escape(addressees[0])} "
+    assert re.search(rf"vrrp from a stranger: .* {ends}", said), said[-2000:]
 
 
 def test_portal_that_leaves_lets_clients_close_their_connections(deployment: Deployment) -> None:
@@ -235,8 +266,9 @@ def test_portal_that_leaves_lets_clients_close_their_connections(deployment: Dep
     assert not asks_to_close("/healthz")
     holder.run("touch /run/causeway-leaving")
     try:
-        assert asks_to_close("/healthz")
-        assert asks_to_close("/sign-in")
+        # The second one is a file with headers of its own.
+        for path in ("/healthz", "/.well-known/vpn-user-portal", "/sign-in"):
+            assert asks_to_close(path), path
     finally:
         holder.run("rm /run/causeway-leaving")
 
@@ -299,4 +331,22 @@ def test_keepalived_is_killed_hard(deployment: Deployment) -> None:
 
     holder.run("kill -KILL $(systemctl show -P MainPID keepalived.service)")
 
+    one_holder(deployment, seconds=5)
+
+
+@pytest.mark.faults
+def test_leave_that_is_killed_hard_keeps_nobody_out_for_long(deployment: Deployment) -> None:
+    """What it kept away from this portal comes in again within a minute, whoever has the address then."""
+    holder = deployment.named(one_holder(deployment))
+    table = "nft list table inet causeway_leaving 2>/dev/null"
+
+    begin = f"/etc/causeway/virtual-ip/leave & until {table}; do sleep 0.05; done"
+    holder.run(f"{begin}; kill -KILL $! && ls /run/causeway-leaving")
+    try:
+        is_over = f"[ ! -e /run/causeway-leaving ] && ! {table}"
+        wait_until(lambda: holder.run(is_over, check=False).returncode == 0, 90, "nothing is left of it")
+        with Prober(deployment) as prober:
+            wait_until(prober.answers_again, 30, "it is answered")
+    finally:
+        holder.run("systemctl start nginx.service keepalived.service")
     one_holder(deployment)

@@ -99,6 +99,27 @@ def test_changed_settings_are_deployed_and_nobody_notices(
         assert any("--accent: #7a1f5c" in sheet for sheet in served)
 
 
+def test_keepalived_that_restarts_gives_the_address_away_first(
+    deployment: Deployment, make_app: Callable[[str], OfficialApp]
+) -> None:
+    """Something in its unit changed, such as the address over IPv6."""
+    bob, holder = make_app("bob"), deployment.named(one_holder(deployment))
+    holder.run("touch /etc/systemd/system/keepalived.service.d/causeway.conf")
+    before = holder.output("systemctl show --property=ActiveEnterTimestamp keepalived.service")
+
+    with (
+        Prober(deployment, patience=PATIENCE) as prober,
+        Connecting(bob, deployment.portal_url, refreshes=True) as connecting,
+    ):
+        wait_until(lambda: prober.answers_again() and connecting.addresses, 10, "it is answered")
+        done = deployment.playbook("site", "--limit", "portals", "--tags", "virtual_ip", log="keepalived")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert holder.output("systemctl show --property=ActiveEnterTimestamp keepalived.service") != before
+    assert one_holder(deployment) != holder.name
+    assert prober.failed() == 0
+    assert connecting.errors == []
+
+
 #: Adds and takes nothing away, as all do.
 MIGRATION = """
 import sqlalchemy as sa

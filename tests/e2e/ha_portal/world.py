@@ -37,14 +37,14 @@ def holders(deployment: Deployment, *hosts: Host) -> list[tuple[str, str]]:
     ]
 
 
-def one_holder(deployment: Deployment, *hosts: Host) -> str:
+def one_holder(deployment: Deployment, *hosts: Host, seconds: int = 15) -> str:
     """Wait until one portal has both addresses and nobody else has any; return its name."""
 
     def found() -> str | None:
         names = [name for name, _family in holders(deployment, *hosts)]
         return names[0] if len(names) == 2 and len(set(names)) == 1 else None
 
-    return str(wait_until(found, 15, "one portal has both addresses"))
+    return str(wait_until(found, seconds, "one portal has both addresses"))
 
 
 def status(host: Host) -> dict[str, Any]:
