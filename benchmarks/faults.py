@@ -8,6 +8,8 @@ without a pause, and while pings run through a WireGuard and an OpenVPN tunnel. 
 was acknowledged is looked for, and what is secret in everything that the hosts have written since. One row
 is printed for each fault.
 
+Exit status 1 if a target was missed, or anything was lost, doubled or shown; what, is said at the end.
+
 "Nobody served" is the longest time between two good answers in which a request was refused, "no connect"
 the longest time between two connects that were acknowledged: a connect writes. "503" are requests of people
 who wait as long as it takes, that were put off with Retry-After, and the slowest such answer. "Not one
@@ -18,6 +20,7 @@ import argparse
 import base64
 import secrets
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -82,6 +85,14 @@ class Fault:
     one_holder_within: float | None = None
     put_off_within: float | None = None
     stays_seconds: float = 12.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a fault: the cells of the table, and what of it should not be."""
+
+    cells: list[str]
+    problems: list[str]
 
 
 def against(measured: float, target: float | None) -> str:
@@ -392,7 +403,7 @@ def tunnel(deployment: Deployment, user: str, protocol: str) -> Iterator[Pings]:
         app.close()
 
 
-def measure(deployment: Deployment, fault: Fault, known: set[str]) -> str:
+def measure(deployment: Deployment, fault: Fault, known: set[str]) -> Row:
     """Make one fault and mend it; return its row. ``known`` is what is secret."""
     client, began = deployment.host("clients"), time.time()
     lab = Lab.look(deployment)
@@ -435,28 +446,44 @@ def measure(deployment: Deployment, fault: Fault, known: set[str]) -> str:
         lost_connects = sum(
             (Counter(connecting.addresses) - (recorded(after.first, "bob") - before)).values()
         )
-        doubled = sql(after.first, DOUBLED)
+        doubled = int(sql(after.first, DOUBLED))
         lost_pings = [p.lost() for p in pings]
         official.attempt("disconnect")
         # The app's own are in no list of ours.
         tokens = {app.access_token for app in people.apps}
         shown = disclosed(known | tokens, *managed(deployment), since=began)
-        slowest = against(max(patient.put_off, default=0.0), fault.put_off_within)
+        lost_apps, lost_users = people.lost(), admin.lost(after.first)
+        timed = {
+            "nobody served": against(prober.longest(counts_from), fault.within),
+            "slowest 503": against(max(patient.put_off, default=0.0), fault.put_off_within),
+            "not one holder": against(not_one, fault.one_holder_within),
+        }
+        bad = {
+            "authorizations lost": lost_apps,
+            "sign-ins again": signed_in_again,
+            "connects lost": lost_connects,
+            "addresses doubled": doubled,
+            "users lost": lost_users,
+            "pings lost": sum(lost_pings),
+        }
+        problems = [f"{name}: {said}" for name, said in timed.items() if "MISSED" in said]
+        problems += [f"{name}: {count}" for name, count in bad.items() if count]
+        problems += [f"shown: {place}" for place in shown]
         cells = [
             fault.what,
-            against(prober.longest(counts_from), fault.within),
+            timed["nobody served"],
             f"{connecting.longest(counts_from):.1f}",
             f"{prober.failed()} of {len(prober.requests)}",
-            f"{len(patient.put_off)} of {patient.failed()}, {slowest}",
+            f"{len(patient.put_off)} of {patient.failed()}, {timed['slowest 503']}",
             "yes" if moved else "no",
-            against(not_one, fault.one_holder_within),
-            f"{people.lost()} of {len(people.apps)}, {signed_in_again}",
+            timed["not one holder"],
+            f"{lost_apps} of {len(people.apps)}, {signed_in_again}",
             f"{lost_connects} of {len(connecting.addresses)}, {doubled}",
-            f"{admin.lost(after.first)} of {len(admin.added)}",
+            f"{lost_users} of {len(admin.added)}",
             f"{lost_pings[0]}, {lost_pings[1]}",
             "; ".join(shown) or "none",
         ]
-        return f"| {' | '.join(cells)} |"
+        return Row(cells, problems)
 
 
 def has_address(deployment: Deployment, host: Host) -> bool:
@@ -470,7 +497,7 @@ HEAD = """\
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -484,9 +511,14 @@ def main() -> None:
     prepare_client(deployment.host("clients"), deployment)
     known = secrets_of(deployment)
     print(HEAD, flush=True)
+    problems = []
     for name in arguments.fault or FAULTS:
-        print(measure(deployment, FAULTS[name], known), flush=True)
+        row = measure(deployment, FAULTS[name], known)
+        print(f"| {' | '.join(row.cells)} |", flush=True)
+        problems += [f"{name}: {problem}" for problem in row.problems]
+    print("".join(f"{problem}\n" for problem in problems), end="", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
