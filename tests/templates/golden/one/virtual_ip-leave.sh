@@ -25,7 +25,14 @@ until /etc/causeway/virtual-ip/another_serves; do
 done
 
 # Whatever ends this, nothing is kept out afterwards; keepalived's start takes the table away too. Of a host that goes down nothing is left.
-[ "$goes_down" ] || trap 'nft delete table inet causeway_leaving 2>/dev/null; rm -f /run/causeway-leaving' EXIT
+end='nft delete table inet causeway_leaving 2>/dev/null || true; rm -f /run/causeway-leaving'
+timer=causeway-leaving-end
+if [ ! "$goes_down" ]; then
+    trap "$end; systemctl --quiet stop $timer.timer 2>/dev/null || true" EXIT
+    # Outlives this shell, which may be killed hard.
+    systemctl --quiet stop $timer.timer 2>/dev/null || true
+    systemd-run --quiet --no-block --unit=$timer --on-active=60s --timer-property=AccuracySec=1s /bin/sh -c "$end"
+fi
 trap 'exit 1' HUP INT TERM
 # As long as it is there the address stays, though nginx takes nothing new, and each answer asks the client to close its connection.
 touch /run/causeway-leaving
