@@ -13,11 +13,11 @@ from portal_app.errors import N_
 from portal_app.settings import Settings
 from portal_app.texts import Text, text
 
-#: Variables of the inventory that the role writes into settings.toml (roles/portal/vars/main.yml).
+#: Variables of the inventory that end up in settings.toml: the role's (roles/portal/vars/main.yml), or what
+#: the playbooks set the role's from (playbooks/group_vars/all/roles.yml).
 VARIABLES: Mapping[str, str] = {
     name: f"portal_{name.removeprefix('portal_')}"
     for name in (
-        "portal_url",
         "portal_name",
         "issuer",
         "session_expiry_seconds",
@@ -40,21 +40,22 @@ VARIABLES: Mapping[str, str] = {
         "default_language",
         "client_sets",
         "clients",
-        "node_selection",
-        "withdrawn",
-        "log_origins",
-        "log_nat",
-        "nat_log_days",
         "retention_days",
         "audit_retention_days",
         "statistics_retention_days",
-        "tunnel_networks",
     )
 } | {
     "logo_file": "portal_logo",
-    "secret_key_file": "portal_secret_key",
-    "client_ca_key_file": "portal_client_ca_key",
-    "database_url_file": "portal_database_url",
+    "portal_url": "vpn_portal_hostname",
+    "node_selection": "vpn_node_selection",
+    "withdrawn": "vpn_withdrawn_certificates",
+    "log_origins": "vpn_log_origins",
+    "log_nat": "vpn_log_nat",
+    "nat_log_days": "node_agent_nat_log_days",
+    "tunnel_networks": "vpn_profiles",
+    "secret_key_file": "vault_portal_secret_key",
+    "client_ca_key_file": "vault_client_ca_key",
+    "database_url_file": "vpn_database_url",
 }
 #: What these files hold is never shown.
 _SECRET = ("secret_key_file", "client_ca_key_file", "management_key_file", "tls_crypt_directory")
