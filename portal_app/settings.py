@@ -16,6 +16,8 @@ from vpn_core.look import Planned, is_contact, planned
 DEFAULT_FILE = Path("/etc/causeway/portal/settings.toml")
 #: The certificate of the own CA that the portal's certificate is from; where it is from another one, no file.
 OWN_TLS_CA = Path("/etc/causeway/tls/ca.crt")
+#: Of a certificate from elsewhere that the system does not know (``vpn_portal_ca``).
+TRUSTED_TLS_CA = Path("/etc/causeway/tls/trusted.crt")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import yaml
 PROJECT = Path(__file__).parents[1]
 DOCUMENT = PROJECT / "docs" / "variables.md"
 DEPLOYMENT = Path(__file__).with_name("variables.yml")
+HANDED_OVER = Path("playbooks/group_vars/all/roles.yml")
 
 _HEAD = """# Variables
 
@@ -27,7 +28,8 @@ out. Variables that begin with `vault_` come from the file that `playbooks/init_
 
 _ROLES = """## Roles
 
-The playbooks set what is required, from the plan and the vault. The rest can be set in the inventory.
+What the tables list can be set in the inventory, like the variables above. Below each is what the playbooks
+set themselves, and from which variable: set that one, since theirs win over `group_vars/all`.
 """
 
 _VARIABLES = "## Variables\n"
@@ -42,8 +44,37 @@ def render(project: Path = PROJECT) -> str:
     for path in sorted(project.glob("roles/*/meta/argument_specs.yml")):
         for entry_point, specs in _specs(path).items():
             role = path.parts[-3] + ("" if entry_point == "main" else f", entry point {entry_point}")
-            sections.append(_section({**specs, "short_description": _role_title(role, specs)}, "###"))
+            heading = f"### {_text(_role_title(role, specs))}\n\n"
+            sections.append(heading + _in_the_inventory(specs.get("options") or {}, handed_over(project)))
     return "\n".join(sections)
+
+
+def handed_over(project: Path = PROJECT) -> dict[str, list[str]]:
+    """Return what the playbooks tell the roles, each with the variables of the inventory that it is made of.
+
+    Ansible lets them win over the inventory's ``group_vars/all``, so there they cannot be set.
+    """
+    documented = _specs(DEPLOYMENT)["deployment"]["options"]
+    found = {}
+    for name, value in yaml.safe_load((project / HANDED_OVER).read_text()).items():
+        words = dict.fromkeys(re.findall(r"\bv(?:pn|ault)_\w+", str(value)))
+        found[name] = [word for word in words if word in documented or word.startswith("vault_")]
+    for path in sorted(project.glob("playbooks/*.yml")):
+        for play in yaml.safe_load(path.read_text()):
+            for role in play.get("roles", ()):
+                found |= {name: [] for name in role.get("vars", ())}
+    return found
+
+
+def _in_the_inventory(options: Mapping[str, Any], handed: Mapping[str, list[str]]) -> str:
+    own = {name: option for name, option in options.items() if name not in handed}
+    said = [
+        f"`{name}`" + (f" (from `{'`, `'.join(handed[name])}`)" if handed[name] else "")
+        for name in options
+        if name in handed
+    ]
+    table = _table({"options": own})
+    return f"{table}\nSet by the playbooks: {', '.join(said)}.\n" if said else table
 
 
 def render_readme(path: Path) -> str:

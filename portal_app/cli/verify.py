@@ -19,7 +19,7 @@ from typing import Any, Self
 from portal_app.cli import main
 from portal_app.errors import PortalError
 from portal_app.services.statistics import MAINTENANCE, UP_STATE
-from portal_app.settings import OWN_TLS_CA, Settings
+from portal_app.settings import OWN_TLS_CA, TRUSTED_TLS_CA, Settings
 from portal_app.verification import Check, Verification, temporary_name, verify, verify_node
 from portal_app.verification.browser import VerificationError
 
@@ -43,8 +43,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--ca-file",
         type=Path,
-        default=OWN_TLS_CA if OWN_TLS_CA.exists() else None,
-        help="certificate to trust instead of the system's (default: the own CA, if any)",
+        default=next((file for file in (OWN_TLS_CA, TRUSTED_TLS_CA) if file.exists()), None),
+        help="certificate to trust instead of the system's (default: the own CA or vpn_portal_ca, if any)",
     )
     parser.add_argument(
         "--node",

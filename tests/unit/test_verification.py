@@ -1,5 +1,6 @@
 """The verification client runs as root from wherever an operator stands."""
 
+import argparse
 import json
 import subprocess
 from contextlib import nullcontext
@@ -119,3 +120,32 @@ def test_proof_of_a_node_goes_on_after_a_way_that_fails(monkeypatch: pytest.Monk
 
     assert passed == [("b openvpn", "udp"), ("b openvpn", "tcp")]
     assert [check.name for check in done.checks if not check.passed] == ["ams1: a wireguard configuration"]
+
+
+def test_it_trusts_what_the_certificate_of_the_portal_is_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The own CA, the one of vpn_portal_ca, or what the system trusts."""
+    own, given = tmp_path / "ca.crt", tmp_path / "trusted.crt"
+    monkeypatch.setattr(cli_verify, "OWN_TLS_CA", own)
+    monkeypatch.setattr(cli_verify, "TRUSTED_TLS_CA", given)
+
+    def trusted() -> Path | None:
+        parser = argparse.ArgumentParser()
+        cli_verify.register(parser.add_subparsers())
+        file: Path | None = parser.parse_args(["verify"]).ca_file
+        return file
+
+    assert trusted() is None
+    given.touch()
+    assert trusted() == given
+    given.unlink()
+    own.touch()
+    assert trusted() == own
+
+
+def test_the_playbook_lays_the_ca_where_it_is_looked_for() -> None:
+    playbooks = Path(__file__).parents[2] / "playbooks"
+
+    for path in ("portal.yml", "group_vars/all/roles.yml"):
+        assert str(cli_verify.TRUSTED_TLS_CA) in (playbooks / path).read_text()
