@@ -2,13 +2,15 @@
 
 import base64
 import difflib
+import json
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_interface, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.utils.display import Display
+from cryptography import x509
 
 from vpn_control import database
 from vpn_core.colour import accent_problem
@@ -16,6 +18,9 @@ from vpn_core.errors import PlanError
 from vpn_core.look import LARGEST_LOGO, is_contact, logo_problem, planned
 from vpn_core.openvpn import tls_crypt_key
 from vpn_core.plan import Plan, make_plan
+
+#: What Ansible's filter ``bool`` knows; of anything else it makes false.
+_BOOLEANS = ("true", "yes", "on", "1", "false", "no", "off", "0")
 
 
 def vpn_plan(
@@ -86,8 +91,16 @@ def vpn_scram_verifier(password: str) -> str:
     return database.scram_verifier(password)
 
 
-def vpn_virtual_ip_problem(value: object) -> str:
-    """Return why this is no ``vpn_virtual_ip``, "" if it is one."""
+def vpn_database_problem(url: object) -> str:
+    """Return why portals do not call the database of ``vpn_database_url``, "" if they do."""
+    return database.url_problem(str(url)) if url else ""
+
+
+def vpn_virtual_ip_problem(value: object, taken: Iterable[str] = (), ranges: Iterable[str] = ()) -> str:
+    """Return why this cannot be ``vpn_virtual_ip``, "" if it can.
+
+    ``taken`` are addresses of hosts (names and networks among them say nothing), ``ranges`` those of clients.
+    """
     if not isinstance(value, Mapping) or "ipv4" not in value or value.keys() - {"ipv4", "ipv6"}:
         return f"{value!r}: has ipv4, and ipv6 if you like, nothing else"
     for key, version in (("ipv4", 4), ("ipv6", 6)):
@@ -98,7 +111,26 @@ def vpn_virtual_ip_problem(value: object) -> str:
             return f"{key}: {text!r} is no address with a prefix length, such as 198.51.100.10/24"
         if found.version != version or "/" not in text:
             return f"{key}: {text!r} is no IPv{version} address with a prefix length"
+        if found.ip in map(_address, taken):
+            return f"{key}: {found.ip} is a host's own address; take a free one of the portals' network"
+        if within := [network for network in ranges if found.ip in ip_network(network)]:
+            return (
+                f"{key}: {found.ip} lies in {within[0]}, a range of clients; take one of the portals' network"
+            )
     return ""
+
+
+def vpn_not_booleans(values: Iterable[object]) -> list[str]:
+    """Return what is neither true nor false for Ansible; from the command line these are texts."""
+    return [json.dumps(value) for value in values if str(value).lower() not in _BOOLEANS]
+
+
+def vpn_ports_problem(value: object) -> str:
+    """Return why this is no list of ports, "" if it is one."""
+    if not isinstance(value, list):
+        return f"{value!r} is no list, such as [8443]"
+    wrong = [port for port in value if not _is_port(port)]
+    return f"{wrong[0]!r} is no port; write numbers from 1 to 65535" if wrong else ""
 
 
 def vpn_not_networks(values: Iterable[object]) -> list[str]:
@@ -155,12 +187,39 @@ def vpn_notices_problem(notices: object) -> str:
     return ""
 
 
+def vpn_ca_problem(path: object) -> str:
+    """Return why this file holds no certificates to trust, "" if it does."""
+    file = Path(str(path))
+    try:
+        content = file.read_bytes()
+        x509.load_pem_x509_certificates(content)
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    except ValueError:
+        return f"{file}: no certificate in PEM"
+    if b"PRIVATE KEY" in content:
+        return f"{file}: has a private key in it; take out all but certificates"
+    return ""
+
+
 def vpn_file_base64(path: object) -> str:
     """Return the content of a file on the control machine in base64: it may be no text."""
     try:
         return base64.b64encode(Path(str(path)).read_bytes()).decode()
     except OSError as error:
         raise AnsibleFilterError(f"vpn_file_base64: {path}: {error.strerror}") from error
+
+
+def _is_port(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the one address that this is, None for a name or a network."""
+    if not _is_network(text):
+        return None
+    network = ip_network(text)
+    return network.network_address if network.num_addresses == 1 else None
 
 
 def _is_network(text: str) -> bool:
@@ -183,6 +242,10 @@ class FilterModule:
             "vpn_database_password": vpn_database_password,
             "vpn_scram_verifier": vpn_scram_verifier,
             "vpn_not_networks": vpn_not_networks,
+            "vpn_not_booleans": vpn_not_booleans,
+            "vpn_ports_problem": vpn_ports_problem,
+            "vpn_database_problem": vpn_database_problem,
+            "vpn_ca_problem": vpn_ca_problem,
             "vpn_virtual_ip_problem": vpn_virtual_ip_problem,
             "vpn_within": vpn_within,
             "vpn_accent_problem": vpn_accent_problem,

@@ -2,10 +2,15 @@
 
 import hashlib
 import hmac
+import re
 from base64 import b64encode, urlsafe_b64encode
+from urllib.parse import parse_qs
 
 #: What PostgreSQL takes itself (``scram_iterations``).
 ITERATIONS = 4096
+#: SQLAlchemy's own form: scheme, who signs in, one or more hosts, the database's name, parameters.
+_URL = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?P<hosts>[^/?]*)(?:/[^?]*)?(?:\?(?P<query>.*))?")
+_LOCAL = re.compile(r"/.*|localhost(:\d+)?|127[.][\d.]+(:\d+)?|::1|\[::1\](:\d+)?")
 
 
 def password(portal_secret: str, purpose: str = "") -> str:
@@ -31,3 +36,22 @@ def scram_verifier(secret: str) -> str:
     server = hmac.digest(salted, b"Server Key", "sha256")
     salt64, stored64, server64 = (b64encode(value).decode() for value in (salt, stored, server))
     return f"SCRAM-SHA-256${ITERATIONS}:{salt64}${stored64}:{server64}"
+
+
+def url_problem(url: str) -> str:
+    """Return what is wrong with the URL of a database, "" if nothing is. It repeats no part of it.
+
+    Without ``sslmode`` PostgreSQL's library trusts any certificate, and does without TLS where the server
+    says that it has none (PostgreSQL, "SSL Support", sslmode=prefer).
+    """
+    if not (found := _URL.fullmatch(url.strip())):
+        return "no URL such as postgresql+psycopg://causeway:PASSWORD@db.example.org/causeway?sslmode=verify-full"
+    query = parse_qs(found["query"] or "")
+    named = [found["hosts"], *query.get("host", []), *query.get("hostaddr", [])]
+    hosts = [host for several in named for host in several.split(",") if host]
+    if "sslmode" in query or all(_LOCAL.fullmatch(host) for host in hosts):
+        return ""
+    return (
+        "names another host and no sslmode, so nobody would look whether it is the database that answers; add"
+        " sslmode=verify-full&sslrootcert=/etc/ssl/certs/ca-certificates.crt"
+    )

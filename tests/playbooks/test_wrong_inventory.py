@@ -7,6 +7,7 @@ it, the run would have ended with "unreachable" and not with the message.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ PROFILE: dict[str, Any] = {
     "dns_servers": ["@GW4@"],
     "wireguard": {"ipv4": "10.64.0.0/16", "ipv6": "fd00:64::/96"},
 }
+#: ssh finds no host then, at once.
+AWAY = "-o ProxyCommand=false"
 VARIABLES: dict[str, Any] = {
     "ansible_host": "192.0.2.7",
     "vpn_portal_hostname": "vpn.example.org",
@@ -139,6 +142,35 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"vpn_log_nat": True, "node_agent_nat_log_days": 90},
         "node_agent_nat_log_days: 90 is more than portal_retention_days (30); whose the addresses",
     ),
+    "typing mistake that would mean false": (
+        {"vpn_log_nat": "ture"},
+        'vpn_log_nat: "ture": neither true nor false; write one of the two',
+    ),
+    "neither true nor false": ({"vpn_log_origins": None}, "vpn_log_origins: null: neither true nor false"),
+    "port out of range": (
+        {"vpn_firewall_tcp_ports": [8443, 70000]},
+        "vpn_firewall_tcp_ports: 70000 is no port; write numbers from 1 to 65535",
+    ),
+    "port that is no list": (
+        {"vpn_firewall_udp_ports": 5000},
+        "vpn_firewall_udp_ports: 5000 is no list, such as [8443]",
+    ),
+    "CA that is not there": (
+        {"vpn_portal_tls": "acme", "vpn_portal_ca": "ca.crt"},
+        "ca.crt: No such file or directory",
+    ),
+    "CA that is no certificate": (
+        {"vpn_portal_tls": "acme", "vpn_portal_ca": "logo.svg"},
+        "logo.svg: no certificate in PEM",
+    ),
+    "CA that is not asked": (
+        {"vpn_portal_ca": "ca.crt"},
+        "vpn_portal_ca: with vpn_portal_tls: selfsigned the environment's own CA is trusted",
+    ),
+    "database that nobody asks for its certificate": (
+        {"vpn_database_url": "postgresql+psycopg://causeway:PRIVATE KEY@db.example.org/causeway"},
+        "vpn_database_url: names another host and no sslmode, so nobody would look whether it is",
+    ),
     "certificate that is not in the vault": ({"vpn_portal_tls": "provided"}, "vault_portal_tls_certificate"),
 }
 
@@ -161,7 +193,21 @@ def test_wrong_inventory_is_refused_before_any_host_is_reached(tmp_path, vault, 
     assert "filter plugin" not in printed
 
 
-URL = "postgresql+psycopg://causeway:x@192.0.2.9/causeway"
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vpn_log_nat", "vpn_log_origins", "vpn_renumber"])
+def test_what_the_command_line_says_is_true_or_false(tmp_path, vault, name):
+    write(tmp_path, VARIABLES | {"ansible_ssh_common_args": AWAY})
+    (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+
+    wrong = play(tmp_path, "check.yml", "-e", f"{name}=ture")
+    right = [play(tmp_path, "check.yml", "-e", f"{name}={value}").stdout for value in ("FALSE", "yes")]
+
+    assert f'{name}: "ture": neither true nor false' in " ".join(wrong.stdout.split())
+    assert "unreachable=0" in wrong.stdout
+    assert all("unreachable=1" in printed and "neither true" not in printed for printed in right)
+
+
+URL = "postgresql+psycopg://causeway:x@192.0.2.9/causeway?sslmode=verify-full"
 VIRTUAL_IP = {"ipv4": "192.0.2.10/24", "ipv6": "2001:db8::10/64"}
 #: Of several portals: variables, whether there is a group of databases, and what is said.
 WRONG_TOGETHER: dict[str, tuple[dict[str, Any], int, str]] = {
@@ -200,6 +246,43 @@ WRONG_TOGETHER: dict[str, tuple[dict[str, Any], int, str]] = {
         0,
         "vpn_portal_tls: acme fetches the certificate on one host; with several portals use provided",
     ),
+    "virtual IP that a portal has": (
+        {"vpn_database_url": URL, "vpn_virtual_ip": {"ipv4": "192.0.2.8/24"}},
+        0,
+        "vpn_virtual_ip: ipv4: 192.0.2.8 is a host's own address; take a free one of the portals' network",
+    ),
+    "virtual IP that portals call from": (
+        {
+            "vpn_database_url": URL,
+            "vpn_virtual_ip": VIRTUAL_IP,
+            "vpn_portal_addresses": ["192.0.2.7", "192.0.2.8", "2001:db8:0:0::0010"],
+        },
+        0,
+        "vpn_virtual_ip: ipv6: 2001:db8::10 is a host's own address",
+    ),
+    "virtual IP that a node has": (
+        {
+            "vpn_database_url": URL,
+            "vpn_virtual_ip": VIRTUAL_IP,
+            "vpn_node": {"number": 1, "hostname": "192.0.2.10", "agent_address": "192.0.2.11"},
+        },
+        0,
+        "vpn_virtual_ip: ipv4: 192.0.2.10 is a host's own address",
+    ),
+    "virtual IP among the clients": (
+        {"vpn_database_url": URL, "vpn_virtual_ip": {"ipv4": "10.64.0.9/24"}},
+        0,
+        "vpn_virtual_ip: ipv4: 10.64.0.9 lies in 10.64.0.0/16, a range of clients",
+    ),
+    "agent on loopback": (
+        {
+            "vpn_database_url": URL,
+            "vpn_virtual_ip": VIRTUAL_IP,
+            "vpn_node": {"number": 1, "hostname": "vpn1.example.org", "agent_address": "127.0.0.1"},
+        },
+        0,
+        "agent_address in vpn_node of vpn1: 127.0.0.1: leads each portal to itself, and there is one on",
+    ),
     "two standbys": (
         {"vpn_virtual_ip": VIRTUAL_IP},
         3,
@@ -229,6 +312,84 @@ def test_several_portals_that_cannot_work_are_refused(tmp_path, vault, changes, 
     assert message in printed
     assert "unreachable=0" in printed
     assert done.returncode != 0
+
+
+#: An inventory of somebody's own may lie beside them; it has secrets.
+EXAMPLES = sorted(
+    path.name
+    for path in (PROJECT / "inventory").iterdir()
+    if not (path / "group_vars/all/vault.yml").exists()
+)
+TWO_PORTALS = {
+    "portals": {"hosts": {"p1": {"ansible_host": "192.0.2.7"}, "p2": {"ansible_host": "192.0.2.8"}}},
+    "nodes": {"hosts": {"p1": None}},
+}
+
+
+@pytest.mark.slow
+def test_portals_that_would_agree_over_ipv6_are_refused(tmp_path, vault):
+    """keepalived leaves out addresses of another family than that of its peers."""
+    hosts = {"p1": {"ansible_host": "2001:db8::7"}, "p2": {"ansible_host": "192.0.2.8"}}
+    variables = {key: value for key, value in VARIABLES.items() if key != "ansible_host"}
+    together = {"vpn_database_url": URL, "vpn_virtual_ip": VIRTUAL_IP}
+    write(tmp_path, variables | together, TWO_PORTALS | {"portals": {"hosts": hosts}})
+    (tmp_path / "group_vars/all/vault.yml").write_text(vault)
+
+    printed = re.sub(r"\s+", " ", play(tmp_path, "site.yml").stdout)
+
+    assert "ansible_host of p1: an IPv6 address; portals agree over IPv4 on who has vpn_virtual_ip" in printed
+    assert "unreachable=0" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("second", "refused"), [("vpn", True), ("vpn2", False)])
+def test_two_portals_of_one_host_name_are_refused(tmp_path, vault, monkeypatch, second, refused):
+    """What was asked of the hosts before stands in a cache, so nobody has to answer."""
+    facts, inventory = tmp_path / "facts", tmp_path / "inventory"
+    facts.mkdir()
+    for host, name in (("p1", "vpn"), ("p2", second)):
+        known = {
+            "distribution": "Debian",
+            "distribution_version": "13",
+            "distribution_major_version": "13",
+            "architecture": "x86_64",
+            "service_mgr": "systemd",
+            "user_uid": 0,
+            "nodename": name,
+        }
+        content = json.dumps({f"ansible_{key}": value for key, value in known.items()})
+        # As Ansible writes it.
+        (facts / f"of_s1_{host}").write_text(json.dumps({"__payload__": content}))
+    monkeypatch.setenv("ANSIBLE_CACHE_PLUGIN", "jsonfile")
+    monkeypatch.setenv("ANSIBLE_CACHE_PLUGIN_CONNECTION", str(facts))
+    monkeypatch.setenv("ANSIBLE_CACHE_PLUGIN_PREFIX", "of_")
+    variables = {key: value for key, value in VARIABLES.items() if key != "ansible_host"}
+    together = {"vpn_database_url": URL, "vpn_virtual_ip": VIRTUAL_IP, "ansible_ssh_common_args": AWAY}
+    write(inventory, variables | together, TWO_PORTALS)
+    (inventory / "group_vars/all/vault.yml").write_text(vault)
+
+    printed = re.sub(r"\s+", " ", play(inventory, "check.yml").stdout)
+
+    said = "p1 and p2: have the same host name, vpn, by which portals know each other"
+    assert (said in printed) == refused
+    assert ("unreachable=0" in printed) == refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_is_a_right_inventory(tmp_path, example):
+    """Only its hosts are missing: nobody is called."""
+    copy = tmp_path / example
+    shutil.copytree(PROJECT / "inventory" / example, copy)
+    assert play(copy, "init_secrets.yml").returncode == 0
+    provided = {"vault_portal_tls_certificate": "-", "vault_portal_tls_key": "-"}
+    (copy / "group_vars/all/provided.yml").write_text(yaml.safe_dump(provided))
+
+    done = play(copy, "check.yml", "-e", json.dumps({"ansible_ssh_common_args": AWAY}))
+
+    recap = re.findall(r"unreachable=(\d) +failed=(\d)", done.stdout)
+    assert recap, done.stdout + done.stderr
+    assert set(recap) == {("1", "0")}, done.stdout
 
 
 def plan(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -77,3 +77,43 @@ def test_markup_of_ansible_becomes_markdown():
         "| `role_list[].name` | str | required | Its name. |",
         "| `role_flag` | bool | `false` | Whether. |",
     ]
+
+
+def rows(document: str) -> set[str]:
+    """Return the variables that have a line of their own, which says what they can be set to."""
+    return {line.split("`")[1] for line in document.splitlines() if line.startswith("| `")}
+
+
+def test_only_what_the_inventory_decides_is_listed_for_it():
+    """What stands in group_vars beside a playbook wins over the inventory's group_vars/all."""
+    handed, document = variables.handed_over(), variables.render()
+    options: set[str] = set()
+    for path in PROJECT.glob("roles/*/meta/argument_specs.yml"):
+        for specs in yaml.safe_load(path.read_text())["argument_specs"].values():
+            options |= set(specs.get("options") or {})
+
+    assert not rows(document) & set(handed)
+    assert options - set(handed) <= rows(document)
+    said = " ".join(line for line in document.splitlines() if line.startswith("Set by the playbooks: "))
+    assert [name for name in options & set(handed) if f"`{name}`" not in said] == []
+    assert "`portal_node_selection` (from `vpn_node_selection`)" in said
+    assert "`pki_directories`" in said
+
+
+def test_ports_of_the_inventory_are_added_to_those_of_the_service():
+    handed = variables.handed_over()
+
+    assert handed["firewall_tcp_ports"] == ["vpn_firewall_tcp_ports"]
+    assert handed["firewall_udp_ports"] == ["vpn_firewall_udp_ports"]
+
+
+def test_whatever_is_true_or_false_is_checked_to_be_one_of_the_two():
+    """From the command line it is a text, and of a typing mistake the filter ``bool`` makes false."""
+    options = dict(SPECS["deployment"]["options"])
+    for path in PROJECT.glob("roles/*/meta/argument_specs.yml"):
+        options |= yaml.safe_load(path.read_text())["argument_specs"]["main"].get("options") or {}
+    (task, *_) = yaml.safe_load((PROJECT / "playbooks/tasks/inventory.yml").read_text())
+
+    booleans = {name for name, option in options.items() if option["type"] == "bool"}
+
+    assert set(task["vars"]["__booleans"]) == booleans - set(variables.handed_over())
