@@ -45,6 +45,8 @@ RETRIES = 8
 UNCONFIRMED = "causeway_unconfirmed"
 #: Deadlock, serialization failure.
 _TRANSIENT_SQLSTATES = {"40P01", "40001"}
+#: Others held a row for LOCK_SECONDS.
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -366,7 +368,7 @@ class _Opened:
 
 def _outage(error: BaseException) -> BaseException:
     """Return Unavailable for what says that the database is away, other errors as they are."""
-    if isinstance(error, PoolTimeoutError):
+    if isinstance(error, PoolTimeoutError) or _sqlstate(error) == _LOCK_NOT_AVAILABLE:
         return Unavailable("the database is busy")
     if isinstance(error, OperationalError | InterfaceError) and not is_transient(error):
         return Unavailable("the database does not answer")
@@ -375,12 +377,16 @@ def _outage(error: BaseException) -> BaseException:
 
 def _is_unanswered(error: BaseException) -> bool:
     """Tell whether an outage is none that PostgreSQL told of: it did not answer, or could not be reached."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) is None
+    return isinstance(error, DBAPIError) and _sqlstate(error) is None
 
 
 def is_transient(error: DBAPIError) -> bool:
     """Tell whether repeating the transaction can succeed: a deadlock or a serialization failure."""
-    return getattr(error.orig, "sqlstate", None) in _TRANSIENT_SQLSTATES
+    return _sqlstate(error) in _TRANSIENT_SQLSTATES
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
 
 
 def retried(function: Callable[P, R]) -> Callable[P, R]:

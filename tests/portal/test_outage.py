@@ -141,6 +141,7 @@ def test_locked_row_is_a_503_in_bounded_time_and_reads_go_on(
         response = user.connect()
 
         assert response.status_code == 503
+        assert response.json == {"error": "the database is busy"}
         assert response.headers["Retry-After"]
         assert user.info().status_code == 200
     other.dispose()

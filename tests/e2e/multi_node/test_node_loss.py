@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.clocks import set_clock, true_clock
 from tests.e2e.hosts import OfficialApp, wait_until
 from tests.e2e.multi_node.world import ROUND_SECONDS, Pings, Prober, World, address_of
 
@@ -249,14 +248,35 @@ def test_clock_is_wrong(world: World, people: People, minutes: int) -> None:
     node = world.node(VICTIM)
     of_carol = Pings(*people.carol, "carol")
     try:
-        hit(world, people, lambda: set_clock(node, minutes, "vpn-node-agent.service"), leaves=False)
+        hit(world, people, lambda: node.run(FAKE_CLOCK.format(minutes=minutes)), leaves=False)
         wait_until(lambda: re.search(r"clock is (59|60)\d s", shown(world)), 30, "the skew is shown")
         assert of_carol.lost() == 0
         assert_all_is_as_it_should_be(world, people)
     finally:
-        true_clock(node, "vpn-node-agent.service")
+        node.run(TRUE_CLOCK)
     world.wait_until_up(VICTIM)
 
 
 def shown(world: World) -> str:
     return world.vpn_portal("node", "show", VICTIM)
+
+
+FAKE_CLOCK = """
+set -e
+export DEBIAN_FRONTEND=noninteractive
+dpkg -s libfaketime >/dev/null 2>&1 ||
+  {{ apt-get update -qq; apt-get install -y -qq --no-install-recommends libfaketime; }} >/dev/null
+mkdir -p /run/systemd/system/vpn-node-agent.service.d
+cat >/run/systemd/system/vpn-node-agent.service.d/e2e.conf <<X
+[Service]
+Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
+Environment=FAKETIME={minutes:+d}m FAKETIME_DONT_FAKE_MONOTONIC=1
+X
+systemctl daemon-reload
+systemctl restart vpn-node-agent.service
+"""
+TRUE_CLOCK = """
+rm -f /run/systemd/system/vpn-node-agent.service.d/e2e.conf
+systemctl daemon-reload
+systemctl restart vpn-node-agent.service
+"""
