@@ -285,6 +285,10 @@ def engine() -> Engine:
 
 #: SQLite lets one writer in and makes the others poll, some for seconds; those of one process queue here.
 _sqlite_writer = threading.Lock()
+#: In PostgreSQL they wait for the same rows, such as a node's, and it lets nobody wait for long: so few of
+#: one process at once (reliability.md R33).
+WRITERS = 6
+_writers = threading.BoundedSemaphore(WRITERS)
 
 
 @contextmanager
@@ -317,7 +321,7 @@ def connected(*, read_only: bool = False) -> Iterator[Connection]:
 
 
 class _Opened:
-    """A connection of the pool, with this process's turn to write where the database is SQLite.
+    """A connection of the pool, with this process's turn to write.
 
     A class and no generator, as every request passes here several times.
     """
@@ -326,23 +330,31 @@ class _Opened:
         self._engine = engine()
         self._read_only = read_only
         self._began = time.monotonic()
-        self._has_turn = False
+        self._turn: threading.Lock | threading.Semaphore | None = None
         self._connection: Connection | None = None
 
     def __enter__(self) -> Connection:
         if _silence is not None:
             _silence.refuse()
-        if not self._read_only and self._engine.dialect.name == "sqlite":
-            if not _sqlite_writer.acquire(timeout=SQLITE_BUSY_SECONDS):
-                raise Unavailable("the database is busy")
-            self._has_turn = True
         try:
+            if not self._read_only:
+                self._take_turn()
             connection = self._engine.connect()
         except Exception as error:
             self.__exit__(type(error), error, None)
             raise
         self._connection = connection.execution_options(read_only=True) if self._read_only else connection
         return self._connection
+
+    def _take_turn(self) -> None:
+        is_sqlite = self._engine.dialect.name == "sqlite"
+        turn: threading.Lock | threading.Semaphore = _sqlite_writer if is_sqlite else _writers
+        if not turn.acquire(timeout=SQLITE_BUSY_SECONDS if is_sqlite else POOL_SECONDS):
+            raise Unavailable("the database is busy")
+        self._turn = turn
+        if _silence is not None:
+            # It may have begun meanwhile.
+            _silence.refuse()
 
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
         unconfirmed = None
@@ -352,9 +364,9 @@ class _Opened:
                     unconfirmed = self._connection.info.pop(UNCONFIRMED, None)
                 self._connection.close()
         finally:
-            if self._has_turn:
-                self._has_turn = False
-                _sqlite_writer.release()
+            if self._turn is not None:
+                turn, self._turn = self._turn, None
+                turn.release()
         if error is not None and (meant := _outage(error)) is not error:
             waited = time.monotonic() - self._began
             if _silence is not None and _is_unanswered(error) and waited >= waiting.SILENT_SECONDS:

@@ -1,15 +1,19 @@
 """Transactions and statements on SQLite and on PostgreSQL."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from psycopg.pq import TransactionStatus
 from sqlalchemy import bindparam, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from portal_app.clock import utc_now
-from portal_app.db import connected, transaction
+from portal_app.db import WRITERS, connected, transaction
 from portal_app.errors import Unavailable
 from portal_app.models import User
 from portal_app.statements import Statement, run, run_together
+from tests.portal.waiting import wait_until
 
 _BY_NAME = Statement(select(User.id, User.permissions, User.created_at).where(User.name == bindparam("name")))
 _ADD = Statement(insert(User).inline())
@@ -254,3 +258,32 @@ def test_commit_that_the_server_warns_of_is_not_confirmed(app, together):
     with transaction() as db:
         db.execute(text("DROP TRIGGER warns ON users"))
         add(db, "bob")
+
+
+@only_postgresql
+def test_writers_of_one_process_wait_here_and_few_at_the_server(app):
+    """R33: PostgreSQL ends a transaction that waits for a row as long as all the others need."""
+    with transaction() as db:
+        add(db)
+    ends = threading.Event()
+    asked = threading.Semaphore(0)
+
+    def rename(_number):
+        asked.release()
+        with connected() as db:
+            db.execute(select(User.id).where(User.name == "alice").with_for_update())
+            ends.wait(10)
+
+    def waiting():
+        with connected(read_only=True) as db:
+            return db.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    with ThreadPoolExecutor(2 * WRITERS) as writers:
+        renamed = [writers.submit(rename, number) for number in range(2 * WRITERS)]
+        for _ in renamed:
+            assert asked.acquire(timeout=10)
+        wait_until(lambda: waiting() == WRITERS - 1)
+        assert {waiting() for _ in range(50)} == {WRITERS - 1}
+        ends.set()
+        for one in renamed:
+            one.result(10)
