@@ -138,7 +138,7 @@ test: check test-packages ## everything but the long faults, the end-to-end test
 	@$(AS_ROOT) $(BIN)/pytest --quiet --durations=25 --durations-min=3 --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
 	$(call say,Running the tests of the lab itself (about 3 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --durations=5 --tb=short -m "lab and not faults" tests/lab
-	$(call say,Running the tests on lab hosts: two topologies at a time (about 50 minutes))
+	$(call say,Running the tests on lab hosts: two topologies at a time (about 55 minutes))
 	@$(MAKE) --jobs=2 --keep-going test-lab-nodes test-lab-portals
 
 # Most of such a test is waiting, so two at a time; each of the two brings up one lab after the other.

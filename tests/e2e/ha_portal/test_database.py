@@ -58,8 +58,8 @@ def test_standby_is_lost(deployment: Deployment, make_app: Callable[[str], Offic
             wait_until(lambda: people.moments[-1] > alone, 10, "bob connects")
             assert not status(first)["waits_for_standby"]
             assert done.returncode != 0 or ended > alone, done.stdout + done.stderr
-            # One answer may have been on its way.
-            assert not [moment for moment in people.moments if lost + 0.5 < moment < alone]
+            # One answer may have been on its way, to whom asks one after the other.
+            assert len([moment for moment in people.moments if lost < moment < alone]) <= 1
         finally:
             bring_back(deployment, second, fault)
 
