@@ -199,7 +199,7 @@ def test_database_ends_the_session_of_a_silent_leader():
     ]
 
     # Through a UNIX socket there is no TCP, so keepalive shows 0.
-    assert values == ["10s", "0"]
+    assert values == ["7s", "0"]
     lock.release()
 
 

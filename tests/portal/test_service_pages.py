@@ -535,7 +535,7 @@ def test_the_variable_of_each_setting_is_the_one_that_an_inventory_sets() -> Non
     for key, variable in in_force.VARIABLES.items():
         own = said.get(key, f"portal_{key}")
         if own in handed:
-            assert variable in documented or variable.startswith("vault_"), key
+            assert variable in documented or variable.startswith(("vault_", "node_agent_")), key
             assert variable in sources(own, derived), key
         else:
             assert variable == own
