@@ -193,7 +193,12 @@ def _try_rested(connection: Any, record: Any, _proxy: Any) -> None:
 
 
 def _read_clock(connection: Any, _record: Any) -> None:
-    (shown,) = connection.execute("SELECT clock_timestamp()").fetchone()
+    try:
+        (shown,) = connection.execute("SELECT clock_timestamp()").fetchone()
+    except psycopg.Error:
+        # A new one nobody else closes.
+        connection.close()
+        raise
     clock.follow(shown)
 
 
