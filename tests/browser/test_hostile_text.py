@@ -169,6 +169,8 @@ def test_what_others_wrote_is_only_text(
         alice = db.scalars(select(User.name).where(User.id == WITH_VALUES["admin.user"]["user_id"])).one()
         over = VpnSession.ended_at.is_not(None)
         db.execute(update(VpnSession).where(over).values(user_name=alice, connection_id="f" * 32, ipv4=had))
+        ended = AddressUse.ended_at.is_not(None)
+        db.execute(update(AddressUse).where(ended).values(user_name=alice))
     page.goto(f"{ORIGIN}/admin/users/2")
     look("how a connect that has ended was decided")
     page.goto(f"{ORIGIN}/admin/who-had-it")
