@@ -133,6 +133,22 @@ def vpn_ports_problem(value: object) -> str:
     return f"{wrong[0]!r} is no port; write numbers from 1 to 65535" if wrong else ""
 
 
+def vpn_portal_within(limited: Iterable[str], portals: Iterable[str], refusing: bool = False) -> str:
+    """Return the first portal that a limit leaves in, since another one may be down.
+
+    Where it leaves none in, the first of all, and with ``refusing`` a host that is left in, which can say so:
+    a play of hosts that are left out is passed over in silence.
+
+    >>> vpn_portal_within(["p2", "n1"], ["p1", "p2"]), vpn_portal_within(["n1"], ["p1", "p2"])
+    ('p2', 'p1')
+    >>> vpn_portal_within(["n1"], ["p1", "p2"], refusing=True), vpn_portal_within([], [])
+    ('n1', 'localhost')
+    """
+    limited, portals = list(limited), list(portals)
+    within = [portal for portal in portals if portal in limited]
+    return [*within, *(limited if refusing else ()), *portals, "localhost"][0]
+
+
 def vpn_not_networks(values: Iterable[object]) -> list[str]:
     """Return what is neither an IP address nor a network in its own notation."""
     return [str(value) for value in values if not _is_network(str(value))]
@@ -241,6 +257,7 @@ class FilterModule:
             "vpn_tls_crypt_key": vpn_tls_crypt_key,
             "vpn_database_password": vpn_database_password,
             "vpn_scram_verifier": vpn_scram_verifier,
+            "vpn_portal_within": vpn_portal_within,
             "vpn_not_networks": vpn_not_networks,
             "vpn_not_booleans": vpn_not_booleans,
             "vpn_ports_problem": vpn_ports_problem,
