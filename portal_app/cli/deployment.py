@@ -73,5 +73,5 @@ def run_new_epoch(_arguments: argparse.Namespace, _settings: Settings) -> int:
 
 def run_portals(arguments: argparse.Namespace, _settings: Settings) -> int:
     forgotten = peers.forget_others(arguments.names, utc_now())
-    print(f"forgot {', '.join(forgotten)}" if forgotten else "no changes: no other portal is known")
+    print(f"forgot {', '.join(forgotten)}" if forgotten else "no changes: no other portal is silent")
     return 0

@@ -124,7 +124,7 @@ def test_portal_that_is_not_named_is_not_asked_for(other, run):
 
 def test_portal_that_was_taken_away_is_forgotten_at_deployment(other, run):
     other(ago=timedelta(minutes=3))
-    assert run("deployment", "portals", "p1", "p2").out == "no changes: no other portal is known\n"
+    assert run("deployment", "portals", "p1", "p2").out == "no changes: no other portal is silent\n"
     assert compared(run)[0] == 0
 
     assert run("deployment", "portals", "p1").out == "forgot p2\n"
@@ -136,7 +136,7 @@ def test_portal_that_runs_is_not_forgotten(other, run):
     """Its name may be another one than in the inventory."""
     other()
 
-    assert run("deployment", "portals", "p1").out == "no changes: no other portal is known\n"
+    assert run("deployment", "portals", "p1").out == "no changes: no other portal is silent\n"
 
     assert len(compared(run)[1]) == 1
 
