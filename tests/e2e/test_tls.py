@@ -38,6 +38,22 @@ def trusted_by(deployment: Deployment, ca_file: Path) -> bool:
     return subprocess.run(command, check=False).returncode == 0
 
 
+def provided(deployment: Deployment, directory: Path) -> tuple[Path, dict[str, str]]:
+    """Make a certificate that no CA has signed; return its file, and inventory variables that provide it."""
+    name = deployment.portal_url.removeprefix("https://")
+    key, certificate = directory / "key.pem", directory / "certificate.pem"
+    names = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+    subprocess.run(
+        [*SELF_SIGNED.split(), *names, "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, {
+        "vpn_portal_tls": "provided",
+        "vault_portal_tls_certificate": certificate.read_text(),
+        "vault_portal_tls_key": key.read_text(),
+    }
+
+
 @pytest.fixture
 def own_certificate_afterwards(deployment: Deployment) -> Iterator[None]:
     yield
@@ -125,16 +141,9 @@ def test_acme_fetches_and_renews(
 def test_provided_certificate_is_served(
     deployment: Deployment, own_certificate_afterwards: None, tmp_path: Path
 ) -> None:
-    name = deployment.portal_url.removeprefix("https://")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    names = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    subprocess.run(
-        [*SELF_SIGNED.split(), *names, "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, given = provided(deployment, tmp_path)
     variables = tmp_path / "variables.json"
-    given = {"vault_portal_tls_certificate": certificate.read_text(), "vault_portal_tls_key": key.read_text()}
-    variables.write_text(json.dumps({"vpn_portal_tls": "provided"} | given))
+    variables.write_text(json.dumps(given))
 
     done = deployment.playbook("portal", "--tags", "web_frontend", "-e", f"@{variables}", log="provided")
 
