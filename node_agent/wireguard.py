@@ -119,6 +119,8 @@ class WireGuard:
         self._skew = skew
         self._queue: list[tuple[Sequence[Change], asyncio.Future[None]]] = []
         self._lock = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
+        self._refreshes_begun = self._refreshed = 0
         # Keys that this agent put there, or found at its first look: before, nobody can be called a stranger.
         self._mine: set[str] = set()
         self._looked = False
@@ -252,10 +254,20 @@ class WireGuard:
         return self.seen
 
     async def refresh_if_cheap(self) -> None:
-        """Look again unless that is slow: then the counters of the last round have to do."""
-        if self.look_seconds < FRESH_COUNTERS_SECONDS:
+        """Look again unless that is slow: then the counters of the last round have to do.
+
+        Callers at the same time share a look that begins after they came.
+        """
+        if self.look_seconds >= FRESH_COUNTERS_SECONDS:
+            return
+        came_after = self._refreshes_begun
+        async with self._refreshing:
+            if self._refreshed > came_after:
+                return
+            self._refreshes_begun = number = self._refreshes_begun + 1
             try:
                 await self.look()
+                self._refreshed = number
             except AgentError as error:
                 log.debug("event=look_failed reason=%r", str(error))
 

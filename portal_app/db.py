@@ -9,7 +9,6 @@ import json
 import random
 import select
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from sqlalchemy.types import TypeDecorator
 from portal_app import clock, waiting
 from portal_app.errors import Unavailable
 from portal_app.statements import BEGINS, as_sqlalchemy, begin
+from portal_app.turns import Turns
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -289,11 +289,11 @@ def engine() -> Engine:
 
 
 #: SQLite lets one writer in and makes the others poll, some for seconds; those of one process queue here.
-_sqlite_writer = threading.Lock()
+_sqlite_writer = Turns(1)
 #: In PostgreSQL they wait for the same rows, such as a node's, and it lets nobody wait for long: so few of
 #: one process at once (reliability.md R33).
 WRITERS = 6
-_writers = threading.BoundedSemaphore(WRITERS)
+_writers = Turns(WRITERS)
 
 
 @contextmanager
@@ -335,7 +335,7 @@ class _Opened:
         self._engine = engine()
         self._read_only = read_only
         self._began = time.monotonic()
-        self._turn: threading.Lock | threading.Semaphore | None = None
+        self._turn: Turns | None = None
         self._connection: Connection | None = None
 
     def __enter__(self) -> Connection:
@@ -353,8 +353,8 @@ class _Opened:
 
     def _take_turn(self) -> None:
         is_sqlite = self._engine.dialect.name == "sqlite"
-        turn: threading.Lock | threading.Semaphore = _sqlite_writer if is_sqlite else _writers
-        if not turn.acquire(timeout=SQLITE_BUSY_SECONDS if is_sqlite else POOL_SECONDS):
+        turn = _sqlite_writer if is_sqlite else _writers
+        if not turn.take(SQLITE_BUSY_SECONDS if is_sqlite else POOL_SECONDS):
             raise Unavailable("the database is busy")
         self._turn = turn
         if _silence is not None:
@@ -371,7 +371,7 @@ class _Opened:
         finally:
             if self._turn is not None:
                 turn, self._turn = self._turn, None
-                turn.release()
+                turn.give_back()
         if error is not None and (meant := _outage(error)) is not error:
             waited = time.monotonic() - self._began
             if _silence is not None and _is_unanswered(error) and waited >= waiting.SILENT_SECONDS:

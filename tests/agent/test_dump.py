@@ -1,6 +1,8 @@
 """What ``wg show dump`` says, read again every few seconds."""
 
-from node_agent.wireguard import parse_dump
+import asyncio
+
+from node_agent.wireguard import Observed, WireGuard, parse_dump
 
 OWN = "private\tpublic\t51820\toff\n"
 
@@ -37,3 +39,30 @@ def test_a_clock_that_was_set_is_followed_for_peers_that_rest_too() -> None:
 
     assert before.counters["rests"].last_handshake_at == 1000
     assert after.counters["rests"].last_handshake_at == 400
+
+
+def test_callers_at_once_share_a_look_that_begins_after_they_came() -> None:
+    """Each look starts a `wg`; of hundreds who cut at once each needs one that is not older than its call."""
+    begun: list[int] = []
+
+    async def many() -> None:
+        wireguard, go_on = WireGuard("wg0"), asyncio.Event()
+
+        async def look() -> Observed:
+            begun.append(len(begun))
+            await go_on.wait()
+            return wireguard.seen
+
+        wireguard.look = look  # type: ignore[method-assign]
+        first = asyncio.create_task(wireguard.refresh_if_cheap())
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(wireguard.refresh_if_cheap()) for _ in range(20)]
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(first, *others)
+        assert len(begun) == 2
+        await wireguard.refresh_if_cheap()
+
+    asyncio.run(many())
+
+    assert len(begun) == 3

@@ -109,7 +109,7 @@ class Wire(Agents):
         self._certificates = {}
 
     def _ask(self, node: Any, method: str, path: str, sent: bytes, *_bounds: Any) -> _Answer:
-        assert not db._sqlite_writer.locked(), "a call to a node inside of a transaction"
+        assert not db._sqlite_writer.are_taken(), "a call to a node inside of a transaction"
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: node-{node.number}\r\nConnection: close\r\n"
             f"Date: {formatdate(self._network.time.time(), usegmt=True)}\r\n"
