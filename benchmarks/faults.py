@@ -51,13 +51,14 @@ from tests.e2e.portals_away import UNITS
 
 @dataclass
 class Lab:
-    """The hosts, and which of them have which part just now."""
+    """The hosts, and which of them have which part just now; which node lacks which peer."""
 
     deployment: Deployment
     broken: Host
     other: Host
     first: Host
     second: Host
+    lacking: tuple[Host, str] | None = None
 
     @classmethod
     def look(cls, deployment: Deployment) -> Self:
@@ -202,14 +203,16 @@ def kill_leader(lab: Lab) -> None:
     app.ask(PROFILE, WIREGUARD_TYPE, key)
     node = next(host for host in lab.deployment.hosts("nodes") if key in world.peers(host.name))
     node.run(f"wg set wg0 peer '{key}' remove")
+    lab.lacking = node, key
     lab.deployment.named(name).run(f"systemctl kill --signal=KILL {UNIT}; systemctl stop {UNIT}")
 
 
 def start_controllers(lab: Lab) -> None:
-    """Start them once what the killed one had to do is done by the other one."""
+    """Start them once the node has the peer again that it lacked."""
+    assert lab.lacking is not None
+    node, key = lab.lacking
     world = World(lab.deployment, lab.deployment.host("clients"))
-    for host in lab.deployment.hosts("nodes"):
-        world.wait_until_in_step(host.name)
+    wait_until(lambda: key in world.peers(node.name), 30, f"{node.name} has its peer again")
     for host in (lab.broken, lab.other):
         host.run(f"systemctl start {UNIT}")
 
