@@ -262,14 +262,17 @@ class WireGuard:
             return
         came_after = self._refreshes_begun
         async with self._refreshing:
-            if self._refreshed > came_after:
+            if self._refreshed > came_after or self.look_seconds >= FRESH_COUNTERS_SECONDS:
                 return
-            self._refreshes_begun = number = self._refreshes_begun + 1
+            self._refreshes_begun += 1
+            began = time.monotonic()
             try:
                 await self.look()
-                self._refreshed = number
             except AgentError as error:
                 log.debug("event=look_failed reason=%r", str(error))
+                # Of one that hangs the others do not wait for the end, too.
+                self.look_seconds = time.monotonic() - began
+            self._refreshed = self._refreshes_begun
 
     async def reconcile(
         self, wanted: Sequence[Connection], *, keep: frozenset[str] | None, recreated: bool

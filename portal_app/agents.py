@@ -14,10 +14,11 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -26,8 +27,9 @@ from urllib.parse import quote
 
 from portal_app.certificates import Certificate
 from portal_app.clock import utc_now
-from portal_app.errors import NodeRefused, NodeUnreachable, SettingsError
+from portal_app.errors import NodeBusy, NodeRefused, NodeUnreachable, SettingsError
 from portal_app.settings import Settings
+from portal_app.turns import Turns
 from vpn_core.errors import MessageError
 from vpn_core.messages import Admit, Cut, Events, NodeInfo, Translations, Usage, WantedSet
 from vpn_core.node import agent_name
@@ -44,6 +46,9 @@ TOGETHER_SECONDS = 1.5
 LONGEST_ANSWER = 256 * 1024
 LONGEST_LIST = 64 * 1024 * 1024
 CONNECTIONS_PER_NODE = 8
+#: Of one process at one node. When hundreds of people come back together, more would only hold up each other,
+#: until a node that is well seems not to answer (reliability.md R33).
+ADMISSIONS_AT_ONCE = 6
 PARALLEL_CALLS = 32
 NAME_SECONDS = 60.0
 LONGEST_HEAD = 16 * 1024
@@ -264,6 +269,8 @@ class Agents:
         # A command makes one for its few calls and lets go of it.
         weakref.finalize(self, _close_all, self._idle)
         self._certificates: dict[int, Certificate] = {}
+        self._admitting: dict[int, Turns] = {}
+        self._silences: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PARALLEL_CALLS, thread_name_prefix="agents")
 
@@ -277,10 +284,42 @@ class Agents:
             raise NodeUnreachable(f"{node.name}: answers as node {info.node_number}, not {node.number}")
         return info
 
-    def admit(self, node: NodeAddress, admit: Admit, *, seconds: float = CALL_SECONDS) -> None:
-        """Make one connection usable; when this returns, it is."""
+    def admit(
+        self, node: NodeAddress, admit: Admit, *, seconds: float = CALL_SECONDS, ends_at: float | None = None
+    ) -> None:
+        """Make one connection usable; when this returns, it is.
+
+        The node has ``seconds`` for it, once it is this call's turn, and all is over at ``ends_at``
+        (monotonic). Raises NodeBusy when that leaves the node too little time, or none.
+        """
         path = f"/n/connections/{admit.connection.connection_id}"
-        self._call(node, "PUT", path, admit.to_dict(), seconds=seconds)
+        latest = time.monotonic() + 2 * seconds if ends_at is None else ends_at
+        with self._turn(node, latest):
+            given = min(seconds, latest - time.monotonic())
+            try:
+                self._call(node, "PUT", path, admit.to_dict(), seconds=given)
+            except NodeUnreachable as error:
+                if given < seconds:
+                    raise NodeBusy(str(error)) from error
+                self._silences[node.number] += 1
+                raise
+
+    @contextmanager
+    def _turn(self, node: NodeAddress, latest: float) -> Iterator[None]:
+        """Wait for a turn at a node; raises NodeBusy when there is none in time, NodeUnreachable when the
+        node did not answer others meanwhile.
+        """
+        with self._lock:
+            turns = self._admitting.setdefault(node.number, Turns(ADMISSIONS_AT_ONCE))
+            silences = self._silences[node.number]
+        if not turns.take(max(0.0, latest - time.monotonic())):
+            raise NodeBusy(f"{node.name}: too many at once")
+        try:
+            if self._silences[node.number] != silences:
+                raise NodeUnreachable(f"{node.name}: did not answer others just now")
+            yield
+        finally:
+            turns.give_back()
 
     def cut(self, node: NodeAddress, connection_id: str, cut: Cut, *, seconds: float = CALL_SECONDS) -> Usage:
         """End one connection now, also when it is in use; returns its last counters."""

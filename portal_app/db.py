@@ -368,19 +368,25 @@ class _Opened:
                 if not self._connection.closed and not self._connection.invalidated:
                     unconfirmed = self._connection.info.pop(UNCONFIRMED, None)
                 self._connection.close()
+            if _silence is not None and error is not None and self._waited_in_vain(error):
+                _silence.begin(self._began)
         finally:
             if self._turn is not None:
+                # Whose turn comes now knows of a silence.
                 turn, self._turn = self._turn, None
                 turn.give_back()
         if error is not None and (meant := _outage(error)) is not error:
-            waited = time.monotonic() - self._began
-            if _silence is not None and _is_unanswered(error) and waited >= waiting.SILENT_SECONDS:
-                _silence.begin(self._began)
             raise meant from error
         if error is None and _silence is not None:
             _silence.answered()
         if error is None and unconfirmed:
             raise Unavailable(f"the database did not confirm a change: {unconfirmed}")
+
+    def _waited_in_vain(self, error: BaseException) -> bool:
+        """Tell whether an outage is none that PostgreSQL told of: it did not answer, or was not reached."""
+        is_told = not isinstance(error, DBAPIError) or _sqlstate(error) is not None
+        waited = time.monotonic() - self._began
+        return _outage(error) is not error and not is_told and waited >= waiting.SILENT_SECONDS
 
 
 def _outage(error: BaseException) -> BaseException:
@@ -390,11 +396,6 @@ def _outage(error: BaseException) -> BaseException:
     if isinstance(error, OperationalError | InterfaceError) and not is_transient(error):
         return Unavailable("the database does not answer")
     return error
-
-
-def _is_unanswered(error: BaseException) -> bool:
-    """Tell whether an outage is none that PostgreSQL told of: it did not answer, or could not be reached."""
-    return isinstance(error, DBAPIError) and _sqlstate(error) is None
 
 
 def is_transient(error: DBAPIError) -> bool:

@@ -71,6 +71,10 @@ class NodeUnreachable(Unavailable):
     """An agent did not answer in time, or not as an agent of this deployment."""
 
 
+class NodeBusy(NodeUnreachable):
+    """An agent was not asked, or not for long: others of this process came first."""
+
+
 class NodeRefused(Unavailable):
     """An agent answered no (``agent_status`` 4xx): it holds still, does not serve this, or heard of a later
     cut.

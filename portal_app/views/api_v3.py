@@ -42,18 +42,18 @@ def info() -> Response:
 
 @bp.post("/api/v3/connect")
 def connect() -> Response:
+    ends_at = connections.budget_end()
     # What is no profile's identifier is refused, but not before the token was looked at.
     named = request.form.get("profile_id", "")
     profile_id = named if _PROFILE_ID.fullmatch(named) else ""
+    now = utc_now()
     try:
-        with connections.turn() as ends_at:
-            now = utc_now()
-            with authorized("config", *connections.offered(profile_id)) as asking:
-                holder = asking.holder
-                prepared = connections.prepare(
-                    asking.db, holder, _wanted(), asking.read, now=now, ends_at=ends_at
-                )
-            issued = connections.issue(prepared)
+        with authorized("config", *connections.offered(profile_id)) as asking:
+            holder = asking.holder
+            prepared = connections.prepare(
+                asking.db, holder, _wanted(), asking.read, now=now, ends_at=ends_at
+            )
+        issued = connections.issue(prepared)
     except refusals.NOTED as error:
         refusals.note(holder.user_id, connections.device_name(holder), profile_id, error, now=now)
         raise

@@ -111,19 +111,20 @@ class _Postgresql:
 
     @contextmanager
     def watch(self) -> Iterator[list[str]]:
+        heard: list[str] = []
         found: list[str] = []
 
         def hear(said: psycopg.errors.Diagnostic) -> None:
-            _duration, _, plan = (said.message_primary or "").partition("plan:\n")
-            if plan:
-                explained = json.loads(plan)
-                statement = explained["Query Text"]
-                found.extend(f"{statement}: {step}" for step in _read(explained["Plan"], statement))
+            heard.append(said.message_primary or "")
 
         with _each_connection(
             self._engine, lambda c: c.add_notice_handler(hear), lambda c: c.remove_notice_handler(hear)
         ):
             yield found
+        for text in heard:
+            explained = json.loads(text.partition("plan:\n")[2])
+            statement = explained["Query Text"]
+            found += [f"{statement}: {step}" for step in _read(explained["Plan"], statement)]
 
 
 def _read(step: dict[str, Any], statement: str) -> Iterator[str]:

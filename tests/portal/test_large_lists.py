@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 from flask import Flask
+from sqlalchemy import func, select
 
 from benchmarks.stage import large
 from portal_app import db
-from portal_app.models import Base
+from portal_app.models import Base, VpnSession
 from portal_app.settings import Settings
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import add_user, browser, csrf_token
@@ -71,6 +72,9 @@ def test_pages_read_what_they_show(app: Flask, node: AgentServer, settings: Sett
     client = browser(app, add_user("root", ["admin"]))
     large.fill(settings.database_url, SIZE)
     watch = watching(db.engine())
+    with watch() as found, db.connected(read_only=True) as reading:
+        reading.execute(select(func.count()).select_from(VpnSession)).all()
+    assert len(found) == 1, "a whole table is noticed"
     static = Path(app.static_folder or "")
     files = [(static / name).read_bytes() for name in ("style.css", "live.js", "icon.svg")]
     beside = sum(len(gzip.compress(content, compresslevel=1)) for content in files)

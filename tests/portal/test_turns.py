@@ -1,16 +1,25 @@
 """Who comes first is served first (reliability.md R33)."""
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import select
 
+from portal_app.agents import ADMISSIONS_AT_ONCE, Agents
+from portal_app.clock import utc_now
+from portal_app.db import transaction
+from portal_app.models import NodeStatus
 from portal_app.services import connections
 from portal_app.turns import Turns
+from tests.portal.conftest import seen_up
 from tests.portal.test_connect import rows
 from tests.portal.waiting import wait_until
 
-MANY = 3 * connections.AT_ONCE
+MANY = 2 * ADMISSIONS_AT_ONCE
 
 
 def test_turns_are_given_in_the_order_of_asking():
@@ -54,44 +63,91 @@ def test_turn_that_nobody_waits_for_any_more_goes_to_the_next():
     assert turns.take(0)
 
 
-@pytest.mark.parametrize("database", ["postgresql"])
-def test_few_connects_are_at_an_agent_at_once_and_all_succeed(node, make_app_user, monkeypatch):
-    """A node that gets hundreds of calls at once answers none of them in time, and would be kept out."""
-    apps = [make_app_user(f"user{number}") for number in range(MANY)]
-    inside, most, lock, go_on = 0, 0, threading.Lock(), threading.Event()
-    admit = type(apps[0].app.extensions["causeway"].agents).admit
+@pytest.fixture
+def apps(make_app_user):
+    return [make_app_user(f"user{number}") for number in range(MANY)]
 
-    def counted(*args, **named):
-        nonlocal inside, most
-        with lock:
-            inside += 1
-            most = max(most, inside)
-        go_on.wait(10)
+
+@pytest.fixture
+def at_agents(app, monkeypatch):
+    """Who is at an agent to admit somebody; nobody gets on before ``go_on``."""
+    seen = SimpleNamespace(inside=Counter(), most=Counter(), lock=threading.Lock(), go_on=threading.Event())
+    call = Agents._call
+
+    def counted(self, node, method, path, *rest, **named):
+        if method != "PUT":
+            return call(self, node, method, path, *rest, **named)
+        with seen.lock:
+            seen.inside[node.number] += 1
+            seen.most[node.number] = max(seen.most[node.number], seen.inside[node.number])
+        seen.go_on.wait(10)
         try:
-            return admit(*args, **named)
+            return call(self, node, method, path, *rest, **named)
         finally:
-            with lock:
-                inside -= 1
+            with seen.lock:
+                seen.inside[node.number] -= 1
 
-    monkeypatch.setattr(type(apps[0].app.extensions["causeway"].agents), "admit", counted)
+    monkeypatch.setattr(Agents, "_call", counted)
+    yield seen
+    seen.go_on.set()
+
+
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_few_connects_are_at_an_agent_at_once_and_all_succeed(node, apps, at_agents):
+    """A node that gets hundreds of calls at once answers none of them in time, and would be kept out."""
+    turns = apps[0].app.extensions["causeway"].agents._admitting
     with ThreadPoolExecutor(MANY) as people:
         answers = [people.submit(app.connect) for app in apps]
-        wait_until(lambda: len(connections._turns._waiting) == MANY - connections.AT_ONCE)
-        wait_until(lambda: inside == connections.AT_ONCE)
-        go_on.set()
+        wait_until(lambda: 0 in turns and len(turns[0]._waiting) == MANY - ADMISSIONS_AT_ONCE)
+        wait_until(lambda: at_agents.inside[0] == ADMISSIONS_AT_ONCE)
+        at_agents.go_on.set()
 
     assert {answer.result().status_code for answer in answers} == {200}
-    assert most == connections.AT_ONCE
+    assert at_agents.most[0] == ADMISSIONS_AT_ONCE
 
 
-def test_connect_whose_turn_does_not_come_is_told_to_come_again(node, make_app_user, monkeypatch):
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_those_who_wait_for_a_silent_node_go_elsewhere_with_the_first(make_nodes, apps):
+    """Each of them would else wait for it once more (R42)."""
+    silent, good = make_nodes(2)
+    silent.mode = "silent"
+    # Nobody takes the good one first.
+    seen_up(
+        1, utc_now() + timedelta(minutes=2), info={"rel_load_average": [100, 100, 100], "o_client_count": 0}
+    )
+    with ThreadPoolExecutor(MANY) as people:
+        answers = list(people.map(lambda app: app.connect(), apps))
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(good.peers) == MANY
+    assert 0 < [method for method, _path in silent.calls].count("PUT") <= ADMISSIONS_AT_ONCE
+
+
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_node_without_a_turn_in_time_is_not_called_silent(node, make_app_user, monkeypatch):
+    """It may be well: whoever has more time asks it."""
     app = make_app_user()
-    monkeypatch.setattr(connections, "_turns", Turns(0))
-    monkeypatch.setattr(connections, "TURN_SECONDS", 0.01)
+    agents = app.app.extensions["causeway"].agents
+    monkeypatch.setitem(agents._admitting, 0, Turns(0))
+    monkeypatch.setattr(connections, "BUDGET_SECONDS", 0.5)
 
     answer = app.connect()
 
     assert answer.status_code == 503
-    assert answer.json == {"error": "too many connect at once"}
     assert int(answer.headers["Retry-After"]) > 0
     assert rows() == []
+    with transaction(read_only=True) as db:
+        assert db.scalar(select(NodeStatus.suspect_until)) is None
+
+
+@pytest.mark.parametrize("database", ["postgresql"])
+def test_node_that_had_no_time_to_answer_is_not_called_silent(node, make_app_user, monkeypatch):
+    app = make_app_user()
+    node.mode = "silent"
+    monkeypatch.setattr(connections, "BUDGET_SECONDS", 0.5)
+
+    answer = app.connect()
+
+    assert answer.status_code == 503
+    with transaction(read_only=True) as db:
+        assert db.scalar(select(NodeStatus.suspect_until)) is None
