@@ -8,7 +8,6 @@ and indexes of tables in use are built beside it (``indexes.py``): nobody waits 
 what was cut off half-way is done by the next ``vpn-portal migrate``.
 """
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +24,6 @@ from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackErro
 from portal_app.errors import Unavailable
 from portal_app.migrations import indexes
 from portal_app.waiting import let_take
-
-# It tells of its plugins at each start.
-logging.getLogger("alembic").setLevel(logging.WARNING)
 
 #: Key of the PostgreSQL advisory lock that one migration holds.
 LOCK_KEY = 0x6361757365_01

@@ -375,3 +375,10 @@ def test_wheel_brings_its_migrations(tmp_path):
     for file in (PROJECT / "portal_app" / "migrations").rglob("*.py"):
         assert str(file.relative_to(PROJECT)) in names
     assert "portal_app/migrations/script.py.mako" in names
+
+
+def test_log_does_not_begin_with_alembic():
+    begin = "import logging; logging.basicConfig(level=logging.INFO); import portal_app.migrations"
+    done = subprocess.run([sys.executable, "-c", begin], check=True, capture_output=True, text=True)
+
+    assert done.stderr == ""
