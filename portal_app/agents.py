@@ -255,6 +255,42 @@ def _close_all(idle: dict[tuple[int, str], list[_Link]]) -> None:
     idle.clear()
 
 
+class Admissions:
+    """Who may ask which node now to admit somebody."""
+
+    def __init__(self, at_once: int = ADMISSIONS_AT_ONCE) -> None:
+        self._at_once = at_once
+        self._turns: dict[int, Turns] = {}
+        self._silences: Counter[int] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def turn(self, node: NodeAddress, latest: float) -> Iterator[None]:
+        """Wait for a turn at a node; raises NodeBusy when there is none in time, NodeUnreachable when the
+        node did not answer others meanwhile.
+        """
+        with self._lock:
+            turns = self._turns.setdefault(node.number, Turns(self._at_once))
+            silences = self._silences[node.number]
+        if not turns.take(max(0.0, latest - time.monotonic())):
+            raise NodeBusy(f"{node.name}: too many at once")
+        try:
+            if self._silences[node.number] != silences:
+                raise NodeUnreachable(f"{node.name}: did not answer others just now")
+            yield
+        finally:
+            turns.give_back()
+
+    def waiting(self, node_number: int) -> int:
+        """Return how many wait for a turn."""
+        turns = self._turns.get(node_number)
+        return turns.waiting() if turns else 0
+
+    def note_silence(self, node: NodeAddress) -> None:
+        with self._lock:
+            self._silences[node.number] += 1
+
+
 class Agents:
     """Calls to every node's agent over kept-alive connections with mutual TLS.
 
@@ -269,8 +305,7 @@ class Agents:
         # A command makes one for its few calls and lets go of it.
         weakref.finalize(self, _close_all, self._idle)
         self._certificates: dict[int, Certificate] = {}
-        self._admitting: dict[int, Turns] = {}
-        self._silences: Counter[int] = Counter()
+        self._admissions = Admissions()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PARALLEL_CALLS, thread_name_prefix="agents")
 
@@ -294,32 +329,15 @@ class Agents:
         """
         path = f"/n/connections/{admit.connection.connection_id}"
         latest = time.monotonic() + 2 * seconds if ends_at is None else ends_at
-        with self._turn(node, latest):
+        with self._admissions.turn(node, latest):
             given = min(seconds, latest - time.monotonic())
             try:
                 self._call(node, "PUT", path, admit.to_dict(), seconds=given)
             except NodeUnreachable as error:
                 if given < seconds:
                     raise NodeBusy(str(error)) from error
-                self._silences[node.number] += 1
+                self._admissions.note_silence(node)
                 raise
-
-    @contextmanager
-    def _turn(self, node: NodeAddress, latest: float) -> Iterator[None]:
-        """Wait for a turn at a node; raises NodeBusy when there is none in time, NodeUnreachable when the
-        node did not answer others meanwhile.
-        """
-        with self._lock:
-            turns = self._admitting.setdefault(node.number, Turns(ADMISSIONS_AT_ONCE))
-            silences = self._silences[node.number]
-        if not turns.take(max(0.0, latest - time.monotonic())):
-            raise NodeBusy(f"{node.name}: too many at once")
-        try:
-            if self._silences[node.number] != silences:
-                raise NodeUnreachable(f"{node.name}: did not answer others just now")
-            yield
-        finally:
-            turns.give_back()
 
     def cut(self, node: NodeAddress, connection_id: str, cut: Cut, *, seconds: float = CALL_SECONDS) -> Usage:
         """End one connection now, also when it is in use; returns its last counters."""

@@ -40,6 +40,9 @@ class Turns:
             else:
                 self._free += 1
 
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def are_taken(self) -> bool:
         """Tell whether the next one would have to wait."""
         return not self._free

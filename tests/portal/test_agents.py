@@ -274,7 +274,7 @@ def test_certificate_that_an_agent_showed_is_known(agents, start, deployment):
     _server, node = start()
     assert agents.certificate(1) is None
 
-    agents.info(node)
+    agents.info(node, seconds=10)
 
     issued = x509.load_pem_x509_certificate(deployment.node(1).certificate.read_bytes())
     shown = agents.certificate(1)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import select
 
-from portal_app.agents import ADMISSIONS_AT_ONCE, Agents
+from portal_app.agents import ADMISSIONS_AT_ONCE, Admissions, Agents
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import NodeStatus
@@ -34,7 +34,7 @@ def test_turns_are_given_in_the_order_of_asking():
     with ThreadPoolExecutor(5) as waiting:
         for number in range(5):
             waiting.submit(wait, number)
-            wait_until(lambda number=number: len(turns._waiting) == number + 1)
+            wait_until(lambda number=number: turns.waiting() == number + 1)
         turns.give_back()
 
     assert served == list(range(5))
@@ -46,7 +46,7 @@ def test_who_waits_is_not_overtaken():
     assert turns.take(0)
     with ThreadPoolExecutor(1) as waiting:
         first = waiting.submit(turns.take, 10)
-        wait_until(lambda: turns._waiting)
+        wait_until(turns.waiting)
         turns.give_back()
 
         assert not turns.take(0)
@@ -95,10 +95,10 @@ def at_agents(app, monkeypatch):
 @pytest.mark.parametrize("database", ["postgresql"])
 def test_few_connects_are_at_an_agent_at_once_and_all_succeed(node, apps, at_agents):
     """A node that gets hundreds of calls at once answers none of them in time, and would be kept out."""
-    turns = apps[0].app.extensions["causeway"].agents._admitting
+    admissions = apps[0].app.extensions["causeway"].agents._admissions
     with ThreadPoolExecutor(MANY) as people:
         answers = [people.submit(app.connect) for app in apps]
-        wait_until(lambda: 0 in turns and len(turns[0]._waiting) == MANY - ADMISSIONS_AT_ONCE)
+        wait_until(lambda: admissions.waiting(0) == MANY - ADMISSIONS_AT_ONCE)
         wait_until(lambda: at_agents.inside[0] == ADMISSIONS_AT_ONCE)
         at_agents.go_on.set()
 
@@ -128,7 +128,7 @@ def test_node_without_a_turn_in_time_is_not_called_silent(node, make_app_user, m
     """It may be well: whoever has more time asks it."""
     app = make_app_user()
     agents = app.app.extensions["causeway"].agents
-    monkeypatch.setitem(agents._admitting, 0, Turns(0))
+    monkeypatch.setattr(agents, "_admissions", Admissions(at_once=0))
     monkeypatch.setattr(connections, "BUDGET_SECONDS", 0.5)
 
     answer = app.connect()

@@ -15,7 +15,7 @@ from typing import Any
 from flask import Flask
 
 from portal_app import db
-from portal_app.agents import Agents, _Answer
+from portal_app.agents import Admissions, Agents, _Answer
 from portal_app.errors import PortalError
 from tests.agent.virtual_node import Node, NodeDown, Time
 
@@ -107,6 +107,8 @@ class Wire(Agents):
     def __init__(self, network: "Network") -> None:
         self._network = network
         self._certificates = {}
+        # Acts go on one after the other: none can wait for another's turn.
+        self._admissions = Admissions(at_once=1000)
 
     def _ask(self, node: Any, method: str, path: str, sent: bytes, *_bounds: Any) -> _Answer:
         assert not db._sqlite_writer.are_taken(), "a call to a node inside of a transaction"
