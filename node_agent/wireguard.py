@@ -119,6 +119,7 @@ class WireGuard:
         self._skew = skew
         self._queue: list[tuple[Sequence[Change], asyncio.Future[None]]] = []
         self._lock = asyncio.Lock()
+        # How many looks for fresh counters have begun, and which of them was the last to end.
         self._refreshing = asyncio.Lock()
         self._refreshes_begun = self._refreshed = 0
         # Keys that this agent put there, or found at its first look: before, nobody can be called a stranger.

@@ -325,7 +325,8 @@ class Agents:
         """Make one connection usable; when this returns, it is.
 
         The node has ``seconds`` for it, once it is this call's turn, and all is over at ``ends_at``
-        (monotonic). Raises NodeBusy when that leaves the node too little time, or none.
+        (monotonic; without it the wait for the turn is as long again). Raises NodeBusy when that leaves the
+        node too little time, or none.
         """
         path = f"/n/connections/{admit.connection.connection_id}"
         latest = time.monotonic() + 2 * seconds if ends_at is None else ends_at

@@ -384,9 +384,9 @@ class _Opened:
 
     def _waited_in_vain(self, error: BaseException) -> bool:
         """Tell whether an outage is none that PostgreSQL told of: it did not answer, or was not reached."""
-        is_told = not isinstance(error, DBAPIError) or _sqlstate(error) is not None
+        is_untold = isinstance(error, DBAPIError) and _sqlstate(error) is None
         waited = time.monotonic() - self._began
-        return _outage(error) is not error and not is_told and waited >= waiting.SILENT_SECONDS
+        return is_untold and _outage(error) is not error and waited >= waiting.SILENT_SECONDS
 
 
 def _outage(error: BaseException) -> BaseException:

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from node_agent.wireguard import Observed, WireGuard, parse_dump
+from node_agent.errors import AgentError
+from node_agent.wireguard import FRESH_COUNTERS_SECONDS, Observed, WireGuard, parse_dump
 
 OWN = "private\tpublic\t51820\toff\n"
 
@@ -66,3 +67,23 @@ def test_callers_at_once_share_a_look_that_begins_after_they_came() -> None:
     asyncio.run(many())
 
     assert len(begun) == 3
+
+
+def test_nobody_waits_for_a_second_look_at_an_interface_that_hangs() -> None:
+    """Each would take as long as the first one, one after the other."""
+    begun: list[int] = []
+
+    async def many() -> None:
+        wireguard = WireGuard("wg0")
+
+        async def look() -> Observed:
+            begun.append(len(begun))
+            await asyncio.sleep(2 * FRESH_COUNTERS_SECONDS)
+            raise AgentError("no answer")
+
+        wireguard.look = look  # type: ignore[method-assign]
+        await asyncio.gather(*(wireguard.refresh_if_cheap() for _ in range(20)))
+
+    asyncio.run(many())
+
+    assert len(begun) == 1

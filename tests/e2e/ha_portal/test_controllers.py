@@ -33,8 +33,8 @@ def leader(deployment: Deployment, database: Host) -> str | None:
 def test_leader_is_lost(
     deployment: Deployment, world: World, make_app: Callable[[str], OfficialApp], what: str
 ) -> None:
-    """The other one leads, and a node that did not hear of an end meanwhile hears of it."""
-    alice = make_app("alice")
+    """The other one leads, a node that did not hear of an end hears of it, and who is cut is cut."""
+    alice, bob = make_app("alice"), make_app("bob")
     database, _standby = primary(deployment)
     first = wait_until(lambda: leader(deployment, database), 20, "one leads")
     host = deployment.named(first)
@@ -43,25 +43,32 @@ def test_leader_is_lost(
     world.portal = other
     with world.only("n1"):
         world.connect(alice, PROFILE)
+        (key,) = world.peers("n1") & world.wanted("n1")
+        of_bob = world.connect(bob, PROFILE)
+        (key_of_bob,) = world.peers("n1") & world.wanted("n1") - {key}
     node = world.node("n1")
     break_it, mend_it = WHAT_HAPPENS[what]
 
     # Only a controller tells the agent: the portal that was asked found it away.
-    (key,) = world.peers("n1") & world.wanted("n1")
     node.run("systemctl stop vpn-node-agent")
-    alice.do("disconnect")
-    assert key in world.peers("n1") - world.wanted("n1")
-    if break_it:
-        host.run(break_it)
-    else:
-        deployment.lab("power-off", first)
-    node.run("systemctl start vpn-node-agent")
+    try:
+        alice.do("disconnect")
+        assert key in world.peers("n1") - world.wanted("n1")
+        if break_it:
+            host.run(break_it)
+        else:
+            deployment.lab("power-off", first)
+    finally:
+        node.run("systemctl start vpn-node-agent")
     began = time.monotonic()
     try:
         wait_until(lambda: leader(deployment, database) == other.name, WITHIN_SECONDS, "it leads")
         print(f"{what}: the other one leads after {time.monotonic() - began:.1f} s")
         world.wait_until_in_step("n1")
         assert key not in world.peers("n1")
+        assert bob.pings(of_bob["gateway"])
+        bob.do("disconnect")
+        wait_until(lambda: key_of_bob not in world.peers("n1"), 2, "the peer is gone")
     finally:
         if mend_it:
             host.run(mend_it)

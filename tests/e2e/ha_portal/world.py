@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections import Counter
 from typing import Any, Self
@@ -80,7 +81,7 @@ def recorded(database: Host, user: str) -> Counter[str]:
     return Counter(row.removeprefix(f"{user}|") for row in rows if row.startswith(f"{user}|"))
 
 
-class Busy:
+class Busy(ABC):
     """People who do one thing again and again, from the ``with`` to its end; ``many`` side by side."""
 
     many = 1
@@ -107,8 +108,9 @@ class Busy:
         while not self._ends.wait(self.rest_seconds):
             self.act()
 
+    @abstractmethod
     def act(self) -> None:
-        raise NotImplementedError
+        """Do it once."""
 
 
 class Connecting(Busy):
