@@ -87,7 +87,8 @@ def people(page: TestResponse) -> list[str]:
 
 def searches() -> list[AuditEvent]:
     with transaction(read_only=True) as db:
-        return list(db.scalars(select(AuditEvent).where(AuditEvent.action == "address searched")))
+        searched = select(AuditEvent).where(AuditEvent.action == "address searched")
+        return list(db.scalars(searched.order_by(AuditEvent.id)))
 
 
 @pytest.mark.parametrize(
