@@ -13,10 +13,10 @@ from sqlalchemy import delete, select, update
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
-from portal_app.errors import InvalidToken, NodeUnreachable, NotFound, Unavailable
+from portal_app.errors import Forbidden, InvalidToken, NodeUnreachable, NotFound, Unavailable
 from portal_app.models import AddressUse, Authorization, Connection, NodeStatus, Offer, Profile, User
 from portal_app.oauth import bearer
-from portal_app.services import authorizations, connections, transports
+from portal_app.services import authorizations, connections, ending, nodes, transports
 from portal_app.services.connections import Holder, Wanted
 from portal_app.statements import run, run_together
 from tests.portal.agent_server import WIREGUARD_KEY
@@ -220,7 +220,7 @@ def test_error_after_the_commit_leaves_no_connection(node, make_app_user, monkey
         if fails == "signer":
             patch.setattr(type(extension.signer), "issue", away)
         else:
-            patch.setattr(connections.nodes, "mark_suspect", away)
+            patch.setattr(nodes, "mark_suspect", away)
             patch.setattr(
                 extension.agents, "admit", lambda *_a, **_o: (_ for _ in ()).throw(NodeUnreachable("x"))
             )
@@ -332,7 +332,7 @@ def test_only_so_many_configurations_can_be_made_on_the_portal(node, make_app_us
     for number in range(3):
         connections.create_for_portal(user, "legacy", "openvpn", f"number {number}", now=utc_now())
 
-    with pytest.raises(connections.Forbidden):
+    with pytest.raises(Forbidden):
         connections.create_for_portal(user, "legacy", "openvpn", "one more", now=utc_now())
 
 
@@ -702,9 +702,9 @@ def test_many_ends_at_a_dead_node_do_not_delay_those_at_a_living_one(make_nodes,
         db.execute(update(NodeStatus).values(maintenance_mode=True))
     with transaction() as db:
         ended = []
-        authority, refs = connections.nodes.lock(db, {0, 1})
+        authority, refs = nodes.lock(db, {0, 1})
         for number, count in ((0, 200), (1, 8)):
-            cut = connections.ending.Cut(authority, connections.nodes.next_generation(db, number))
+            cut = ending.Cut(authority, nodes.next_generation(db, number))
             ended += [
                 connections.Ended(
                     f"{number}{n:031x}", refs[number], cut, "test", user.name, "lab", "wireguard", None, None
@@ -716,7 +716,7 @@ def test_many_ends_at_a_dead_node_do_not_delay_those_at_a_living_one(make_nodes,
     connections.tell(ended, seconds=2)
 
     assert len(living.cuts) == 8
-    assert len(dead.calls) <= 2 * connections.ending.LANES
+    assert len(dead.calls) <= 2 * ending.LANES
 
 
 def test_no_node_that_answers_is_a_503_and_nothing_stays_taken(make_nodes, make_app_user, monkeypatch):
@@ -759,7 +759,7 @@ def test_connect_after_the_authorization_ended_meanwhile_is_unauthorized(node, m
         authorizations.end(db, Authorization.user_id == app.user.id, reason="revoked", now=utc_now())
 
     wanted = connections.Wanted("employees", public_key(), frozenset({"wireguard+udp"}))
-    with pytest.raises(connections.InvalidToken):
+    with pytest.raises(InvalidToken):
         connections.connect(bearer.holder, wanted, now=utc_now())
 
     assert rows() == []
