@@ -6,14 +6,15 @@ from then on the driver gets them directly. Connection, transaction and errors a
 """
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Dialect, literal_column
+from sqlalchemy import BindParameter, ColumnElement, Connection, Dialect, literal_column
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import visitors
 
 Values = Mapping[str, Any]
 #: A statement with its values, for ``run_together``.
@@ -27,7 +28,7 @@ BEGINS = "begins"
 
 
 def at_most(count: int) -> ColumnElement[int]:
-    """Return a LIMIT that is part of the text.
+    """Return a LIMIT that is part of the text of what is no ``Statement``.
 
     PostgreSQL plans a prepared statement once; one whose limit is a value it plans each time anew, which
     takes milliseconds where many tables are joined.
@@ -43,7 +44,8 @@ class Rows(list[Any]):
 
 
 class Statement:
-    """One statement; ``run`` gives values to its ``bindparam``s, or to the columns of an INSERT.
+    """One statement; ``run`` gives values to its ``bindparam``s, or to the columns of an INSERT. Numbers and
+    words of its own are part of its text.
 
     Lists of values (IN) and rows that the ORM has to see are not for this.
     """
@@ -162,7 +164,10 @@ class _Text:
 
 
 def _translated(built: Any, dialect: Dialect, names: tuple[str, ...]) -> _Text:
-    compiled = built.compile(dialect=dialect, column_keys=list(names) if built.is_insert else None)
+    if built.is_insert:
+        compiled = built.compile(dialect=dialect, column_keys=list(names))
+    else:
+        compiled = _with_constants(built, dialect, names).compile(dialect=dialect)
     needed = {name for name in compiled.params if compiled.binds[name].required}
     if needed - set(names) or set(names) - set(compiled.params):
         raise KeyError(f"values for {sorted(names)}, not for {sorted(needed)}: {compiled}")
@@ -184,6 +189,24 @@ def _translated(built: Any, dialect: Dialect, names: tuple[str, ...]) -> _Text:
         returns=bool(columns),
         conversions=[(index, convert) for index, convert in enumerate(conversions) if convert is not None],
     )
+
+
+def _with_constants(built: Any, dialect: Dialect, names: Collection[str]) -> Any:
+    """Make numbers and words that are the same each time part of the text.
+
+    PostgreSQL plans a prepared statement once, for values as they usually are: what is asked for seldom would
+    be looked for among everything.
+    """
+
+    def constant(element: Any, **_more: object) -> ColumnElement[Any] | None:
+        if not isinstance(element, BindParameter) or element.required or element.key in names:
+            return None
+        if not isinstance(element.value, int | str) or "%" in str(element.value):
+            return None
+        text = element.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+        return literal_column(str(text), element.type)
+
+    return visitors.replacement_traverse(built, {}, constant)
 
 
 def as_sqlalchemy(error: Exception, connection: Connection, sql: str) -> Exception:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from portal_app.db import Database
 from portal_app.models import AuditEvent, User
 from portal_app.services import exports, paging
-from portal_app.statements import Asked, Rows, Statement, at_most, run
+from portal_app.statements import Asked, Rows, Statement, run
 
 #: One file holds so many acts.
 MOST_EXPORTED = 100_000
@@ -96,13 +96,13 @@ _SIGN_INS = Statement(
         or_(AuditEvent.action == SIGNED_IN, AuditEvent.action == SIGN_IN_FAILED),
     )
     .order_by(AuditEvent.at.desc())
-    .limit(at_most(_MOST_LATEST))
+    .limit(_MOST_LATEST)
 )
 _OF_CONTROLLERS = Statement(
     select(*AuditEvent.__table__.columns)
     .where(AuditEvent.actor == CONTROLLER)
     .order_by(AuditEvent.at.desc())
-    .limit(at_most(_MOST_LATEST))
+    .limit(_MOST_LATEST)
 )
 
 
@@ -177,7 +177,7 @@ def _different_actions() -> Statement:
     found = select(func.min(AuditEvent.action).label("action")).cte("found", recursive=True)
     following = select(func.min(AuditEvent.action)).where(AuditEvent.action > found.c.action)
     found = found.union_all(select(following.scalar_subquery()).where(found.c.action.is_not(None)))
-    return Statement(select(found.c.action).where(found.c.action.is_not(None)).limit(at_most(_MOST_ACTIONS)))
+    return Statement(select(found.c.action).where(found.c.action.is_not(None)).limit(_MOST_ACTIONS))
 
 
 _ACTIONS = _different_actions()

@@ -20,7 +20,7 @@ from portal_app.db import Database, retried, transaction
 from portal_app.errors import Unavailable
 from portal_app.models import BackgroundError
 from portal_app.services.peers import host_name
-from portal_app.statements import Rows, Statement, at_most, run
+from portal_app.statements import Rows, Statement, run
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ _RECENT = Statement(
     select(*BackgroundError.__table__.columns)
     .where(BackgroundError.last_seen_at > bindparam("since"))
     .order_by(BackgroundError.last_seen_at.desc())
-    .limit(at_most(MOST_KINDS))
+    .limit(MOST_KINDS)
 )
 
 

@@ -342,7 +342,7 @@ _OF_USER = Statement(
         now_only=True,
     )
     .order_by(VpnSession.started_at.desc(), VpnSession.session_id)
-    .limit(at_most(MOST_OF_USER))
+    .limit(MOST_OF_USER)
 )
 
 

@@ -14,7 +14,7 @@ from portal_app.models import AddressUse, Authorization, Connection, Node, Profi
 from portal_app.oauth.clients import Client
 from portal_app.services import audit, authorizations, connections
 from portal_app.services.connections import Ended
-from portal_app.statements import Statement, at_most, run
+from portal_app.statements import Statement, run
 
 #: How many devices, tunnels and earlier sessions a user sees.
 MOST, MOST_EARLIER = 200, 20
@@ -127,7 +127,7 @@ _DOWNLOADS = Statement(
     .join(Profile, Profile.profile_id == Connection.profile_id)
     .where(*_downloaded(bindparam("user"), bindparam("now")))
     .order_by(Connection.created_at.desc())
-    .limit(at_most(MOST))
+    .limit(MOST)
 )
 
 
@@ -225,7 +225,7 @@ _APPS = Statement(
     .outerjoin(Profile, Profile.profile_id == Connection.profile_id)
     .where(*_living(bindparam("user"), bindparam("now")))
     .order_by(Authorization.authorized_at.desc())
-    .limit(at_most(MOST))
+    .limit(MOST)
 )
 
 
@@ -267,7 +267,7 @@ def _of_uses(which: ColumnElement[bool], most: int) -> Statement:
         # What is older than the account is about somebody else who had the name.
         .where(VpnSession.user_name == bindparam("name"), VpnSession.started_at >= bindparam("since"), which)
         .order_by(VpnSession.started_at.desc())
-        .limit(at_most(most))
+        .limit(most)
     )
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 
 from portal_app.db import Database
 from portal_app.models import FreeAddress, Offer
-from portal_app.statements import Asked, Statement, at_most, run, run_together
+from portal_app.statements import Asked, Statement, run, run_together
 from vpn_core.ranges import client_addresses
 
 
@@ -58,7 +58,7 @@ _TAKE_FRESH = Statement(
 _WAITING = select(FreeAddress.id).where(
     FreeAddress.node_number == bindparam("node"), FreeAddress.profile_id == bindparam("profile")
 )
-_LONGEST_WAITING = _WAITING.order_by(FreeAddress.id).limit(at_most(1)).with_for_update(skip_locked=True)
+_LONGEST_WAITING = _WAITING.order_by(FreeAddress.id).limit(1).with_for_update(skip_locked=True)
 _ALLOCATE_WAITING = Statement(
     update(Offer).where(*_OFFER, _WAITING.exists()).values(allocated=Offer.allocated + 1)
 )

@@ -40,7 +40,7 @@ from portal_app.names import begins, folded
 from portal_app.roles import Right
 from portal_app.services import audit, paging, profiles, tokens
 from portal_app.settings import Settings
-from portal_app.statements import Asked, Rows, Statement, at_most, run, run_together
+from portal_app.statements import Asked, Rows, Statement, run, run_together
 from vpn_core.messages import WIREGUARD
 
 #: What of a user's past and of their acts one page shows.
@@ -185,7 +185,7 @@ _HISTORY = Statement(
     .outerjoin(Node, Node.number == VpnSession.node_number)
     .where(VpnSession.user_name == bindparam("name"), VpnSession.started_at >= bindparam("since"))
     .order_by(VpnSession.started_at.desc())
-    .limit(at_most(MOST_SHOWN))
+    .limit(MOST_SHOWN)
 )
 
 
@@ -254,7 +254,7 @@ _DECISIONS = Statement(
     .join(Node, Node.number == Connection.node_number)
     .where(Connection.user_id == bindparam("user"))
     .order_by(Connection.created_at.desc())
-    .limit(at_most(MOST_SHOWN))
+    .limit(MOST_SHOWN)
 )
 
 
@@ -280,7 +280,7 @@ _ENDED = Statement(
         func.coalesce(AddressUse.end_reason, "") != "withdrawn",
     )
     .order_by(AddressUse.started_at.desc())
-    .limit(at_most(MOST_SHOWN))
+    .limit(MOST_SHOWN)
 )
 
 

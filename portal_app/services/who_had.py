@@ -6,20 +6,20 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
-from functools import partial
+from functools import cache, partial
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import and_, or_, select, true
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, bindparam, or_, select, true
 
 from portal_app.agents import Agents
-from portal_app.db import retried, transaction
+from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import N_, BadRequest
 from portal_app.models import AddressUse, Connection, Node, NodeStatus, VpnSession
 from portal_app.services import audit
 from portal_app.services.nodes import NodeRef
+from portal_app.statements import Statement, run, run_together
 from vpn_core.messages import MOST_TRANSLATIONS, Translation, Translations
 
 #: More holders, and sessions of each, are not listed: a tolerance was too wide.
@@ -75,9 +75,9 @@ class Flow:
 
 @dataclass(frozen=True)
 class Holder:
-    """One connection that had the address. ``device`` is its name, or the last one that it had;
-    ``sessions`` are those in the time that was asked for, latest first. ``end_reason`` is of an address
-    that was given back. With a port, ``flow`` is what the connection sent from there.
+    """One connection that had the address. ``device`` is its name, or the last one that it had; ``sessions``
+    are those in the time that was asked for, latest first, as in ``VpnSession``. ``end_reason`` is of an
+    address that was given back. With a port, ``flow`` is what the connection sent from there.
     """
 
     user_name: str | None
@@ -93,7 +93,7 @@ class Holder:
     started_at: datetime
     ended_at: datetime | None
     end_reason: str | None
-    sessions: tuple[VpnSession, ...]
+    sessions: tuple[Any, ...]
     flow: Flow | None = None
 
 
@@ -220,43 +220,56 @@ def ask(
 def _record(
     question: Question, answer: Answer, zone_name: str, actor: str, source: str | None, now: datetime
 ) -> None:
-    with transaction() as db:
-        audit.record(
-            db,
-            "address searched",
-            actor=actor,
-            object=question.address,
-            source=source,
-            now=now,
-            at=[f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in question.moments],
-            zone=zone_name,
-            tolerance_seconds=int(question.tolerance.total_seconds()),
-            **({} if question.port is None else {"port": question.port}),
-            found=len(answer.holders),
-        )
+    event = audit.recording(
+        "address searched",
+        by=audit.By(actor, source),
+        object=question.address,
+        now=now,
+        at=[f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in question.moments],
+        zone=zone_name,
+        tolerance_seconds=int(question.tolerance.total_seconds()),
+        **({} if question.port is None else {"port": question.port}),
+        found=len(answer.holders),
+    )
+    with connected() as db:
+        run_together(db, [event], last=True)
 
 
-def find(db: Session, question: Question, *, retention: timedelta, now: datetime) -> Answer:
+def find(db: Database, question: Question, *, retention: timedelta, now: datetime) -> Answer:
     """Return the holders, the latest first."""
-    column = AddressUse.ipv6 if ":" in question.address else AddressUse.ipv4
-    uses = db.scalars(
-        select(AddressUse)
-        .where(column == question.address, _within(AddressUse, question))
-        .order_by(AddressUse.started_at.desc())
-        .limit(MOST_HOLDERS + 1)
-    ).all()
-    came_from = db.scalars(
-        select(VpnSession)
-        .where(VpnSession.origin == question.address, _within(VpnSession, question))
-        .order_by(VpnSession.started_at.desc())
-        .limit(MOST_HOLDERS + 1)
-    ).all()
+    values = {"address": question.address} | _bounds(question)
+    asked = [(statement, values) for statement in _asking(":" in question.address, len(question.moments))]
+    uses, came_from = run_together(db, asked)
     is_cut = len(uses) > MOST_HOLDERS or len(came_from) > MOST_HOLDERS
-    names = _names(db, [*uses, *came_from])
     sessions = _sessions_of(db, uses, question)
-    holders = [_of_use(use, sessions, names) for use in uses[:MOST_HOLDERS]]
-    holders += _of_origins(db, came_from[:MOST_HOLDERS], names)
+    holders = [_of_use(use, sessions) for use in uses[:MOST_HOLDERS]]
+    holders += _of_origins(db, came_from[:MOST_HOLDERS])
     return Answer(tuple(holders), is_cut, _is_old(question, retention, now))
+
+
+@cache
+def _asking(is_ipv6: bool, moments: int) -> tuple[Statement, Statement]:
+    """Return what asks who was given an address, and who came from it, the latest first."""
+    given, came_from = (AddressUse.ipv6 if is_ipv6 else AddressUse.ipv4), VpnSession.origin
+    of_use, of_session = (
+        Statement(
+            _named(table)
+            .where(column == bindparam("address"), _within(table, moments))
+            .order_by(table.started_at.desc())
+            .limit(MOST_HOLDERS + 1)
+        )
+        for table, column in ((AddressUse, given), (VpnSession, came_from))
+    )
+    return of_use, of_session
+
+
+def _named(table: Any) -> Any:
+    """Select rows of a table with the names of their node and of their device, None of one that is gone."""
+    return (
+        select(*table.__table__.columns, Node.name.label("node"), Connection.display_name)
+        .outerjoin(Node, Node.number == table.node_number)
+        .outerjoin(Connection, Connection.id == table.connection_id)
+    )
 
 
 def _is_old(question: Question, retention: timedelta, now: datetime) -> bool:
@@ -317,22 +330,23 @@ def _ask_node(
     return agents.translations(node, question.address, question.port, *span)
 
 
-def _of_translation(db: Session, node: NodeRef, one: Translation, question: Question) -> list[Holder]:
+def _of_translation(db: Database, node: NodeRef, one: Translation, question: Question) -> list[Holder]:
     """Return whose a flow is: of who had its client's address when it began."""
-    column = AddressUse.ipv6 if ":" in one.client else AddressUse.ipv4
     flow = _flow(one)
-    uses = db.scalars(
-        select(AddressUse).where(
-            column == one.client,
-            AddressUse.node_number == node.number,
-            AddressUse.started_at <= flow.began_at + _CLOCKS,
-            or_(AddressUse.ended_at.is_(None), AddressUse.ended_at >= flow.began_at - _CLOCKS),
-        )
-    ).all()
-    if not uses:
-        return []
-    sessions, names = _sessions_of(db, uses, question), _names(db, uses)
-    return [replace(_of_use(use, sessions, names), flow=flow) for use in uses]
+    span = {"first_0": flow.began_at - _CLOCKS, "last_0": flow.began_at + _CLOCKS}
+    uses = run(db, _at_node(":" in one.client), {"address": one.client, "node": node.number} | span)
+    sessions = _sessions_of(db, uses, question)
+    return [replace(_of_use(use, sessions), flow=flow) for use in uses]
+
+
+@cache
+def _at_node(is_ipv6: bool) -> Statement:
+    """Return what asks who was given an address by one node."""
+    column = AddressUse.ipv6 if is_ipv6 else AddressUse.ipv4
+    of_node = AddressUse.node_number == bindparam("node")
+    return Statement(
+        _named(AddressUse).where(column == bindparam("address"), of_node, _within(AddressUse, 1))
+    )
 
 
 def _flow(one: Translation) -> Flow:
@@ -341,84 +355,83 @@ def _flow(one: Translation) -> Flow:
     return Flow(name, datetime.fromtimestamp(one.began_at, UTC), ended_at)
 
 
-def _within(table: Any, question: Question) -> Any:
-    """What was so at some time of the question: begun before its end, and not over before its begin."""
-    if not question.moments:
+def _within(table: Any, moments: int) -> Any:
+    """What was so at some time of a question (``_bounds``): begun before its end, and not over before its
+    begin.
+    """
+    if not moments:
         return true()
     return or_(
         *(
-            and_(table.started_at <= last, or_(table.ended_at.is_(None), table.ended_at >= first))
-            for first, last in question.spans
+            and_(
+                table.started_at <= bindparam(f"last_{number}"),
+                or_(table.ended_at.is_(None), table.ended_at >= bindparam(f"first_{number}")),
+            )
+            for number in range(moments)
         )
     )
 
 
-@dataclass(frozen=True)
-class _Names:
-    nodes: dict[int, str]
-    devices: dict[str, str]
+def _bounds(question: Question) -> dict[str, datetime]:
+    return {
+        name: moment
+        for number, (first, last) in enumerate(question.spans)
+        for name, moment in ((f"first_{number}", first), (f"last_{number}", last))
+    }
 
 
-def _names(db: Session, rows: Sequence[Any]) -> _Names:
-    ids = {row.connection_id for row in rows}
-    devices = db.execute(select(Connection.id, Connection.display_name).where(Connection.id.in_(ids)))
-    nodes = db.execute(select(Node.number, Node.name))
-    return _Names({row[0]: row[1] for row in nodes}, {row[0]: row[1] for row in devices})
-
-
-def _sessions_of(db: Session, uses: Sequence[AddressUse], question: Question) -> dict[str, list[VpnSession]]:
-    found: defaultdict[str, list[VpnSession]] = defaultdict(list)
-    rows = db.scalars(
-        select(VpnSession)
-        .where(
-            VpnSession.connection_id.in_({use.connection_id for use in uses}), _within(VpnSession, question)
+def _sessions_of(db: Database, uses: Sequence[Any], question: Question) -> dict[str, list[Any]]:
+    found: defaultdict[str, list[Any]] = defaultdict(list)
+    ids = {use.connection_id for use in uses}
+    if ids:
+        rows = db.execute(
+            select(*VpnSession.__table__.columns)
+            .where(VpnSession.connection_id.in_(ids), _within(VpnSession, len(question.moments)))
+            .order_by(VpnSession.started_at.desc())
+            .limit(MOST_HOLDERS * MOST_SESSIONS),
+            _bounds(question),
         )
-        .order_by(VpnSession.started_at.desc())
-        .limit(MOST_HOLDERS * MOST_SESSIONS)
-    )
-    for row in rows:
-        found[row.connection_id].append(row)
+        for row in rows:
+            found[row.connection_id].append(row)
     return found
 
 
-def _of_use(use: AddressUse, sessions: dict[str, list[VpnSession]], names: _Names) -> Holder:
+def _of_use(use: Any, sessions: dict[str, list[Any]]) -> Holder:
     # An OpenVPN connection has another address each time: only the session that had this one.
     own = [s for s in sessions.get(use.connection_id, []) if (s.ipv4, s.ipv6) == (use.ipv4, use.ipv6)]
-    return _holder(use, use.client_id, use.device, own, names)
+    return _holder(use, use.client_id, use.device, use.end_reason, own)
 
 
-def _of_origins(db: Session, sessions: Sequence[VpnSession], names: _Names) -> list[Holder]:
+def _of_origins(db: Database, sessions: Sequence[Any]) -> list[Holder]:
     """Return a holder for each connection that came from there."""
+    of_connection: defaultdict[str, list[Any]] = defaultdict(list)
+    for session in sessions:
+        of_connection[session.connection_id].append(session)
+    if not of_connection:
+        return []
     found = db.execute(
         select(AddressUse.connection_id, AddressUse.client_id, AddressUse.device).where(
-            AddressUse.connection_id.in_({s.connection_id for s in sessions})
+            AddressUse.connection_id.in_(list(of_connection))
         )
     )
     known: dict[str, tuple[str | None, str | None]] = {
         row.connection_id: (row.client_id, row.device) for row in found
     }
-    of_connection: defaultdict[str, list[VpnSession]] = defaultdict(list)
-    for session in sessions:
-        of_connection[session.connection_id].append(session)
     return [
-        _holder(own[0], *known.get(connection_id, (None, None)), own, names)
+        _holder(own[0], *known.get(connection_id, (None, None)), None, own)
         for connection_id, own in of_connection.items()
     ]
 
 
 def _holder(
-    row: AddressUse | VpnSession,
-    client_id: str | None,
-    device: str | None,
-    sessions: Sequence[VpnSession],
-    names: _Names,
+    row: Any, client_id: str | None, device: str | None, end_reason: str | None, sessions: Sequence[Any]
 ) -> Holder:
     return Holder(
         user_name=row.user_name,
         client_id=client_id,
-        device=names.devices.get(row.connection_id, device),
+        device=row.display_name or device,
         node_number=row.node_number,
-        node=names.nodes.get(row.node_number),
+        node=row.node,
         profile_id=row.profile_id,
         protocol=row.protocol,
         connection_id=row.connection_id,
@@ -426,6 +439,6 @@ def _holder(
         ipv6=row.ipv6,
         started_at=row.started_at,
         ended_at=row.ended_at,
-        end_reason=row.end_reason if isinstance(row, AddressUse) else None,
+        end_reason=end_reason,
         sessions=tuple(sessions[:MOST_SESSIONS]),
     )

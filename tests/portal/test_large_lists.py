@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 SIZE = large.Size(people=100_000, sessions=100_000, nodes=1, profile="employees")
 #: What a page may take on its way, with its style sheet and scripts as nginx sends them.
 LONGEST_PAGE = 60_000
+#: So often each page is asked before it counts.
+TRIES = {"sqlite": 1, "postgresql": 6}
 #: Whose page, where a page is about one.
 ONE = {"user_id": large.user_id(77), "number": 0, "profile_id": "employees"}
 #: Beside each page as it comes: searches, filters and orders that people use.
@@ -68,7 +70,7 @@ def database_url(
     admin.dispose()
 
 
-def test_pages_read_what_they_show(app: Flask, node: AgentServer, settings: Settings) -> None:
+def test_pages_read_what_they_show(app: Flask, node: AgentServer, settings: Settings, database: str) -> None:
     client = browser(app, add_user("root", ["admin"]))
     large.fill(settings.database_url, SIZE)
     watch = watching(db.engine())
@@ -84,8 +86,10 @@ def test_pages_read_what_they_show(app: Flask, node: AgentServer, settings: Sett
         if rule.rule.startswith("/admin") and "GET" in (rule.methods or ()):
             path = paths.build(rule.endpoint, {name: ONE[name] for name in rule.arguments})
             for query in ["", *QUERIES.get(rule.endpoint, [])]:
-                # The first time what is kept for some seconds is counted.
-                client.get(path, query_string=query)
+                # The first time what is kept for some seconds is counted, and PostgreSQL plans a prepared
+                # statement the first five times for its values, and from then on for any.
+                for _ in range(TRIES[database]):
+                    client.get(path, query_string=query)
                 with watch() as found:
                     answer = client.get(path, query_string=query)
                 assert answer.status_code in (200, 303, 400), (rule.rule, query, answer.status_code)

@@ -284,7 +284,7 @@ def test_no_audit_row_no_answer(auditor: FlaskClient, monkeypatch: pytest.Monkey
     def fail(*_args: Any, **_details: Any) -> None:
         raise RuntimeError("full")
 
-    monkeypatch.setattr("portal_app.services.audit.record", fail)
+    monkeypatch.setattr("portal_app.services.audit.recording", fail)
     page = ask(auditor, "10.61.0.9")
     assert page.status_code == 500
     assert "alice" not in page.text

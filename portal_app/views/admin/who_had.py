@@ -7,6 +7,7 @@ from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
 
 from flask import Response, make_response, render_template, request
+from markupsafe import Markup
 
 from portal_app import login
 from portal_app.application import portal
@@ -88,7 +89,7 @@ def _page(asked: dict[str, str], **values: object) -> Response:
         render_template(
             "admin/who_had.html",
             asked=asked,
-            zones=_zones(),
+            zones=_zones_with(asked["zone"]),
             tolerances=[(seconds, gettext(text)) for seconds, text in _TOLERANCES.items()],
             retention_days=settings.retention_days,
             log_origins=settings.log_origins,
@@ -98,12 +99,21 @@ def _page(asked: dict[str, str], **values: object) -> Response:
     )
 
 
+def _zones_with(chosen: str) -> Markup:
+    """Return the options of all time zones, this one chosen."""
+    name = Markup("<option%s>%s</option>")
+    return _zones().replace(name % ("", chosen), name % (Markup(" selected"), chosen))
+
+
 @cache
-def _zones() -> dict[str, list[str]]:
-    """Return the places of each part of the world; other names are old ones of the same zones."""
+def _zones() -> Markup:
+    """Return an option for each place of each part of the world; other names are old ones of the same zones.
+
+    They are several hundred, and always the same.
+    """
     found: dict[str, list[str]] = {area: [] for area in _AREAS}
     for name in sorted(available_timezones()):
         area = name.partition("/")[0]
         if area in found:
             found[area].append(name)
-    return found
+    return Markup(render_template("admin/time_zones.html", places=found))  # noqa: S704 - ours, escaped
