@@ -156,6 +156,16 @@ def test_statements_together_return_their_rows_in_order(app):
     assert found("bob") is not None
 
 
+@pytest.mark.parametrize("words", ["it's", "half of 100 %", "%s ?"])
+def test_own_values_of_a_statement_are_meant_as_they_are(app, words):
+    with connected() as db:
+        add(db, words)
+        own = Statement(select(User.name).where(User.name == words).limit(1))
+
+        assert [row.name for row in run(db, own)] == [words]
+        assert len(run(db, Statement(select(User.id).limit(0)))) == 0
+
+
 def add_together(*names, last):
     values = {"permissions": [], "is_disabled": False, "created_at": utc_now()}
     with connected() as db:
