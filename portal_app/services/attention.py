@@ -13,6 +13,7 @@ from portal_app.services.capacity import Range
 from portal_app.services.jobs import JobReport
 from portal_app.services.peers import Comparison
 from portal_app.services.statistics import Seen
+from portal_app.statements import run
 from portal_app.texts import Text, text
 from vpn_core.messages import WIREGUARD
 
@@ -142,7 +143,7 @@ def _of_certificates(certificates: Sequence[CertificateReport]) -> Iterator[Conc
 
 
 def _of_background(db: Session, now: datetime) -> Iterator[Concern]:
-    found = background_errors.recent(db, now=now, within=background_errors.RECENT)
+    found = run(db, *background_errors.asking(now=now, within=background_errors.RECENT))
     if found:
         yield Concern(WARN, text(N_("Something failed in the background within the last day.")), found[0].key)
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from portal_app.db import Database
 from portal_app.models import AuditEvent, User
 from portal_app.services import exports, paging
-from portal_app.statements import Asked, Rows, Statement, run
+from portal_app.statements import Asked, Statement, run
 
 #: One file holds so many acts.
 MOST_EXPORTED = 100_000
@@ -133,9 +133,9 @@ def asking_sign_ins(user: User) -> Asked:
     return _SIGN_INS, {"name": user.name, "since": user.created_at}
 
 
-def of_controllers(db: Database) -> Rows:
-    """Return what the controllers did and reported last, as in ``AuditEvent``."""
-    return run(db, _OF_CONTROLLERS)
+def asking_controllers() -> Asked:
+    """Return what asks for that which the controllers did and reported last, as in ``AuditEvent``."""
+    return _OF_CONTROLLERS, {}
 
 
 def about(db: Session, user: User, *, most: int) -> list[AuditEvent]:

@@ -16,11 +16,11 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from portal_app import db as database
 from portal_app.clock import utc_now
-from portal_app.db import Database, retried, transaction
+from portal_app.db import retried, transaction
 from portal_app.errors import Unavailable
 from portal_app.models import BackgroundError
 from portal_app.services.peers import host_name
-from portal_app.statements import Rows, Statement, run
+from portal_app.statements import Asked, Statement
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,11 @@ _RECENT = Statement(
 )
 
 
-def recent(db: Database, *, now: datetime, within: timedelta = KEPT) -> Rows:
-    """Return what was seen ``within`` that time as in ``BackgroundError``, the last seen first."""
-    return run(db, _RECENT, {"since": now - within})
+def asking(*, now: datetime, within: timedelta = KEPT) -> Asked:
+    """Return what asks for that which was seen ``within`` that time, as in ``BackgroundError``, the last seen
+    first.
+    """
+    return _RECENT, {"since": now - within}
 
 
 def describe(error: BaseException) -> str:

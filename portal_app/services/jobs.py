@@ -10,7 +10,7 @@ from portal_app.db import Database
 from portal_app.errors import N_
 from portal_app.models import PeriodicJob
 from portal_app.settings import Settings
-from portal_app.statements import Statement, run
+from portal_app.statements import Asked, Rows, Statement, run
 from portal_app.texts import Text, text
 
 #: A job that has not begun for so many of its intervals, and for so long, does not run.
@@ -58,9 +58,19 @@ class JobReport:
 _ROWS = Statement(select(*PeriodicJob.__table__.columns).order_by(PeriodicJob.name))
 
 
+def asking() -> Asked:
+    """Return what asks for that which ``reported`` reports on."""
+    return _ROWS, {}
+
+
 def reports(db: Database, settings: Settings, *, now: datetime) -> list[JobReport]:
     """Return every job, also those that never ran and those of another release."""
-    rows = {row.name: row for row in run(db, _ROWS)}
+    return reported(run(db, *asking()), settings, now=now)
+
+
+def reported(found: Rows, settings: Settings, *, now: datetime) -> list[JobReport]:
+    """As ``reports``, of what was asked for already."""
+    rows = {row.name: row for row in found}
     known = intervals(settings)
     return [_report(name, rows.get(name), known.get(name), now) for name in [*known, *(rows.keys() - known)]]
 

@@ -22,12 +22,12 @@ from sqlalchemy import select
 
 import portal_app
 import vpn_core
-from portal_app.db import Database, connected, retried, transaction
+from portal_app.db import connected, retried, transaction
 from portal_app.errors import N_
 from portal_app.models import Portal
 from portal_app.services import audit
 from portal_app.settings import OWN_TLS_CA, Settings
-from portal_app.statements import Rows, Statement, run
+from portal_app.statements import Asked, Statement, run
 from portal_app.texts import Text, text
 
 #: A controller writes what its portal has this often.
@@ -188,15 +188,15 @@ def forget_others(names: Iterable[str], now: datetime) -> list[str]:
 _PORTALS = Statement(select(*Portal.__table__.columns).order_by(Portal.name))
 
 
-def known(db: Database) -> Rows:
-    """Return what each portal introduced itself with, as in ``Portal``, by name."""
-    return run(db, _PORTALS)
+def asking() -> Asked:
+    """Return what asks for that which each portal introduced itself with, as in ``Portal``, by name."""
+    return _PORTALS, {}
 
 
 def compare(name: str) -> Iterator[Comparison]:
     """Compare the portal ``name`` with every other one."""
     with connected(read_only=True) as db:
-        found = known(db)
+        found = run(db, *asking())
     return differences(found, name)
 
 

@@ -15,6 +15,7 @@ from portal_app.roles import Right
 from portal_app.services import audit, background_errors, checks, in_force, jobs, leading, peers, statistics
 from portal_app.services.checks import Finding
 from portal_app.services.peers import Comparison
+from portal_app.statements import run_together
 from portal_app.texts import Text, text
 from portal_app.views.admin import bp
 
@@ -42,21 +43,21 @@ def system() -> str:
         found.append(Check(checks.clocks(infos), text(_WHY_CLOCK)))
         if (replication := checks.replication(db)) is not None:
             found.append(Check(_replicated(replication), text(_WHY_REPLICATION)))
-        reports = jobs.reports(db, settings, now=now)
         leader = leading.leader(db, name, now=now)
-        portals = peers.known(db)
-        faults = background_errors.recent(db, now=now)
-        alarms = audit.of_controllers(db) if Right.SEARCH in login.required().rights else None
+        asked = [jobs.asking(), peers.asking(), background_errors.asking(now=now)]
+        if Right.SEARCH in login.required().rights:
+            asked.append(audit.asking_controllers())
+        ran, portals, faults, *alarms = run_together(db, asked)
     others = {other.name: other for other in peers.differences(portals, name)}
     return render_template(
         "admin/system.html",
         checks=sorted(found, key=lambda check: check.finding.passed),
-        reports=reports,
+        reports=jobs.reported(ran, settings, now=now),
         leader=leader,
         own_name=name,
         portals=[(one, _problem(one, others, name, now)) for one in portals],
         errors=[(seen.node, seen.status) for seen in nodes if seen.status and seen.status.error],
-        alarms=alarms,
+        alarms=alarms[0] if alarms else None,
         faults=faults,
         settings=in_force.settings(settings),
         release=peers.release(),
