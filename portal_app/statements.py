@@ -15,6 +15,7 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, Dialect, litera
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
+from sqlalchemy.types import NullType
 
 Values = Mapping[str, Any]
 #: A statement with its values, for ``run_together``.
@@ -28,7 +29,7 @@ BEGINS = "begins"
 
 
 def at_most(count: int) -> ColumnElement[int]:
-    """Return a LIMIT that is part of the text of what is no ``Statement``.
+    """Return a LIMIT that is part of the text, also of what is no ``Statement``.
 
     PostgreSQL plans a prepared statement once; one whose limit is a value it plans each time anew, which
     takes milliseconds where many tables are joined.
@@ -201,10 +202,11 @@ def _with_constants(built: Any, dialect: Dialect, names: Collection[str]) -> Any
     def constant(element: Any, **_more: object) -> ColumnElement[Any] | None:
         if not isinstance(element, BindParameter) or element.required or element.key in names:
             return None
-        if not isinstance(element.value, int | str) or "%" in str(element.value):
+        if not isinstance(element.value, int | str) or isinstance(element.type, NullType):
             return None
-        text = element.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
-        return literal_column(str(text), element.type)
+        text = str(element.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+        # Each % would be doubled once more, and a minus after another one begins a comment.
+        return None if "%" in text or text.startswith("-") else literal_column(text, element.type)
 
     return visitors.replacement_traverse(built, {}, constant)
 

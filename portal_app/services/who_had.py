@@ -238,7 +238,10 @@ def _record(
 def find(db: Database, question: Question, *, retention: timedelta, now: datetime) -> Answer:
     """Return the holders, the latest first."""
     values = {"address": question.address} | _bounds(question)
-    asked = [(statement, values) for statement in _asking(":" in question.address, len(question.moments))]
+    asked = [
+        (statement, values)
+        for statement in _asking(":" in question.address, len(question.moments), MOST_HOLDERS + 1)
+    ]
     uses, came_from = run_together(db, asked)
     is_cut = len(uses) > MOST_HOLDERS or len(came_from) > MOST_HOLDERS
     sessions = _sessions_of(db, uses, question)
@@ -248,7 +251,7 @@ def find(db: Database, question: Question, *, retention: timedelta, now: datetim
 
 
 @cache
-def _asking(is_ipv6: bool, moments: int) -> tuple[Statement, Statement]:
+def _asking(is_ipv6: bool, moments: int, most: int) -> tuple[Statement, Statement]:
     """Return what asks who was given an address, and who came from it, the latest first."""
     given, came_from = (AddressUse.ipv6 if is_ipv6 else AddressUse.ipv4), VpnSession.origin
     of_use, of_session = (
@@ -256,7 +259,7 @@ def _asking(is_ipv6: bool, moments: int) -> tuple[Statement, Statement]:
             _named(table)
             .where(column == bindparam("address"), _within(table, moments))
             .order_by(table.started_at.desc())
-            .limit(MOST_HOLDERS + 1)
+            .limit(most)
         )
         for table, column in ((AddressUse, given), (VpnSession, came_from))
     )

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy import bindparam, insert, select, text, update
+from sqlalchemy import bindparam, insert, literal, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from portal_app.clock import utc_now
@@ -156,14 +156,29 @@ def test_statements_together_return_their_rows_in_order(app):
     assert found("bob") is not None
 
 
-@pytest.mark.parametrize("words", ["it's", "half of 100 %", "%s ?"])
-def test_own_values_of_a_statement_are_meant_as_they_are(app, words):
+@pytest.mark.parametrize("words", ["it's", "what?", ":name", "back\\slash", "--"])
+def test_own_words_of_a_statement_are_part_of_its_text(app, words):
+    own = Statement(
+        select(User.name).where(User.name == words, User.is_disabled == bindparam("off")).limit(1)
+    )
     with connected() as db:
-        add(db, words)
-        own = Statement(select(User.name).where(User.name == words).limit(1))
+        add(db, words, is_disabled=True)
 
-        assert [row.name for row in run(db, own)] == [words]
-        assert len(run(db, Statement(select(User.id).limit(0)))) == 0
+        assert [row.name for row in run(db, own, {"off": True})] == [words]
+        text = own.text(db.dialect, ("off",))
+    assert words.replace("'", "''") in text.sql
+    assert words not in [value for _name, _convert, value in text.values]
+
+
+@pytest.mark.parametrize("name", ["half of 100 %", "%s ?"])
+def test_what_cannot_be_part_of_a_text_stays_a_value(app, name):
+    with connected() as db:
+        add(db, name)
+        changed = update(User).where(User.name == name, User.id != -literal(-999)).returning(User.name)
+
+        (row,) = run(db, Statement(changed.values(is_disabled=True, permissions=["a"])))
+        assert row.name == name
+    assert found(name).permissions == ["a"]
 
 
 def add_together(*names, last):

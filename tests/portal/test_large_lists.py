@@ -100,6 +100,8 @@ def test_pages_read_what_they_show(app: Flask, node: AgentServer, settings: Sett
     date, at = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}".split()
     asked = {"address": large.address(777), "date": date, "time": at, "zone": "UTC", "tolerance": "60"}
     token = csrf_token(client.get("/admin/who-had-it").text)
+    for _ in range(TRIES[database]):
+        client.post("/admin/who-had-it", data={**asked, "csrf_token": token})
     with watch() as found:
         answer = client.post("/admin/who-had-it", data={**asked, "csrf_token": token})
     assert large.user_name(777) in answer.text

@@ -594,8 +594,8 @@ def test_after_ending_one_comes_back_only_to_own_pages(app: Flask, node: AgentSe
 
 def searched_addresses() -> list[tuple[str, str | None]]:
     with transaction(read_only=True) as db:
-        rows = db.scalars(select(AuditEvent).where(AuditEvent.action == "address searched"))
-        return [(row.actor, row.object) for row in rows.all()]
+        searched = select(AuditEvent).where(AuditEvent.action == "address searched")
+        return [(row.actor, row.object) for row in db.scalars(searched.order_by(AuditEvent.id))]
 
 
 @pytest.mark.parametrize("show", ["now", "all"])

@@ -168,6 +168,8 @@ def test_time_is_read_in_the_chosen_zone_and_said_in_both(auditor: FlaskClient) 
     page = ask(auditor, "10.61.0.9", tokyo, zone="Asia/Tokyo")
 
     assert people(page) == ["alice"]
+    assert "<option selected>Asia/Tokyo</option>" in page.text
+    assert page.text.count("selected>Asia") == 1
     assert "22:30:00 UTC<" in page.text
     assert "07:30:00 UTC+09:00" in page.text
     assert people(ask(auditor, "10.61.0.9", tokyo - HOUR, zone="Asia/Tokyo")) == []
@@ -427,8 +429,7 @@ def test_public_address_and_port_lead_to_who_had_the_address_behind_it_then(
     assert "Who had 192.0.2.1, port 40000" in page
     assert "TCP" in page
     assert "Nobody had" in ask(auditor, PUBLIC, port="40001").text
-    with transaction(read_only=True) as db:
-        first, _ = db.scalars(select(AuditEvent).where(AuditEvent.action == "address searched"))
+    first, _ = searches()
     assert (first.object, first.details["port"], first.details["found"]) == (PUBLIC, 40000, 1)
 
 
