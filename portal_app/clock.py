@@ -5,6 +5,7 @@ behind would else grant each token and session a day more than the other one doe
 """
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 #: This far apart are the clocks of hosts whose time is kept; further apart is wrong, and reported.
@@ -14,10 +15,14 @@ OLD_SECONDS = 60.0
 
 #: What the database's clock showed, and this host's seconds since boot then, which no clock setting changes.
 _database: tuple[datetime, float] | None = None
+#: Asks the database for the first time, before anything is decided by a time; None where none is followed.
+_ask: Callable[[], None] | None = None
 
 
 def utc_now() -> datetime:
     """Return the time that counts: this host's, the database's where that differs by more than SKEW."""
+    if _database is None and _ask is not None:
+        _ask()
     here, there = own(), _of_database()
     return here if there is None or abs(here - there) <= SKEW else there
 
@@ -33,10 +38,18 @@ def behind() -> timedelta | None:
     return None if there is None else there - own()
 
 
-def follow(database: datetime | None) -> None:
-    """Note what the database's clock shows; None to follow none."""
+def follow_another(ask: Callable[[], None] | None) -> None:
+    """Forget what a database showed. ``ask`` lets the one of now say it (``follow``), if it can; None to
+    follow none.
+    """
+    global _database, _ask
+    _database, _ask = None, ask
+
+
+def follow(database: datetime) -> None:
+    """Note what the database's clock shows."""
     global _database
-    _database = None if database is None else (database.astimezone(UTC), _since_boot())
+    _database = database.astimezone(UTC), _since_boot()
 
 
 def is_old() -> bool:

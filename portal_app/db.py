@@ -11,7 +11,7 @@ import select
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -92,14 +92,21 @@ _silence: waiting.Silence | None = None
 def connect_to(url: str, *, pool_size: int = POOL_SIZE) -> Engine:
     """Make ``url`` the database of this process and return its engine; nothing is opened yet."""
     global _engine, _silence
-    clock.follow(None)
     if _engine is not None:
         _engine.dispose()
     if _silence is not None:
         _silence.forget()
     _engine = make_engine(url, pool_size=pool_size)
-    _silence = waiting.Silence(_engine) if _engine.dialect.name == "postgresql" else None
+    is_shared = _engine.dialect.name == "postgresql"
+    _silence = waiting.Silence(_engine) if is_shared else None
+    clock.follow_another(_meet if is_shared else None)
     return _engine
+
+
+def _meet() -> None:
+    """Open this process's first connection, which reads the clock; a database that is away shows none."""
+    with suppress(Unavailable), connected(read_only=True):
+        pass
 
 
 def make_engine(url: str, *, pool_size: int = POOL_SIZE) -> Engine:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from portal_app import clock, login
 from portal_app.controller.loop import Controller
-from portal_app.db import connected, transaction
+from portal_app.db import connect_to, connected, transaction
 from portal_app.models import AccessToken, BrowserSession
 from portal_app.services import checks
 from tests.portal.app_user import VpnApp
@@ -53,6 +53,23 @@ def test_the_database_s_clock_counts_where_a_portal_s_is_wrong(app: Flask, set_c
         f"{abs(off)} away from the database's clock, which counts instead;"
         " set up time synchronisation on this host",
     )
+
+
+@postgresql
+def test_a_process_asks_before_it_first_goes_by_its_own_clock(app: Flask, settings: Any, set_clock: Any):
+    """The first request to each process of a portal, and each command."""
+    connect_to(settings.database_url)
+    set_clock(DAY)
+
+    assert close(clock.utc_now(), datetime.now(UTC))
+
+
+@postgresql
+def test_a_database_that_is_away_from_the_start_shows_no_time(app: Flask, set_clock: Any):
+    connect_to("postgresql://causeway@127.0.0.1:1/nowhere")
+    set_clock(-DAY)
+
+    assert close(clock.utc_now(), datetime.now(UTC) - DAY)
 
 
 @postgresql
