@@ -1,7 +1,7 @@
-"""The transaction that makes one connection: its row, its address, and the end of what it replaces.
+"""The transaction that makes one connection, its row, its address, and the end of what it replaces; and the
+one that takes it back where no node admits it.
 
-Everything was decided before, and is looked at again here under locks; nodes hear of it afterwards
-(``connections``).
+Everything was decided before (``connections``), and is looked at again here under locks.
 """
 
 import uuid
