@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from jinja2 import FileSystemBytecodeCache
 from jinja2.bccache import Bucket
 from sqlalchemy import delete, update
+from werkzeug.routing import Rule
 
 from portal_app import db
 from portal_app.agents import Agents
@@ -155,6 +156,25 @@ def start_writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]
     background_errors._writer = None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_rules() -> Iterator[None]:
+    """Werkzeug compiles two functions for each address of each portal, a sixth of what a test takes. They
+    depend on nothing but what is the key here.
+    """
+    compile_builder = Rule._compile_builder
+    compiled: dict[tuple[Any, ...], Callable[..., tuple[str, str]]] = {}
+
+    def remembered(rule: Rule, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
+        key = (rule.rule, tuple(rule._trace), repr(rule.defaults), append_unknown)
+        if key not in compiled:
+            compiled[key] = compile_builder(rule, append_unknown)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rule, "_compile_builder", remembered)
+        yield
+
+
 class TemplateCache(FileSystemBytecodeCache):
     """Keeps each template once for each language: its texts are compiled in."""
 
@@ -168,11 +188,31 @@ def compiled_templates(tmp_path_factory: pytest.TempPathFactory) -> FileSystemBy
     return TemplateCache(str(tmp_path_factory.mktemp("templates")))
 
 
+@pytest.fixture(scope="session")
+def share_statements() -> Callable[[sqlalchemy.Engine], None]:
+    """What gives an engine the compiled statements of those before it; to compile them anew for each portal
+    took a seventh of what a test takes. They are kept for a dialect, which goes with them.
+    """
+    shared: dict[str, tuple[Any, Any]] = {}
+
+    def share(engine: sqlalchemy.Engine) -> None:
+        if engine.dialect.name not in shared:
+            engine.connect().close()  # from the first connection it knows which server this is
+            shared[engine.dialect.name] = engine.dialect, engine._compiled_cache
+        engine.dialect, engine._compiled_cache = shared[engine.dialect.name]
+
+    return share
+
+
 @pytest.fixture
 def app(
-    settings: Settings, agent_servers: list[AgentServer], compiled_templates: FileSystemBytecodeCache
+    settings: Settings,
+    agent_servers: list[AgentServer],
+    compiled_templates: FileSystemBytecodeCache,
+    share_statements: Callable[[sqlalchemy.Engine], None],
 ) -> Iterator[Flask]:
     app = create_app(settings)
+    share_statements(db.engine())
     app.jinja_env.bytecode_cache = compiled_templates
     app.test_client_class = HttpsClient
     with app.app_context():
