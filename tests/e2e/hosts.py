@@ -9,7 +9,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,16 +225,61 @@ def read_deployment(topology: str, name: str | None = None) -> Deployment:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Return the first true value of ``condition``; fail when there is none in time."""
+    """Return the first true value of ``condition``; fail when there is none in time.
+
+    Asking takes as much of a processor as is there, so that half of the time is left to those who are asked.
+    """
     deadline = time.monotonic() + seconds
     while True:
+        asked = time.monotonic()
         if found := condition():
             return found
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
+        time.sleep(min(max(0.1, time.monotonic() - asked), 1.0))
 
 
-class OfficialApp:
+class ProgramEnded(AssertionError):
+    """The process is gone, or its host."""
+
+
+class Program:
+    """A process on a host that takes one command a line and answers each with one line, both JSON."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def attempt(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Send one command and return its answer, also when it failed."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin
+        assert stdout
+        with suppress(BrokenPipeError):
+            stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            stdin.flush()
+        line = stdout.readline()
+        if not line:
+            raise ProgramEnded("the process ended")
+        return dict(json.loads(line))
+
+    def do(self, do: str, **arguments: Any) -> dict[str, Any]:
+        answer = self.attempt(do, **arguments)
+        assert answer["ok"], f"{do}: {answer.get('error')}\n{answer.get('trace')}"
+        return answer
+
+    def close(self) -> None:
+        if self._process.stdin:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+
+class OfficialApp(Program):
     """The process of ``official_app.py`` on the client host; each ``name`` has its own tunnel and tokens.
 
     ``within`` names a network namespace to run it in.
@@ -243,37 +288,9 @@ class OfficialApp:
     def __init__(self, client: Host, name: str = "verify", *, within: str | None = None) -> None:
         program = f"python3 -u official_app.py {name} 2>>/root/official-app.log"
         enter = f"nsenter --net=/run/netns/{within} " if within else ""
-        command = client.ssh(f"cd /opt/e2e && exec {enter}{program}")
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def attempt(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send one command and return its answer, also when it failed."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin
-        assert stdout
-        stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        stdin.flush()
-        line = stdout.readline()
-        assert line, "the app's process ended"
-        return dict(json.loads(line))
-
-    def do(self, do: str, **arguments: Any) -> dict[str, Any]:
-        answer = self.attempt(do, **arguments)
-        assert answer["ok"], f"{do}: {answer.get('error')}\n{answer.get('trace')}"
-        return answer
+        super().__init__(client.ssh(f"cd /opt/e2e && exec {enter}{program}"))
 
     def pings(self, address: str, size: int = 84) -> bool:
         """Tell whether an address answers one ping of ``size`` bytes through the tunnel."""
         words = ["ping", "-n", "-c", "1", "-W", "1", "-s", str(size - 28), address]
         return self.do("inside", words=words)["code"] == 0
-
-    def close(self) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
-        try:
-            self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()

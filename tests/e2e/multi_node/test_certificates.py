@@ -214,7 +214,8 @@ def test_renewal_fails_no_call(world: World, management: Authority) -> None:
     before = {name: serial(world.node(name), AGENT_CERTIFICATE) for name in (NODE, NEIGHBOUR)}
 
     with world.probing("frankfurt") as prober:
-        done = world.deployment.playbook("node", "--limit", f"{NODE},{NEIGHBOUR}", log="renew")
+        words = ["--limit", f"{NODE},{NEIGHBOUR}", "--tags", "pki,node_agent"]
+        done = world.deployment.playbook("node", *words, log="renew")
         wait_until(lambda: prober.attempts, 30, "a connect")
 
     assert done.returncode == 0, done.stdout[-3000:]
@@ -233,7 +234,7 @@ def test_renewal_of_the_portals_own_certificate_fails_no_call(world: World, mana
     old, before = serial(portal, file), portal.output(running).split()
 
     with world.probing("frankfurt") as prober:
-        done = world.deployment.playbook("portal", log="renew-portal")
+        done = world.deployment.playbook("portal", "--tags", "pki,portal", log="renew-portal")
         wait_until(lambda: prober.attempts, 30, "a connect")
 
     assert done.returncode == 0, done.stdout[-3000:]

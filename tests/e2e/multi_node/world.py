@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from portal_app.verification.browser import App, Browser, VerificationError, forms
-from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
+from tests.e2e.hosts import (
+    PROJECT,
+    Deployment,
+    Host,
+    OfficialApp,
+    Program,
+    ProgramEnded,
+    wait_until,
+)
 
 WIREGUARD_TYPE = "application/x-wireguard-profile"
 #: Nodes are asked every five seconds; what a call could not do is repaired within this (I3, I4).
@@ -56,6 +64,7 @@ class World:
         self.deployment, self.client = deployment, client
         self.portal = deployment.host("portals")
         self._passwords = dict(deployment.passwords)
+        self._inside: Program | None = None
 
     def node(self, name: str) -> Host:
         return self.deployment.named(name)
@@ -69,19 +78,13 @@ class World:
     def password(self, user: str) -> str:
         """Return a user's password; the account is made when it is needed first."""
         if user not in self._passwords:
-            password = secrets.token_urlsafe(18)
-            words = ["vpn-portal", "user", "add", user, "--password-file", "-", "--exists-ok"]
-            self.portal.run(shlex.join(words), stdin=password)
-            words = ["vpn-portal", "user", "passwd", user, "--password-file", "-"]
-            self.portal.run(shlex.join(words), stdin=password)
-            self._passwords[user] = password
+            self.add_users([user])
         return self._passwords[user]
 
     def add_users(self, names: list[str]) -> None:
         """Make accounts that ``password`` then knows, many in one go."""
         passwords = {name: secrets.token_urlsafe(18) for name in names}
-        program = f"{ADD_USERS}\nadd({passwords!r})\n"
-        self._python(program)
+        self.inside("add_users", passwords=passwords)
         self._passwords |= passwords
 
     def browser(self, user: str) -> Browser:
@@ -93,14 +96,14 @@ class World:
         return browser
 
     def state(self, name: str) -> str:
-        return str(next(n["state"] for n in self.ask("node", "list") if n["name"] == name))
+        return str(self.inside("states")[name])
 
     def wait_until_up(self, name: str, seconds: float = 60) -> None:
         wait_until(lambda: self.state(name) == "up", seconds, f"{name} is up")
 
     def wanted(self, name: str) -> set[str]:
         """Return the public keys that the database wants on a node."""
-        return set(json.loads(self._python(WANTED, name)))
+        return set(self.inside("wanted", node=name))
 
     def peers(self, name: str) -> set[str]:
         """Return the public keys on a node's interface."""
@@ -116,38 +119,36 @@ class World:
 
     def sessions(self, user: str) -> list[dict[str, Any]]:
         """Return the sessions of a user in the order of their begin: ``node``, ``protocol``, ``ended``."""
-        return list(json.loads(self._python(SESSIONS, user)))
+        return list(self.inside("sessions", user=user))
 
     def expire(self, user: str, seconds: int) -> None:
         """Let a user's connections end in some seconds, and tell their nodes as the controller would."""
-        self._python(EXPIRE, user, str(seconds))
+        self.inside("expire", user=user, seconds=seconds)
 
     def open_sessions(self, name: str) -> list[dict[str, Any]]:
-        return list(json.loads(self._python(OPEN_SESSIONS, name)))
+        return list(self.inside("open_sessions", node=name))
 
-    def _python(self, program: str, *arguments: str) -> str:
-        words = [
-            "runuser",
-            "-u",
-            "causeway-portal",
-            "--",
-            "/opt/causeway/current/bin/python",
-            "-",
-            *arguments,
-        ]
-        return self.portal.output(shlex.join(words), stdin=program)
+    def inside(self, do: str, **arguments: Any) -> Any:
+        """Ask the portal's database itself, see ``inside_portal.py``."""
+        if self._inside is not None:
+            with suppress(ProgramEnded):
+                return self._inside.do(do, **arguments)["answer"]
+            self._inside.close()
+        source = (PROJECT / "tests/e2e/inside_portal.py").read_text()
+        words = ["runuser", "-u", "causeway-portal", "--"]
+        words += ["/opt/causeway/current/bin/python", "-u", "-c", source]
+        self._inside = Program(self.portal.ssh(shlex.join(words)))
+        return self._inside.do(do, **arguments)["answer"]
 
     @contextmanager
     def only(self, name: str) -> Iterator[None]:
         """Let every new connection go to one node: the others are in maintenance."""
-        others = [n["name"] for n in self.ask("node", "list") if n["name"] != name]
-        for other in others:
-            self.vpn_portal("node", "maintenance", other, "on")
+        others = [other for other in self.inside("states") if other != name]
+        self.inside("switch_maintenance", names=others, on=True)
         try:
             yield
         finally:
-            for other in others:
-                self.vpn_portal("node", "maintenance", other, "off")
+            self.inside("switch_maintenance", names=others, on=False)
 
     def connect(self, app: OfficialApp, profile: str, *, prefer_tcp: bool = False) -> dict[str, Any]:
         """Let an app connect and open the tunnel; returns what it got with ``node`` and ``gateway``."""
@@ -184,7 +185,7 @@ class World:
                 )
                 with suppress(VerificationError):
                     app.disconnect()
-                stop.wait(0.2)
+                stop.wait(0.4)
 
         threads = [threading.Thread(target=work, args=(app,)) for app in apps]
         for thread in threads:
@@ -230,76 +231,3 @@ class Pings:
     def _said(self) -> str | None:
         text: str = self._app.do("inside", words=["cat", self._file])["output"]
         return text if "packets transmitted" in text else None
-
-
-_HEAD = """
-import json, sys
-from sqlalchemy import select
-from portal_app import db
-from portal_app.models import Connection, Node, VpnSession
-from portal_app.settings import Settings
-db.connect_to(Settings.load().database_url)
-with db.transaction(read_only=True) as t:
-    number = t.scalar(select(Node.number).where(Node.name == sys.argv[1]))
-"""
-ADD_USERS = """
-from portal_app import db
-from portal_app.clock import utc_now
-from portal_app.services import users
-from portal_app.settings import Settings
-
-db.connect_to(Settings.load().database_url)
-
-def add(passwords):
-    for name, password in passwords.items():
-        users.add(name, permissions=[], password=password, exists_ok=True, actor="e2e", now=utc_now())
-        users.set_password(name, password, actor="e2e", now=utc_now())
-"""
-SESSIONS = (
-    _HEAD
-    + """
-    found = t.scalars(
-        select(VpnSession).where(VpnSession.user_name == sys.argv[1]).order_by(VpnSession.started_at)
-    ).all()
-print(json.dumps([
-    {"connection": s.connection_id, "node": s.node_number, "protocol": s.protocol,
-     "started": s.started_at.timestamp(), "ended": s.ended_at and s.ended_at.timestamp()} for s in found]))
-"""
-)
-EXPIRE = (
-    _HEAD
-    + """
-from datetime import timedelta
-from sqlalchemy import update
-from portal_app.agents import Agents
-from portal_app.clock import utc_now
-from portal_app.models import User
-from portal_app.services import nodes
-with db.transaction() as t:
-    user = t.scalar(select(User.id).where(User.name == sys.argv[1]))
-    numbers = t.scalars(select(Connection.node_number).where(Connection.user_id == user)).all()
-    at = utc_now() + timedelta(seconds=int(sys.argv[2]))
-    t.execute(update(Connection).where(Connection.user_id == user).values(expires_at=at))
-    t.execute(update(Node).where(Node.number.in_(numbers)).values(generation=Node.generation + 1))
-agents = Agents(Settings.load())
-for number in numbers:
-    with db.transaction(read_only=True) as t:
-        node, wanted = t.get(Node, number), nodes.wanted_set(t, number)
-    agents.put_set(node, wanted)
-"""
-)
-WANTED = (
-    _HEAD
-    + """
-    found = t.scalars(select(Connection.public_key).where(Connection.node_number == number)).all()
-print(json.dumps([key for key in found if key]))
-"""
-)
-OPEN_SESSIONS = (
-    _HEAD
-    + """
-    here = select(VpnSession).where(VpnSession.node_number == number, VpnSession.ended_at.is_(None))
-    found = t.scalars(here).all()
-print(json.dumps([{"user": s.user_name, "connection": s.connection_id} for s in found]))
-"""
-)
