@@ -14,5 +14,6 @@ def world() -> Iterator[World]:
     deployment = converge("growing")
     client = deployment.host("clients")
     prepare_client(client, deployment)
-    yield World(deployment, client)
+    with World(deployment, client) as world:
+        yield world
     put_into_inventory(deployment, [])

@@ -17,10 +17,11 @@ def deployment() -> Deployment:
 
 
 @pytest.fixture
-def world(deployment: Deployment) -> World:
+def world(deployment: Deployment) -> Iterator[World]:
     client = deployment.host("clients")
     prepare_client(client, deployment)
-    return World(deployment, client)
+    with World(deployment, client) as world:
+        yield world
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ def client(deployment: Deployment) -> Host:
 
 
 @pytest.fixture(scope="session")
-def world(deployment: Deployment, client: Host) -> World:
-    return World(deployment, client)
+def world(deployment: Deployment, client: Host) -> Iterator[World]:
+    with World(deployment, client) as world:
+        yield world
 
 
 @pytest.fixture

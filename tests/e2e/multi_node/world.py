@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from portal_app.verification.browser import App, Browser, VerificationError, forms
 from tests.e2e.hosts import (
@@ -58,13 +58,20 @@ class Prober:
 
 
 class World:
-    """The deployed hosts, seen from the portal's command line."""
+    """The deployed hosts, seen from the portal's command line; a context manager that ends what it began."""
 
     def __init__(self, deployment: Deployment, client: Host) -> None:
         self.deployment, self.client = deployment, client
         self.portal = deployment.host("portals")
         self._passwords = dict(deployment.passwords)
         self._inside: Program | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._inside is not None:
+            self._inside.close()
 
     def node(self, name: str) -> Host:
         return self.deployment.named(name)
@@ -137,7 +144,9 @@ class World:
         source = (PROJECT / "tests/e2e/inside_portal.py").read_text()
         words = ["runuser", "-u", "causeway-portal", "--"]
         words += ["/opt/causeway/current/bin/python", "-u", "-c", source]
-        self._inside = Program(self.portal.ssh(shlex.join(words)))
+        ssh, *rest = self.portal.ssh(shlex.join(words))
+        # A portal that lost its power says nothing.
+        self._inside = Program([ssh, "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=2", *rest])
         return self._inside.do(do, **arguments)["answer"]
 
     @contextmanager
