@@ -178,7 +178,7 @@ def test_rules_that_shut_us_out_are_taken_back(deployment: Deployment, server: H
     assert server.output(what) == before
     assert server.run(f"ls {files}/unconfirmed", check=False).returncode == 0
     for words, changes in ((), True), (("--check",), False), ((), False):
-        done = deployment.playbook("site", "--tags", "firewall", *words, log="firewall")
+        done = deployment.playbook("portal", "--tags", "firewall", *words, log="firewall")
         assert done.returncode == 0, done.stdout[-3000:]
         assert (sum(changed(done.stdout).values()) > 0) is changes, done.stdout[-3000:]
     assert server.run(f"ls {files}/unconfirmed", check=False).returncode != 0

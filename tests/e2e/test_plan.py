@@ -48,10 +48,10 @@ def test_what_plan_foresees_is_what_a_run_restarts(deployment: Deployment, serve
 
     assert (server.output(f"cat {RESOLVER_FILE}"), invocations(server)) == (text, before)
     try:
-        done = deployment.playbook("site", "--tags", "dns_resolver", "-e", json.dumps(changed), log="planned")
+        done = deployment.playbook("node", "--tags", "dns_resolver", "-e", json.dumps(changed), log="planned")
         after = invocations(server)
     finally:
-        deployment.playbook("site", "--tags", "dns_resolver", log="planned-back")
+        deployment.playbook("node", "--tags", "dns_resolver", log="planned-back")
     assert done.returncode == 0, done.stdout[-3000:]
     foreseen = services(said)
     assert {name: s["verb"] for name, s in foreseen.items()} == {"causeway-dns.service": "restart"}

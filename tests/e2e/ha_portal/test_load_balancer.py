@@ -41,9 +41,7 @@ http {{
 
 
 def deploy(deployment: Deployment, *options: str) -> None:
-    done = deployment.playbook(
-        "site", "--limit", "portals", "--tags", "web_frontend", *options, log="balancer"
-    )
+    done = deployment.playbook("portal", "--tags", "web_frontend", *options, log="balancer")
     assert done.returncode == 0, done.stdout[-3000:]
 
 

@@ -112,7 +112,7 @@ def test_keepalived_that_restarts_gives_the_address_away_first(
         Connecting(bob, deployment.portal_url, refreshes=True) as connecting,
     ):
         wait_until(lambda: prober.answers_again() and connecting.addresses, 10, "it is answered")
-        done = deployment.playbook("site", "--limit", "portals", "--tags", "virtual_ip", log="keepalived")
+        done = deployment.playbook("portal", "--tags", "virtual_ip", log="keepalived")
     assert done.returncode == 0, done.stdout[-3000:]
     assert holder.output("systemctl show --property=ActiveEnterTimestamp keepalived.service") != before
     assert one_holder(deployment) != holder.name
