@@ -35,6 +35,7 @@ python:
 		echo "making .venv"; $(PY) -m venv --clear .venv; }
 
 # pip compiles one file after the other, and most of what comes with Ansible are modules for devices that we do not have.
+# A file that cannot be compiled, such as one that a package makes others from, is no error.
 PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/(ansible_collections|test|tests)/' .venv/lib || true
 
@@ -140,11 +141,11 @@ AS_ROOT = $(if $(SUDO),trap '$(GIVE_BACK)' EXIT; $(SUDO))
 
 .PHONY: test
 test: check test-packages ## everything but the long faults, the end-to-end tests on lab hosts included
-	$(call say,Running the tests of portal and agent (about 15 minutes))
+	$(call say,Running the tests of portal and agent (about 20 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --quiet --durations=25 --durations-min=3 --numprocesses=auto --dist=worksteal -m "not lab" $(filter-out $(QUICK) tests/lab tests/e2e,$(wildcard tests/*[^_.]))
 	$(call say,Running the tests of the lab itself (about 3 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --durations=5 --tb=short -m "lab and not faults" tests/lab
-	$(call say,Running the tests on lab hosts: two topologies at a time (about 45 minutes))
+	$(call say,Running the tests on lab hosts: two topologies at a time (about 50 minutes))
 	@$(MAKE) --jobs=2 --keep-going test-lab-nodes test-lab-portals
 
 # Most of such a test is waiting, so two at a time; each of the two brings up one lab after the other.

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -32,8 +33,9 @@ def states() -> dict[str, str]:
 
 
 def switch_maintenance(names: list[str], on: bool) -> None:
-    for node in [_node(name) for name in names]:
-        maintenance.switch(Agents(Settings.load()), node, on=on, actor=ACTOR, now=utc_now(), notice=None)
+    with closing(Agents(Settings.load())) as agents:
+        for node in [_node(name) for name in names]:
+            maintenance.switch(agents, node, on=on, actor=ACTOR, now=utc_now())
 
 
 def wanted(node: str) -> list[str]:
@@ -78,11 +80,11 @@ def expire(user: str, seconds: int) -> None:
         session.execute(update(Connection).where(Connection.user_id == number).values(expires_at=at))
         changed = update(Node).where(Node.number.in_(its_nodes)).values(generation=Node.generation + 1)
         session.execute(changed)
-    agents = Agents(Settings.load())
-    for one in its_nodes:
-        with db.transaction(read_only=True) as session:
-            node, everything = session.get_one(Node, one), nodes.wanted_set(session, one)
-        agents.put_set(node, everything)
+    with closing(Agents(Settings.load())) as agents:
+        for one in its_nodes:
+            with db.transaction(read_only=True) as session:
+                node, everything = session.get_one(Node, one), nodes.wanted_set(session, one)
+            agents.put_set(node, everything)
 
 
 def add_users(passwords: dict[str, str]) -> None:

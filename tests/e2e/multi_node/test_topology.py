@@ -43,7 +43,6 @@ def internet(deployment: Deployment) -> Iterator[dict[int, str]]:
     host.run("systemctl stop who")
 
 
-@pytest.mark.faults
 def test_second_run_changes_nothing_on_any_host(deployment: Deployment) -> None:
     """R83."""
     done = deployment.playbook("site", log="second-run")

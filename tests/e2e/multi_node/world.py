@@ -194,7 +194,7 @@ class World:
                 )
                 with suppress(VerificationError):
                     app.disconnect()
-                stop.wait(0.4)
+                stop.wait(0.2)
 
         threads = [threading.Thread(target=work, args=(app,)) for app in apps]
         for thread in threads:
