@@ -468,6 +468,31 @@ def test_check_mode_ends_with_the_summary(tmp_path, vault):
 
 
 @pytest.mark.slow
+def test_a_right_inventory_is_planned_once_for_all_hosts(tmp_path, vault):
+    """A plan of hundreds takes long, and variables of roles name it dozens of times."""
+    inventory, run = tmp_path / "inventory", tmp_path / "run"
+    hosts = {"portals": {"hosts": {"p1": None}}, "nodes": {"hosts": {"vpn1": None}}}
+    write(inventory, VARIABLES | {"vpn_portal_addresses": ["192.0.2.8"]}, hosts)
+    (inventory / "group_vars/all/vault.yml").write_text(vault)
+    planned = {"that": ["vpn_plan.profiles | list == ['employees']", "firewall_tunnels | length == 1"]}
+    tasks: list[dict[str, Any]] = [
+        {"ansible.builtin.import_tasks": {"file": "tasks/inventory.yml"}},
+        # Whoever plans from now on finds no profile.
+        {"ansible.builtin.set_fact": {"vpn_profiles": {}}},
+        {"ansible.builtin.assert": planned, "when": "vpn_is_node"},
+    ]
+    for shared in ("playbooks/tasks", "playbooks/group_vars", "roles"):
+        (run / shared).parent.mkdir(parents=True, exist_ok=True)
+        (run / shared).symlink_to(PROJECT / shared)
+    play_of_all = {"name": "Plan", "hosts": "all", "gather_facts": False, "tasks": tasks}
+    (run / "playbooks/all.yml").write_text(yaml.safe_dump([play_of_all]))
+
+    done = play(inventory, os.path.relpath(run / "playbooks/all.yml", PROJECT / "playbooks"))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_what_is_hardly_meant_is_a_warning(tmp_path, vault):
     write(
         tmp_path,
