@@ -10,7 +10,7 @@ LAB_RELEASE ?=
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-SUDO := $(shell test $$(id -u) = 0 || echo sudo --preserve-env=CAUSEWAY_LAB_CACHE,CAUSEWAY_LAB_MIRROR)
+SUDO := $(shell test $$(id -u) = 0 || echo sudo --preserve-env=CAUSEWAY_LAB_CACHE,CAUSEWAY_LAB_MIRROR,CAUSEWAY_LABS_SIDE_BY_SIDE)
 LAB = $(SUDO) "$$(command -v $(PY))" molecule/shared/lab.py
 INSTANCE = --topology $(TOPOLOGY) --name $(NAME)
 INVENTORY = .lab/$(NAME)/inventory
@@ -146,7 +146,7 @@ test: check test-packages ## everything but the long faults, the end-to-end test
 	$(call say,Running the tests of the lab itself (about 3 minutes))
 	@$(AS_ROOT) $(BIN)/pytest --durations=5 --tb=short -m "lab and not faults" tests/lab
 	$(call say,Running the tests on lab hosts: two topologies at a time (about 50 minutes))
-	@$(MAKE) --jobs=2 --keep-going test-lab-nodes test-lab-portals
+	@CAUSEWAY_LABS_SIDE_BY_SIDE=1 $(MAKE) --jobs=2 --keep-going test-lab-nodes test-lab-portals
 
 # Most of such a test is waiting, so two at a time; each of the two brings up one lab after the other.
 LAB_TESTS = $(AS_ROOT) $(BIN)/python -u -m pytest -v -p no:cacheprovider --durations=25 --tb=short

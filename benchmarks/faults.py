@@ -18,7 +18,6 @@ holder" is the longest time in which not exactly one portal had both addresses, 
 
 import argparse
 import secrets
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -34,10 +33,12 @@ from tests.e2e.ha_portal.test_moving import FREE, FULL
 from tests.e2e.ha_portal.world import (
     DOUBLED,
     PROFILE,
+    Addresses,
     Busy,
     Connecting,
     People,
     Prober,
+    not_one_holder,
     one_holder,
     primary,
     recorded,
@@ -70,11 +71,15 @@ class Lab:
         assert done.returncode == 0, done.stdout[-3000:]
 
 
+APART_SECONDS = 1.0
+
+
 @dataclass(frozen=True)
 class Fault:
     """``break_it`` or ``mend_it`` may return the moment from which on "nobody served" counts, which is to be
     ``within`` so many seconds; ``one_holder_within`` is the same for "not one holder", ``put_off_within``
-    for the slowest 503.
+    for the slowest 503. Where the address ``stays``, it is not to move. One portal is to have one address
+    without the other for ``APART_SECONDS`` at most, whatever happens.
     """
 
     what: str
@@ -83,6 +88,7 @@ class Fault:
     within: float | None = None
     one_holder_within: float | None = None
     put_off_within: float | None = None
+    stays: bool = False
     stays_seconds: float = 12.0
 
 
@@ -240,6 +246,7 @@ FAULTS = {
         "the portals are cut off from each other",
         lambda lab: part(lab, lab.other),
         lambda lab: part(lab, verb="delete"),
+        within=4,
     ),
     "alone": Fault(
         "it is cut off from the other one and from clients, not from the database", cut_from_all, heal_all
@@ -263,6 +270,7 @@ FAULTS = {
         on("first", "pkill -STOP -u postgres -x postgres"),
         wake_database,
         within=5,
+        stays=True,
         stays_seconds=20,
     ),
     "promotion": Fault(
@@ -277,6 +285,7 @@ FAULTS = {
         start_databases,
         within=5,
         put_off_within=3,
+        stays=True,
         stays_seconds=120,
     ),
     "away": Fault(
@@ -292,6 +301,7 @@ class Patient(Prober):
     """People who wait for an answer as long as it takes."""
 
     many = 2
+    rest_seconds = 0.2
 
     def __init__(self, deployment: Deployment) -> None:
         super().__init__(deployment, patience=20)
@@ -319,49 +329,6 @@ class Administering(Busy):
     def lost(self, database: Host) -> int:
         there = set(sql(database, "SELECT name FROM users WHERE name LIKE 'fault-%'").split())
         return sum(name not in there for name in self.added)
-
-
-class Addresses(Busy):
-    """Who looks all the time how many of the two addresses a portal has."""
-
-    LOOK = "while sleep 0.2; do echo $(ip -o address show | awk '{print $4}'); done"
-
-    def __init__(self, deployment: Deployment, portal: Host) -> None:
-        super().__init__()
-        # A portal that lost its power closes no connection.
-        options = ["-o", "ControlPath=none", "-o", "ConnectTimeout=2"]
-        options += ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2"]
-        program, *rest = portal.ssh(self.LOOK)
-        self._command = [program, *options, *rest]
-        self._addresses = set(deployment.info["vip"].values())
-        self.seen: list[tuple[float, int]] = []
-
-    def act(self) -> None:
-        quiet = subprocess.DEVNULL
-        with subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=quiet, text=True) as looking:
-            assert looking.stdout
-            for line in looking.stdout:
-                had = {word.split("/")[0] for word in line.split()} & self._addresses
-                self.seen.append((time.monotonic(), len(had)))
-                if self._ends.is_set():
-                    looking.terminate()
-
-
-def not_one_holder(portals: list[Addresses], until: float) -> float:
-    """Return the longest time in which not exactly one portal had both addresses, in seconds.
-
-    One that said nothing for a second has none.
-    """
-    seen = sorted((at, number, had) for number, portal in enumerate(portals) for at, had in portal.seen)
-    last: dict[int, tuple[float, int]] = {}
-    longest, since = 0.0, 0.0
-    for at, number, had in [*seen, (until, -1, 0)]:
-        last[number] = at, had
-        if sorted(had for said_at, had in last.values() if at - said_at < 1 and had) == [2]:
-            longest, since = max(longest, at - since if since else 0.0), 0.0
-        else:
-            since = since or at
-    return longest
 
 
 @contextmanager
@@ -447,8 +414,10 @@ def measure(deployment: Deployment, fault: Fault, known: set[str]) -> Row:
             "addresses doubled": doubled,
             "users lost": lost_users,
             "pings lost": sum(lost_pings),
+            "address moved": int(moved and fault.stays),
         }
-        problems = [f"{name}: {said}" for name, said in timed.items() if "MISSED" in said]
+        apart = against(max(of_broken.apart(), of_other.apart()), APART_SECONDS)
+        problems = [f"{name}: {said}" for name, said in {**timed, "apart": apart}.items() if "MISSED" in said]
         problems += [f"{name}: {count}" for name, count in bad.items() if count]
         problems += [f"shown: {place}" for place in shown]
         cells = [

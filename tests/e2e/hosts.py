@@ -224,17 +224,28 @@ def read_deployment(topology: str, name: str | None = None) -> Deployment:
     return Deployment(name or topology, json.loads(info.stdout))
 
 
+#: `make test` has two labs on the processors of one.
+_SLOWER = 3.0 if os.environ.get("CAUSEWAY_LABS_SIDE_BY_SIDE") else 1.0
+
+
+def within(seconds: float) -> float:
+    """Return a bound of reliability.md, which holds where one lab has the processors for itself."""
+    return seconds * _SLOWER
+
+
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Return the first true value of ``condition``; fail when there is none in time.
+    """Return the first true value of ``condition``; fail when there is none ``within`` so many seconds.
 
     Asking takes as much of a processor as is there, so that half of the time is left to those who are asked.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + within(seconds)
     while True:
         asked = time.monotonic()
-        if found := condition():
+        found = condition()
+        # One that comes late is none.
+        assert time.monotonic() < deadline, f"not within {within(seconds):g} s: {what}"
+        if found:
             return found
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(min(max(0.1, time.monotonic() - asked), 1.0))
 
 

@@ -1,17 +1,19 @@
 """What the tests of two portals and two databases do to them and ask of them."""
 
+import http.client
 import itertools
 import json
 import re
 import secrets
+import socket
 import ssl
+import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any, Self
 
 from portal_app.verification.browser import App, Browser, VerificationError
@@ -21,11 +23,13 @@ from tests.e2e.multi_node.world import WIREGUARD_TYPE
 PROFILE = "everywhere"
 REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
 ANSWER_SECONDS = 1.0
-#: Of two rows of the log of one address on one node that say they had it at the same moment.
-DOUBLED = """
-SELECT count(*) FROM address_uses a JOIN address_uses b ON a.node_number = b.node_number AND a.ipv4 = b.ipv4
-AND a.id < b.id AND b.started_at < coalesce(a.ended_at, now()) AND a.started_at < coalesce(b.ended_at, now())
+#: How many pairs of rows of the log say of one address on one node that they had it at the same moment.
+_PAIRS = """
+SELECT count(*) FROM address_uses a JOIN address_uses b
+ON a.node_number = b.node_number AND a.{family} = b.{family} AND a.id < b.id
+AND b.started_at < coalesce(a.ended_at, now()) AND a.started_at < coalesce(b.ended_at, now())
 """
+DOUBLED = f"SELECT ({_PAIRS.format(family='ipv4')}) + ({_PAIRS.format(family='ipv6')})"
 
 
 def holders(deployment: Deployment, *hosts: Host) -> list[tuple[str, str]]:
@@ -181,57 +185,94 @@ class People(Busy):
             return False
 
 
+class _ToAddress(http.client.HTTPSConnection):
+    """A connection to one address of a host's name."""
+
+    def __init__(self, name: str, address: str, context: ssl.SSLContext, seconds: float) -> None:
+        super().__init__(name, timeout=seconds, context=context)
+        self._address, self._tls = address, context
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+
+
+@dataclass(frozen=True)
+class Request:
+    """When it began and ended (monotonic), at which address, and whether it was answered with 200 in time."""
+
+    began: float
+    ended: float
+    address: str
+    is_good: bool
+
+
 class Prober(Busy):
-    """People who ask the portal by its name, each time on a new connection.
+    """People who ask the portal by its name, each time on a new connection, its addresses in turns.
 
     What is asked needs nginx, the portal, and the database. An answer after ``patience`` seconds is none.
+    There are so many that somebody asks each 40 ms, also while most of them wait for an answer.
     """
 
-    many = 5
-    rest_seconds = 0.2
+    many = 40
+    rest_seconds = 1.6
 
     def __init__(self, deployment: Deployment, *, patience: float = ANSWER_SECONDS) -> None:
         super().__init__()
-        self._url, self._patience = f"{deployment.portal_url}/healthz", patience
-        context = ssl.create_default_context(cafile=str(deployment.ca_file))
-        self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
-        #: When each request began and ended, and whether it was answered with 200.
-        self.requests: list[tuple[float, float, bool]] = []
+        self._name, self._patience = deployment.portal_url.removeprefix("https://"), patience
+        self._context = ssl.create_default_context(cafile=str(deployment.ca_file))
+        self._turns = itertools.count()
+        self.requests: list[Request] = []
         #: Those that were answered with 503 and when to ask again: how long each took, in seconds.
         self.put_off: list[float] = []
 
     def act(self) -> None:
+        found = socket.getaddrinfo(self._name, 443, type=socket.SOCK_STREAM)
+        address = str(found[next(self._turns) % len(found)][4][0])
         began = time.monotonic()
-        status, is_put_off = self._ask()
+        status, is_put_off = self._ask(address)
         ended = time.monotonic()
-        self.requests.append((began, ended, status == 200))
+        self.requests.append(
+            Request(began, ended, address, status == 200 and ended - began <= self._patience)
+        )
         if is_put_off:
             self.put_off.append(ended - began)
 
-    def _ask(self) -> tuple[int, bool]:
+    def _ask(self, address: str) -> tuple[int, bool]:
         """Return the status, 0 without an answer, and whether it was 503 with Retry-After."""
+        connection = _ToAddress(self._name, address, self._context, self._patience)
         try:
-            with self._opener.open(self._url, timeout=self._patience) as answer:
-                return answer.status, False
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.code == 503 and "Retry-After" in error.headers
-        except OSError:
+            connection.request("GET", "/healthz")
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status, answer.status == 503 and "Retry-After" in answer.headers
+        except (OSError, http.client.HTTPException):
             return 0, False
+        finally:
+            connection.close()
 
     def failed(self) -> int:
-        return sum(not answered for _, _, answered in self.requests)
+        return sum(not request.is_good for request in self.requests)
 
     def longest(self, after: float = 0.0) -> float:
-        """Return the longest time between two good answers in which a request was refused, in seconds.
+        """Return the longest time between two good answers of one address in which a request to it was
+        refused, in seconds.
 
         What was before ``after`` does not count.
         """
         requests = list(self.requests)
-        good = sorted(ended for _, ended, answered in requests if answered)
-        refused = [began for began, _, answered in requests if not answered]
+        return max(
+            (
+                self._longest([request for request in requests if request.address == address], after)
+                for address in {request.address for request in requests}
+            ),
+            default=0.0,
+        )
+
+    @staticmethod
+    def _longest(requests: list[Request], after: float) -> float:
+        good = sorted(request.ended for request in requests if request.is_good)
+        refused = [request.began for request in requests if not request.is_good]
         gaps = [
             until - max(since, after)
             for since, until in itertools.pairwise(good)
@@ -241,7 +282,64 @@ class Prober(Busy):
 
     def slowest(self) -> float:
         """Return how long the longest answer took, in seconds."""
-        return max((ended - began for began, ended, answered in self.requests if answered), default=0.0)
+        return max(
+            (request.ended - request.began for request in self.requests if request.is_good), default=0.0
+        )
 
     def answers_again(self) -> bool:
-        return bool(self.requests) and self.requests[-1][2]
+        """Tell whether the last request to each address was answered."""
+        last = {request.address: request.is_good for request in list(self.requests)}
+        return bool(last) and all(last.values())
+
+
+class Addresses(Busy):
+    """Who looks all the time how many of the two addresses a portal has."""
+
+    LOOK = "while sleep 0.2; do echo $(ip -o address show | awk '{print $4}'); done"
+
+    def __init__(self, deployment: Deployment, portal: Host) -> None:
+        super().__init__()
+        # A portal that lost its power closes no connection.
+        options = ["-o", "ControlPath=none", "-o", "ConnectTimeout=2"]
+        options += ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2"]
+        program, *rest = portal.ssh(self.LOOK)
+        self._command = [program, *options, *rest]
+        self._addresses = set(deployment.info["vip"].values())
+        self.seen: list[tuple[float, int]] = []
+
+    def act(self) -> None:
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=quiet, text=True) as looking:
+            assert looking.stdout
+            for line in looking.stdout:
+                had = {word.split("/")[0] for word in line.split()} & self._addresses
+                self.seen.append((time.monotonic(), len(had)))
+                if self._ends.is_set():
+                    looking.terminate()
+
+    def apart(self) -> float:
+        """Return the longest time in which it had one of the two, in seconds."""
+        longest, since = 0.0, 0.0
+        for at, had in list(self.seen):
+            if had == 1:
+                since = since or at
+            elif since:
+                longest, since = max(longest, at - since), 0.0
+        return longest
+
+
+def not_one_holder(portals: list[Addresses], until: float) -> float:
+    """Return the longest time in which not exactly one portal had both addresses, in seconds.
+
+    One that said nothing for a second has none.
+    """
+    seen = sorted((at, number, had) for number, portal in enumerate(portals) for at, had in portal.seen)
+    last: dict[int, tuple[float, int]] = {}
+    longest, since = 0.0, 0.0
+    for at, number, had in [*seen, (until, -1, 0)]:
+        last[number] = at, had
+        if sorted(had for said_at, had in last.values() if at - said_at < 1 and had) == [2]:
+            longest, since = max(longest, at - since if since else 0.0), 0.0
+        else:
+            since = since or at
+    return longest
