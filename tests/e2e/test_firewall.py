@@ -174,7 +174,7 @@ def test_rules_that_shut_us_out_are_taken_back(deployment: Deployment, server: H
 
     assert done.returncode != 0
     assert "do firewall_ssh_sources" in done.stdout or "UNREACHABLE" in done.stdout
-    wait_until(is_open, 70, "the rules before are back")
+    wait_until(is_open, 60, "the rules before are back")
     assert server.output(what) == before
     assert server.run(f"ls {files}/unconfirmed", check=False).returncode == 0
     for words, changes in ((), True), (("--check",), False), ((), False):

@@ -66,7 +66,7 @@ def test_agent_crash_loses_no_ping_and_is_restarted(tunnel: tuple[OfficialApp, s
     pid = main_pid(server, "vpn-node-agent.service")
     start_pinging(app, gateway, 40)
     server.run(f"kill -KILL {pid}")
-    wait_until(lambda: main_pid(server, "vpn-node-agent.service") not in (0, pid), 5, "agent is back")
+    wait_until(lambda: main_pid(server, "vpn-node-agent.service") not in (0, pid), 2, "agent is back")
     assert lost_pings(app) == 0
 
 
@@ -74,7 +74,7 @@ def test_dead_interface_is_rebuilt_with_its_peers(tunnel: tuple[OfficialApp, str
     """R47: the userspace process (or the interface) dies; everything is back by itself."""
     app, gateway = tunnel
     server.run("ip link delete wg0")
-    wait_until(lambda: app.pings(gateway), 30, "tunnel works again")
+    wait_until(lambda: app.pings(gateway), 5, "tunnel works again")
 
 
 def test_openvpn_crash_heals_by_itself(app: OfficialApp, deployment: Deployment, server: Host) -> None:
