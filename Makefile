@@ -17,7 +17,7 @@ INVENTORY = .lab/$(NAME)/inventory
 PLAYBOOK = $(BIN)/ansible-playbook --inventory $(INVENTORY)
 
 # What tests on this machine itself need, beside the lab's hosts.
-TEST_PACKAGES := chromium curl iproute2 iputils-ping nftables openvpn postgresql wireguard-go wireguard-tools
+TEST_PACKAGES := chromium curl iproute2 iputils-ping nftables nginx openvpn postgresql wireguard-go wireguard-tools
 
 say = @printf '\n\033[1m%s\033[0m\n' "$(1)"
 
@@ -168,7 +168,6 @@ test-faults: setup test-packages ## the faults and updates on lab hosts that tak
 	@$(LAB_TESTS) -m faults tests/e2e
 
 .PHONY: bench
-bench: TEST_PACKAGES += nginx
 bench: setup test-packages ## measure; benchmarks/ says what and how
 	@for benchmark in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
 		printf '\n\033[1m%s\033[0m\n' "$$benchmark"; $(BIN)/python -m benchmarks.$$benchmark; done

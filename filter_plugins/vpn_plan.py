@@ -2,6 +2,7 @@
 
 import base64
 import difflib
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
@@ -226,6 +227,12 @@ def vpn_file_base64(path: object) -> str:
         raise AnsibleFilterError(f"vpn_file_base64: {path}: {error.strerror}") from error
 
 
+def vpn_style_source(style: str) -> str:
+    """Return what allows this content of a style element, to the byte, in a Content-Security-Policy."""
+    digest = hashlib.sha256(style.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
 def _is_port(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
 
@@ -270,4 +277,5 @@ class FilterModule:
             "vpn_contact_problem": vpn_contact_problem,
             "vpn_notices_problem": vpn_notices_problem,
             "vpn_file_base64": vpn_file_base64,
+            "vpn_style_source": vpn_style_source,
         }

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-#: A run of the playbooks renews what has a third of its life left; with less than this, nobody ran them.
-LEAST_LIFE = 0.25
+#: A run of the playbooks, and an ACME client, renews what has so much of its life left: with less, none did.
+LEAST_LIFE = 1 / 3
 
 
 @dataclass(frozen=True)

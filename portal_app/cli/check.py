@@ -11,7 +11,7 @@ from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.errors import SettingsError
 from portal_app.models import Deployment, Node
-from portal_app.services import checks, peers, statistics
+from portal_app.services import authorities, checks, peers, statistics
 from portal_app.services.checks import Finding
 from portal_app.settings import Settings
 from vpn_core import table
@@ -43,6 +43,7 @@ def _everything(settings: Settings) -> Iterator[Finding]:
     # The settings were read on the way here.
     yield Finding(True, "settings", settings.portal_url)
     yield from checks.secrets(settings, now=utc_now())
+    yield _web_certificate(settings)
     database = list(checks.database())
     yield from database
     if all(finding.passed for finding in database):
@@ -51,6 +52,16 @@ def _everything(settings: Settings) -> Iterator[Finding]:
         yield checks.clocks(infos)
         yield from _nodes(settings)
         yield from _peers(settings)
+
+
+def _web_certificate(settings: Settings) -> Finding:
+    """Say how long users are shown a good certificate, and fail long before it ends (R67)."""
+    subject = "web certificate"
+    shown = peers.web_certificate(settings.host_name)
+    if shown is None:
+        return Finding(False, subject, "nginx on this host shows none; systemctl status nginx")
+    report = authorities.of_web(shown, now=utc_now())
+    return Finding(report.warning is None, subject, report.warning or f"{report.days_left} days left")
 
 
 def _peers(settings: Settings, names: Collection[str] = ()) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from portal_app.controller.watch import Seen, Watch
 from portal_app.controller.workers import Lane
 from portal_app.errors import PortalError
 from portal_app.events import log
-from portal_app.services import background_errors, peers
+from portal_app.services import authorities, background_errors, peers
 from portal_app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ TICK_SECONDS = 1.0
 GATHER_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
 COMPLAIN_SECONDS = 60.0
+CERTIFICATES_SECONDS = 24 * 3600.0
 
 
 class Controller:
@@ -64,6 +65,7 @@ class Controller:
         self._next_round = 0.0
         self._next_jobs = 0.0
         self._next_introduction = 0.0
+        self._next_certificates = 0.0
         self._pause = 0.0
         self._complained_at = float("-inf")
 
@@ -95,6 +97,7 @@ class Controller:
         try:
             self._lead(self._lock.hold())
             self._introduce()
+            self._report_certificates()
             if self.leads:
                 self._work()
             else:
@@ -127,6 +130,23 @@ class Controller:
                 # The database's counts meanwhile.
                 log("clock_wrong", level=logging.WARNING, seconds_behind=round(behind.total_seconds()))
             self._next_introduction = now + peers.EVERY.total_seconds()
+
+    def _report_certificates(self) -> None:
+        """R67, R68: say each day which of this portal's own ends, whether it leads or not."""
+        now = time.monotonic()
+        if now < self._next_certificates:
+            return
+        name, web = peers.host_name(), peers.web_certificate(self._settings.host_name)
+        for report in authorities.shown_here(self._settings, web, now=self.clock()):
+            if report.warning is not None:
+                log(
+                    "certificate_ends",
+                    level=logging.WARNING,
+                    portal=name,
+                    certificate=report.subject,
+                    remark=report.warning,
+                )
+        self._next_certificates = now + CERTIFICATES_SECONDS
 
     def _work(self) -> None:
         now = time.monotonic()

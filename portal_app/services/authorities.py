@@ -15,8 +15,6 @@ from portal_app.texts import Text, text
 
 #: An authority is replaced with everything that it signed: that takes planning (spec portal.md, section 5.3).
 AUTHORITY_WARNING = timedelta(days=365)
-#: Whoever renews the web server's certificate does so a month before its end.
-WEB_WARNING = timedelta(days=21)
 URGENT = timedelta(days=7)
 
 
@@ -31,10 +29,18 @@ class CertificateReport:
     remedy: Text | None
     node: int | None = None
 
+    @property
+    def warning(self) -> str | None:
+        """Return that it ends, or is not there, and the way out; None while it is good."""
+        if self.remedy is None:
+            return None
+        ends = "" if self.not_after is None else f"ends on {self.not_after:%Y-%m-%d}. "
+        return f"{ends}{self.remedy}"
+
 
 def of_portal(settings: Settings, web: x509.Certificate | None, *, now: datetime) -> list[CertificateReport]:
     """Return the authorities and this portal's own; ``web`` is what its web server shows."""
-    found = [
+    known = [
         _authority(subject, checks.certificate_in(path), now)
         for subject, path in (
             (N_("Client CA"), settings.client_ca_certificate_file),
@@ -42,12 +48,28 @@ def of_portal(settings: Settings, web: x509.Certificate | None, *, now: datetime
             (N_("Management CA"), settings.management_ca_certificate_file),
         )
     ]
+    return known + shown_here(settings, web, now=now)
+
+
+def shown_here(settings: Settings, web: x509.Certificate | None, *, now: datetime) -> list[CertificateReport]:
+    """Return what this portal shows to nodes, and what its web server shows to users if that is known."""
     own = checks.certificate_in(settings.management_certificate_file)
-    found.append(_renewed(text(N_("This portal, shown to nodes")), own, now))
-    if web is not None:
-        known = Certificate(web.serial_number, web.not_valid_before_utc, web.not_valid_after_utc)
-        found.append(_web(known, now))
-    return found
+    to_nodes = _renewed(text(N_("This portal, shown to nodes")), own, now)
+    return [to_nodes] if web is None else [to_nodes, of_web(web, now=now)]
+
+
+def of_web(web: x509.Certificate, *, now: datetime) -> CertificateReport:
+    """Return that of a web server: given to it, fetched by ACME, or of the environment's own CA."""
+    certificate = Certificate(web.serial_number, web.not_valid_before_utc, web.not_valid_after_utc)
+    good = certificate.warning(now) is None
+    remedy = text(N_("Look at its renewal on this host; when it ends, nobody reaches the portal."))
+    return CertificateReport(
+        text(N_("This portal, shown to users")),
+        certificate.not_after,
+        certificate.days_left(now),
+        "good" if good else _level(certificate, now),
+        None if good else remedy,
+    )
 
 
 def of_node(number: int, name: str, info: Mapping[str, Any], *, now: datetime) -> CertificateReport | None:
@@ -76,20 +98,6 @@ def _authority(name: str, certificate: Certificate | None, now: datetime) -> Cer
     remedy = text(N_("Plan its replacement: nothing that it signed lasts longer than it does."))
     return CertificateReport(
         text(name),
-        certificate.not_after,
-        certificate.days_left(now),
-        "good" if good else _level(certificate, now),
-        None if good else remedy,
-    )
-
-
-def _web(certificate: Certificate, now: datetime) -> CertificateReport:
-    good = certificate.not_after - now >= min(
-        WEB_WARNING, (certificate.not_after - certificate.not_before) / 4
-    )
-    remedy = text(N_("Look at its renewal on this host; when it ends, nobody reaches the portal."))
-    return CertificateReport(
-        text(N_("This portal, shown to users")),
         certificate.not_after,
         certificate.days_left(now),
         "good" if good else _level(certificate, now),

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from sqlalchemy import insert, text, update
 
 from portal_app import db, migrations
@@ -244,7 +245,14 @@ def private(settings: Settings) -> Iterator[list[Path]]:
         file.chmod(mode)
 
 
-@pytest.mark.usefixtures("migrated", "private")
+@pytest.fixture
+def shown(deployment, monkeypatch) -> None:
+    """A web server on this host that shows a certificate of ten years."""
+    certificate = x509.load_pem_x509_certificate(deployment.portal.certificate.read_bytes())
+    monkeypatch.setattr("portal_app.services.peers.web_certificate", lambda _name: certificate)
+
+
+@pytest.mark.usefixtures("migrated", "private", "shown")
 def test_check_passes_on_a_healthy_portal(node: AgentServer, run):
     done = run("check")
 
@@ -254,7 +262,7 @@ def test_check_passes_on_a_healthy_portal(node: AgentServer, run):
     assert "node node0" in done.out
 
 
-@pytest.mark.usefixtures("migrated", "private")
+@pytest.mark.usefixtures("migrated", "private", "shown")
 def test_check_finds_what_is_wrong(node: AgentServer, run, settings):
     """Each finding has its own line, and all of them are looked at."""
     key = settings.management_key_file
@@ -272,10 +280,10 @@ def test_check_finds_what_is_wrong(node: AgentServer, run, settings):
 
 
 @pytest.mark.usefixtures("migrated", "private", "node")
-@pytest.mark.parametrize(("days", "passed"), [(0, True), (2700, True), (2800, False), (3700, False)])
+@pytest.mark.parametrize(("days", "passed"), [(0, True), (2400, True), (2500, False), (3700, False)])
 @pytest.mark.parametrize("whose", ["management certificate", "certificate of node0"])
 def test_check_says_long_before_that_certificates_end(run, monkeypatch, days, passed, whose):
-    """R68: of ten years a quarter is left after 2737 days; a third was the time to renew it."""
+    """R68: of ten years a third is left after 2433 days, the time to renew it."""
     monkeypatch.setattr("portal_app.cli.check.utc_now", lambda: utc_now() + timedelta(days=days))
 
     (line,) = [line for line in run("check").out.splitlines() if whose in line]
@@ -283,6 +291,28 @@ def test_check_says_long_before_that_certificates_end(run, monkeypatch, days, pa
     assert line.startswith("PASS" if passed else "FAIL")
     assert ("serial " in line) == passed
     assert line.endswith("run site.yml, which renews it") != passed
+
+
+@pytest.mark.usefixtures("shown")
+@pytest.mark.parametrize(("days", "passed"), [(0, True), (2400, True), (2500, False), (3700, False)])
+def test_check_says_long_before_that_the_web_certificate_ends(run, monkeypatch, days, passed):
+    """R67."""
+    monkeypatch.setattr("portal_app.cli.check.utc_now", lambda: utc_now() + timedelta(days=days))
+
+    (line,) = [line for line in run("check").out.splitlines() if "web certificate" in line]
+
+    assert line.startswith("PASS" if passed else "FAIL")
+    assert line.endswith(" days left") == passed
+    assert ("Look at its renewal on this host" in line) != passed
+
+
+def test_check_fails_where_no_web_server_shows_a_certificate(run, monkeypatch):
+    monkeypatch.setattr("portal_app.services.peers.web_certificate", lambda _name: None)
+
+    (line,) = [line for line in run("check").out.splitlines() if "web certificate" in line]
+
+    assert line.startswith("FAIL")
+    assert line.endswith("systemctl status nginx")
 
 
 def test_check_without_migration_says_so(run):

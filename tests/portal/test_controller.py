@@ -171,6 +171,30 @@ def test_certificate_of_an_agent_is_shown_and_its_end_announced(
 
 
 @on_sqlite
+def test_end_of_what_a_portal_itself_shows_is_announced_each_day(
+    agents, settings, deployment, caplog, monkeypatch
+):
+    """R67, R68: whether it leads or not."""
+    web = x509.load_pem_x509_certificate(deployment.node(0).certificate.read_bytes())
+    monkeypatch.setattr("portal_app.services.peers.web_certificate", lambda _name: web)
+    monkeypatch.setattr("portal_app.certificates.LEAST_LIFE", 1.0)
+
+    def announced() -> list[str]:
+        return [said for said in caplog.messages if "event=certificate_ends" in said]
+
+    with running(settings, agents):
+        eventually(lambda: len(announced()) == 2)
+        nodes, users = announced()
+        assert 'certificate="This portal, shown to nodes"' in nodes
+        assert "Run site.yml, which renews it." in nodes
+        assert 'certificate="This portal, shown to users"' in users
+        assert f"ends on {web.not_valid_after_utc:%Y-%m-%d}. Look at its renewal on this host" in users
+        monkeypatch.setattr("portal_app.controller.loop.CERTIFICATES_SECONDS", 0.1)
+    with running(settings, agents):
+        eventually(lambda: len(announced()) > 4)
+
+
+@on_sqlite
 def test_node_that_does_not_answer_leaves_the_selection_and_says_why(make_agents, agents, settings):
     """R42, R44."""
     (agent,) = make_agents()

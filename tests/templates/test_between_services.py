@@ -3,9 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
+import yaml
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
+from portal_app import language, writing
+
 GOLDEN = Path(__file__).parent / "golden" / "one"
+TEXTS = Path(__file__).parents[2] / "roles/web_frontend/vars/main.yml"
 
 
 def seconds(pattern: str, name: str) -> float:
@@ -34,3 +39,17 @@ def test_every_answer_of_a_portal_that_leaves_asks_to_close_the_connection() -> 
     for block in adding:
         assert "add_header Connection $leaving always;" in block, block
         assert "add_header Strict-Transport-Security" in block, block
+
+
+@pytest.mark.parametrize("tag", language.LANGUAGES)
+def test_nginx_says_what_the_portal_says_on_its_own_page_of_an_error(tag: str) -> None:
+    texts = yaml.safe_load(TEXTS.read_text())["__web_frontend_texts"]
+
+    said = {
+        "429": "Too many requests",
+        "503": "Not available at the moment",
+        "wait": "Connections that are up stay up. Wait a moment, then try again.",
+        "ask": "If it stays like this:",
+    }
+    assert texts[tag] == {name: writing.writer(tag).translated(text) for name, text in said.items()}
+    assert texts.keys() == language.LANGUAGES.keys()

@@ -19,21 +19,25 @@ GOLDEN = HERE / "golden"
 HOSTS = ("one", "two")
 ROLES = PROJECT / "roles"
 #: Part of another template, or rendered once for each of a list.
-PARTS = {"portal/sandbox.j2", "postgresql/postgresql_sandbox.j2"}
+PARTS = {"portal/sandbox.j2", "postgresql/postgresql_sandbox.j2", "web_frontend/error.css.j2"}
 TEMPLATES = sorted(
     f"{path.parents[1].name}/{path.name}"
     for path in ROLES.glob("*/templates/*.j2")
     if f"{path.parents[1].name}/{path.name}" not in PARTS
 )
-#: Which of a list of processes to render; the first is UDP, the second TCP.
-OPENVPN_PROCESSES = {"openvpn/server.conf.j2": (0, 1)}
+#: What to render more than once for: processes, of which the first is UDP, the second TCP; errors.
+EACH = {
+    "openvpn/server.conf.j2": (0, 1),
+    "web_frontend/error.html.j2": (429, 503),
+    "web_frontend/error.json.j2": (429, 503),
+}
 
 
 def outputs(template: str) -> list[tuple[str, int]]:
-    """Return the name of each file that a template makes, and the process it is for."""
+    """Return the name of each file that a template makes, and what it is for."""
     name = template.replace("/", "-").removesuffix(".j2")
-    processes = OPENVPN_PROCESSES.get(template)
-    return [(f"{name}.{p}", p) for p in processes] if processes else [(name, 0)]
+    each = EACH.get(template)
+    return [(f"{name}.{one}", one) for one in each] if each else [(name, 0)]
 
 
 def play() -> dict[str, object]:
@@ -42,9 +46,9 @@ def play() -> dict[str, object]:
     order += sorted(ROLES.glob("*/defaults/main.yml")) + sorted(ROLES.glob("*/vars/main.yml"))
     order += [PROJECT / "playbooks/group_vars/all/roles.yml", HERE / "inventory/group_vars/all/vpn.yml"]
     items = [
-        {"src": str(ROLES / template.replace("/", "/templates/")), "name": name, "process": process}
+        {"src": str(ROLES / template.replace("/", "/templates/")), "name": name, "one": one}
         for template in TEMPLATES
-        for name, process in outputs(template)
+        for name, one in outputs(template)
     ]
     template = {
         "src": "{{ item.src }}",
@@ -61,7 +65,10 @@ def play() -> dict[str, object]:
                 "name": "Render",
                 "ansible.builtin.template": template,
                 "loop": items,
-                "vars": {"process": "{{ vpn_node_plan.openvpn[item.process] }}"},
+                "vars": {
+                    "process": "{{ vpn_node_plan.openvpn[item.one] }}",
+                    "status": "{{ item.one | string }}",
+                },
             }
         ],
     }
@@ -102,12 +109,12 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_template_is_rendered_as_agreed(template: str, host: str, rendered: Path) -> None:
-    for name, _process in outputs(template):
+    for name, _one in outputs(template):
         assert (rendered / host / name).read_text() == (GOLDEN / host / name).read_text()
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_every_golden_file_has_a_template(host: str) -> None:
-    expected = {name for template in TEMPLATES for name, _process in outputs(template)}
+    expected = {name for template in TEMPLATES for name, _one in outputs(template)}
 
     assert {path.name for path in (GOLDEN / host).iterdir()} == expected

@@ -32,6 +32,20 @@ def bring_back(deployment: Deployment, host: Host, fault: str) -> None:
         deployment.lab("power-on", host.name)
 
 
+def test_a_stranger_does_not_reach_the_database(deployment: Deployment) -> None:
+    """H5: a portal does; a host that is neither portal nor server of the database does not."""
+
+    def reaches(host: Host, server: Host, port: int) -> bool:
+        probe = f"timeout 3 bash -c '</dev/tcp/{server.address}/{port}' 2>/dev/null"
+        return host.run(probe, check=False).returncode == 0
+
+    portal, stranger = deployment.host("portals"), deployment.host("clients")
+    for server in deployment.hosts("databases"):
+        assert reaches(portal, server, 5432), server.name
+        assert reaches(stranger, server, 22), server.name
+        assert not reaches(stranger, server, 5432), server.name
+
+
 @pytest.mark.parametrize("fault", ["loses power", "hangs"])
 def test_standby_is_lost(deployment: Deployment, make_app: Callable[[str], OfficialApp], fault: str) -> None:
     """The other one goes on without it, and waits for it again when it is back.

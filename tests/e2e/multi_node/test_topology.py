@@ -13,6 +13,13 @@ from tests.e2e.test_deployment import EXPOSURE, changed
 NODES = ["ams1", "fra1", "fra2"]
 SERVES = {"everywhere": set(NODES), "amsterdam": {"ams1"}, "frankfurt": {"fra1", "fra2"}}
 
+#: SSH, the agent, OpenVPN, WireGuard, names for clients, and on loopback what chrony is asked at.
+NODE_PORTS = {"tcp/22", "tcp/41194", "udp/51820", "tcp/53", "udp/53", "udp/323"} | {
+    f"{protocol}/{port}" for protocol in ("tcp", "udp") for port in (1194, 1195, 1196)
+}
+#: ``tcp/22`` for each socket that takes what anybody sends. dnsmasq asks others from ports of its own choice.
+LISTENING = """ss -Hlntup | awk '!/"dnsmasq"/ || $5 ~ /:53$/ {print $1 "/" $5}' | sed 's|/.*:|/|' | sort -u"""
+
 #: Answers with the address that a caller seems to have, and for /port with the port, too.
 WHO = """
 import socketserver
@@ -149,9 +156,10 @@ def test_a_node_is_no_portal_and_the_portal_no_node(world: World) -> None:
     """N2, N10: each host runs, listens and holds what its part needs."""
     for name in NODES:
         node = world.node(name)
-        ports = set(node.output("ss -Hlnt | awk '{print $4}' | sed 's/.*://' | sort -u").split())
-        assert ports <= {"22", "41194", "1194", "1195", "1196", "53"}, ports
+        listens = set(node.output(LISTENING).split())
+        assert {"tcp/22", "tcp/41194", "udp/51820"} <= listens <= NODE_PORTS, listens
         assert node.run("test -e /etc/causeway/portal -o -e /etc/causeway/tls", check=False).returncode != 0
-    listens = set(world.portal.output("ss -Hlntu | awk '{print $5}' | sed 's/.*://' | sort -u").split())
-    assert not listens & {"41194", "51820", "1194"}, listens
+    listens = set(world.portal.output(LISTENING).split())
+    assert {"tcp/22", "tcp/443"} <= listens, listens
+    assert not {one.partition("/")[2] for one in listens} & {"41194", "51820", "1194"}, listens
     assert world.portal.run("test -e /etc/causeway/node", check=False).returncode != 0
