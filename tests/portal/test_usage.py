@@ -380,8 +380,11 @@ def test_statistics_are_not_for_users(app: Flask) -> None:
 @pytest.mark.parametrize("database", ["sqlite"])
 @pytest.mark.parametrize(
     ("highest", "step", "top"),
-    [(0, 1, 4), (3, 1, 4), (5, 1, 8), (37, 1, 40), (101, 1, 200), (400, 1, 400), (1500, 1024, 2048)],
-)
+    [
+        (0, 1, 4), (3, 1, 4), (5, 1, 8), (37, 1, 40), (41, 1, 48), (101, 1, 120), (400, 1, 400),
+        (401, 1, 480), (1300, 1, 1600), (1500, 1024, 2048),
+    ],
+)  # fmt: skip
 def test_axis_ends_at_a_round_number_above_everything(highest: float, step: float, top: float) -> None:
     chart = charts.line_chart([charts.Series("x", [highest])], ["now"], str, step=step)
 
@@ -425,3 +428,11 @@ def test_ticks_are_where_their_days_begin() -> None:
     assert [(round((tick.at - chart.left) / unit), tick.label) for tick in chart.columns] == [
         (0, "20"), (6, "22"), (14, "24"), (22, "26"),
     ]  # fmt: skip
+
+
+def test_a_first_day_of_few_hours_has_no_label_that_runs_into_the_next() -> None:
+    """Points of two hours: the 20th is nearly over as the chart begins."""
+    days = ["20 Nov"] * 2 + [f"{day} Nov" for day in range(21, 28) for _ in range(12)]
+    chart = charts.line_chart([charts.Series("x", [1] * len(days))], days, str)
+
+    assert [tick.label for tick in chart.columns] == ["22 Nov", "24 Nov", "26 Nov"]
