@@ -16,7 +16,7 @@ from portal_app.language import gettext, writer
 from portal_app.login import requires
 from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.roles import Right
-from portal_app.services import exports
+from portal_app.services import exports, paging
 from portal_app.services import usage_history as service
 from portal_app.views import charts, forms
 from portal_app.views.admin import bp
@@ -26,6 +26,8 @@ from portal_app.writing import minute
 _PERIODS = {"day": N_("Day"), "week": N_("Week"), "month": N_("Month"), "year": N_("Year")}
 #: Apps that few use are added up.
 _MOST_APPS = 8
+#: Beside the charts there is no room for as many as a list has.
+_NODES_OF_PAGE = 10
 _CSV = (
     "from", "to", "most_connections", "most_users", "different_users", "sessions", "received_bytes",
     "sent_bytes",
@@ -60,6 +62,10 @@ def statistics() -> str:
     traffic = service.traffic(days)
     total, clients = service.summary(days)
     first, last = service.span(period, now)
+    counted = [(int(n), name) for n, name in nodes if int(n) in of_nodes]
+    nodes_shown, nodes_page = _page_of(
+        [n for n, _ in counted], _parts([(name, of_nodes[n]) for n, name in counted])
+    )
     values: dict[str, Any] = {
         "asked": asked,
         "kept_days": portal().settings.statistics_retention_days,
@@ -83,7 +89,8 @@ def statistics() -> str:
             for t in traffic
         ],
         "of_profiles": _parts([(name, of_profiles.get(p)) for p, name in profiles]),
-        "of_nodes": _parts([(name, of_nodes.get(int(n))) for n, name in nodes]),
+        "of_nodes": nodes_shown,
+        "nodes_page": nodes_page,
         "clients": _clients(clients),
     }  # fmt: skip
     return render_template("admin/statistics.html", **values)
@@ -171,6 +178,18 @@ def _parts(found: Sequence[tuple[str, service.Days | None]]) -> Parts:
             for name, days in known
         ],
     )  # fmt: skip
+
+
+def _page_of(numbers: Sequence[int], parts: Parts) -> tuple[Parts, paging.Page]:
+    """Return what one page shows of all nodes, whose longest bar is the longest of all."""
+    page = paging.among(
+        list(zip(numbers, parts.bars, parts.rows, strict=True)),
+        lambda line: line[:1],
+        before=forms.cursor("before"),
+        after=forms.cursor("after"),
+        size=_NODES_OF_PAGE,
+    )
+    return Parts([bar for _, bar, _ in page.rows], [row for _, _, row in page.rows]), page
 
 
 def _clients(counts: Counter[str]) -> Parts:
