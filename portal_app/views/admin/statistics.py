@@ -51,6 +51,7 @@ class Asked:
 @requires(Right.SEE)
 def statistics() -> str:
     asked, now = _asked(), utc_now()
+    kept = timedelta(days=portal().settings.retention_days)
     period = service.PERIODS[asked.period]
     which = asked.profile_id, asked.node_number
     with transaction(read_only=True) as db:
@@ -59,6 +60,7 @@ def statistics() -> str:
         points = service.points(db, days, now=now)
         of_profiles = service.by_profile(db, period, which[1], now=now)
         of_nodes = service.by_node(db, period, which[0], now=now)
+        users = [] if asked.profile_id or asked.node else service.users_of_last_days(db, kept, now=now)
     traffic = service.traffic(days)
     total, clients = service.summary(days)
     first, last = service.span(period, now)
@@ -76,6 +78,7 @@ def statistics() -> str:
         "is_counted": total.users is not None,
         "is_sampled": any(p.connections is not None for p in points),
         "total": total,
+        "users": [(one.period.days, one.count, _days(one.first, one.last)) for one in users],
         "peak": max((p.connections for p in points if p.connections is not None), default=None),
         "days": _days(first, last),
         "use": _use(points, period),
