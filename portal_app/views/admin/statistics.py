@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,8 +11,8 @@ from flask import Response, render_template
 
 from portal_app.application import portal
 from portal_app.clock import utc_now
-from portal_app.db import transaction
-from portal_app.errors import N_
+from portal_app.db import Database, transaction
+from portal_app.errors import N_, BadRequest
 from portal_app.language import gettext, writer
 from portal_app.login import requires
 from portal_app.models.usage import ALL, ALL_NODES
@@ -20,7 +21,7 @@ from portal_app.services import exports, paging
 from portal_app.services import usage_history as service
 from portal_app.views import charts, forms
 from portal_app.views.admin import bp
-from portal_app.views.admin.filters import choices, download, with_chosen
+from portal_app.views.admin.filters import choices, download, node_number, with_chosen
 from portal_app.writing import minute
 
 _PERIODS = {"day": N_("Day"), "week": N_("Week"), "month": N_("Month"), "year": N_("Year")}
@@ -50,11 +51,11 @@ class Asked:
 @bp.get("/statistics")
 @requires(Right.SEE)
 def statistics() -> str:
-    asked, now = _asked(), utc_now()
+    now = utc_now()
     kept = timedelta(days=portal().settings.retention_days)
-    period = service.PERIODS[asked.period]
-    which = asked.profile_id, asked.node_number
     with transaction(read_only=True) as db:
+        asked = _asked(db)
+        which, period = (asked.profile_id, asked.node_number), service.PERIODS[asked.period]
         profiles, nodes = choices(db)
         days = service.read_days(db, period, *which, now=now)
         points = service.points(db, days, now=now)
@@ -103,10 +104,10 @@ def statistics() -> str:
 @requires(Right.SEE)
 def download_statistics() -> Response:
     """Answer with the numbers of the charts: counts only, nobody's name."""
-    asked, now = _asked(), utc_now()
-    period = service.PERIODS[asked.period]
-    which = asked.profile_id, asked.node_number
+    now = utc_now()
     with transaction(read_only=True) as db:
+        asked = _asked(db)
+        which, period = (asked.profile_id, asked.node_number), service.PERIODS[asked.period]
         days = service.read_days(db, period, *which, now=now)
         points = service.points(db, days, now=now)
     traffic = service.traffic(days)
@@ -118,11 +119,15 @@ def download_statistics() -> Response:
     return download(lines, f"statistics-{asked.period}.csv", "text/csv")
 
 
-def _asked() -> Asked:
-    node = forms.query("node", 5)
-    is_number = node.isascii() and node.isdigit()
+def _asked(db: Database) -> Asked:
+    """Return what the address says; a node that there is not is none."""
+    node = None
+    with suppress(BadRequest):
+        node = node_number(db, forms.query("node"))
     return Asked(
-        forms.chosen("period", _PERIODS, "day"), forms.query("profile", 60) or ALL, node if is_number else ""
+        forms.chosen("period", _PERIODS, "day"),
+        forms.query("profile", 60) or ALL,
+        "" if node is None else str(node),
     )
 
 
