@@ -3,10 +3,24 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, Integer, String
+from sqlalchemy import JSON, BigInteger, Connection, Index, Integer, String, event
 from sqlalchemy.orm import Mapped, mapped_column
 
 from portal_app.db import Base
+
+#: What refuses to change a row, whoever asks, by the kind of database.
+_STAYS = {
+    "sqlite": (
+        "CREATE TRIGGER audit_events_stay BEFORE UPDATE ON audit_events"
+        " BEGIN SELECT RAISE(ABORT, 'rows of the audit log are never changed'); END",
+    ),
+    "postgresql": (
+        "CREATE OR REPLACE FUNCTION audit_events_stay() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN RAISE EXCEPTION 'rows of the audit log are never changed'; END$$",
+        "CREATE TRIGGER audit_events_stay BEFORE UPDATE ON audit_events"
+        " FOR EACH STATEMENT EXECUTE FUNCTION audit_events_stay()",
+    ),
+}
 
 
 class AuditEvent(Base):
@@ -27,3 +41,9 @@ class AuditEvent(Base):
     object: Mapped[str | None] = mapped_column(String(255))
     source: Mapped[str | None] = mapped_column(String(60))
     details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+
+
+@event.listens_for(AuditEvent.__table__, "after_create")
+def _let_rows_stay(_table: Any, connection: Connection, **_more: Any) -> None:
+    for statement in _STAYS[connection.dialect.name]:
+        connection.exec_driver_sql(statement)

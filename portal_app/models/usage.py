@@ -31,6 +31,7 @@ class UsageSample(Base):
 class UsageDay(Base):
     """One day in UTC. ``users`` are different ones, ``sessions`` those that began, bytes those of sessions
     that ended, peaks the highest samples (None: there were none), ``clients`` connections by the app's id.
+    The row over everything has the different users of the 7 and 30 days that end with it, too.
     """
 
     __tablename__ = "usage_days"
@@ -43,4 +44,6 @@ class UsageDay(Base):
     peak_users: Mapped[int | None]
     received_bytes: Mapped[int] = mapped_column(BigInteger)
     sent_bytes: Mapped[int] = mapped_column(BigInteger)
+    users_of_7_days: Mapped[int | None]
+    users_of_30_days: Mapped[int | None]
     clients: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)

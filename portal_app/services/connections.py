@@ -17,6 +17,7 @@ from portal_app.application import portal
 from portal_app.db import Database, connected, transaction
 from portal_app.errors import (
     N_,
+    BadRequest,
     Forbidden,
     NoCapacity,
     NoCommonProtocol,
@@ -176,6 +177,7 @@ def create_for_portal(
     *,
     prefer_tcp: bool = False,
     node: str | None = None,
+    expires_in: timedelta | None = None,
     limited: bool = True,
     by: audit.By | None = None,
     now: datetime,
@@ -183,10 +185,17 @@ def create_for_portal(
     """Make a configuration with a key of the server's making, to be downloaded once.
 
     ``node`` names the only one that will do; an operator (``limited`` false) is not bound by how many a user
-    may have. With ``by`` it is an audit row, and so is its end if no node takes it. Raises Forbidden when the
-    user has as many as allowed, NotFound, NoCommonProtocol and NoCapacity as ``connect``.
+    may have. With ``by`` it is an audit row, and so is its end if no node takes it. It is good as long as a
+    session, or ``expires_in``. Raises BadRequest when that is longer, Forbidden when the user has as many as
+    allowed, NotFound, NoCommonProtocol and NoCapacity as ``connect``.
     """
     settings = portal().settings
+    longest = timedelta(seconds=settings.session_expiry_seconds)
+    lasts = longest if expires_in is None else expires_in
+    if lasts > longest:
+        raise BadRequest(
+            f"expires_in: at most {settings.session_expiry_seconds} seconds, as long as a session lasts"
+        )
     ends_at = budget_end()
     holder = Holder(user.id, user.name, list(user.permissions))
     if limited and settings.max_portal_connections < 1:
@@ -203,7 +212,7 @@ def create_for_portal(
         holder=holder,
         profile=profile,
         display_name=display_name[:64],
-        expires_at=min(now + timedelta(seconds=settings.session_expiry_seconds), portal().signer.not_after),
+        expires_at=min(now + lasts, portal().signer.not_after),
         now=now,
         public_key=public_key,
         private_key=private_key,

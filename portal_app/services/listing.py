@@ -19,6 +19,7 @@ from portal_app.models import (
     User,
     VpnSession,
 )
+from portal_app.names import begins, folded
 from portal_app.services import audit, history, paging
 from portal_app.services.paging import Order, Page
 
@@ -32,6 +33,8 @@ class Part:
 
 
 USERS = Order([User.name])
+#: By what a search goes through, so that the database reads what it finds and no more.
+SEARCHED_USERS = Order([folded(User.name), User.id])
 AUTHORIZATIONS = Order([Authorization.id])
 #: By what never changes: a script that reads page after page meets each one once, whatever comes and goes.
 CONNECTIONS = Order([Connection.id])
@@ -73,10 +76,14 @@ class ConnectionFilter:
     active: bool | None = None
 
 
-def users(db: Session, *, disabled: bool | None, part: Part) -> tuple[list[UserRow], str | None]:
-    """Return users by name, and the cursor of what follows."""
+def users(
+    db: Session, *, disabled: bool | None, search: str = "", part: Part
+) -> tuple[list[UserRow], str | None]:
+    """Return users by name, and the cursor of what follows. ``search`` is the begin of a name."""
     query = _USERS if disabled is None else _USERS.where(User.is_disabled.is_(disabled))
-    page = _read(db, query, USERS, part)
+    if search:
+        query = query.where(begins(User.name, search))
+    page = _read(db, query, SEARCHED_USERS if search else USERS, part)
     return [UserRow(*row[:3]) for row in page.rows], page.after
 
 

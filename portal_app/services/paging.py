@@ -7,7 +7,8 @@ together are unique and have an index in this order, so the database begins at t
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -58,7 +59,7 @@ def read(
     size = size or PAGE_SIZE
     columns = list(order.columns)
     backwards = bool(before)
-    at = _values(before or after, columns)
+    at = _values(before or after, _kinds(columns))
     descending = order.descending != backwards
     if at is not None:
         place = tuple_(*columns)
@@ -92,6 +93,34 @@ def read_first(db: Database, first: Statement, order: Order, size: int) -> Page:
     return Page(found[:size], None, after)
 
 
+def among(
+    items: Sequence[Any],
+    place: Callable[[Any], tuple[Any, ...]],
+    *,
+    before: str = "",
+    after: str = "",
+    size: int | None = None,
+) -> Page:
+    """Return a page of what was read as a whole, sorted by ``place``: numbers and texts, together unique."""
+    size = size or PAGE_SIZE
+    ordered = sorted(items, key=place)
+    at = _values(before or after, [type(value) for value in place(ordered[0])]) if ordered else None
+    begin = 0
+    if at is not None:
+        if before:
+            begin = max(0, bisect_left(ordered, tuple(at), key=place) - size)
+        else:
+            begin = bisect_right(ordered, tuple(at), key=place)
+    shown = ordered[begin : begin + size]
+    if not shown:
+        return Page([], None, None)
+    return Page(
+        shown,
+        _cursor(place(shown[0])) if begin else None,
+        _cursor(place(shown[-1])) if begin + size < len(ordered) else None,
+    )
+
+
 def _in_order(query: Any, columns: Sequence[Any], descending: bool, size: int) -> Any:
     """Add the order of the list, and one row more than a page has."""
     places = (column.label(f"place_{number}") for number, column in enumerate(columns))
@@ -101,7 +130,11 @@ def _in_order(query: Any, columns: Sequence[Any], descending: bool, size: int) -
 
 def is_cursor(cursor: str, order: Order) -> bool:
     """Tell whether a cursor is one of lists in this order."""
-    return _values(cursor, list(order.columns)) is not None
+    return _values(cursor, _kinds(order.columns)) is not None
+
+
+def _kinds(columns: Sequence[Any]) -> list[type]:
+    return [column.type.python_type for column in columns]
 
 
 def _cursor(values: Sequence[Any]) -> str:
@@ -112,19 +145,19 @@ def _cursor(values: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(said.encode()).decode().rstrip("=")
 
 
-def _values(cursor: str, columns: Sequence[Any]) -> list[Any] | None:
+def _values(cursor: str, kinds: Sequence[type]) -> list[Any] | None:
     if not cursor or len(cursor) > LONGEST_CURSOR:
         return None
     try:
         plain = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if not isinstance(plain, list) or len(plain) != len(columns):
+        if not isinstance(plain, list) or len(plain) != len(kinds):
             return None
         values = [_moment(v["t"]) if isinstance(v, dict) else v for v in plain]
         "".join(v for v in values if isinstance(v, str)).encode()
     except (binascii.Error, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    for value, column in zip(values, columns, strict=True):
-        if not isinstance(value, column.type.python_type) or isinstance(value, bool) or "\0" in str(value):
+    for value, kind in zip(values, kinds, strict=True):
+        if not isinstance(value, kind) or isinstance(value, bool) or "\0" in str(value):
             return None
         if isinstance(value, int) and abs(value) >= 2**63:
             return None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from sqlalchemy import and_, case, func, insert, or_, select
+from sqlalchemy import and_, case, func, insert, literal, or_, select
 from sqlalchemy.orm import Session
 
 from portal_app.db import retried, transaction
@@ -151,8 +151,38 @@ def _days(db: Session, day: date) -> list[dict[str, Any]]:
             "sent_bytes": count.sent_bytes,
             "clients": dict(count.clients),
         }
+        | _of_last_days(db, end, is_wanted=(profile_id, node_number) == (ALL, ALL_NODES))
         for (profile_id, node_number), count in sorted(counts.items())
     ]
+
+
+def _of_last_days(db: Session, end: datetime, *, is_wanted: bool) -> dict[str, int | None]:
+    """Return how many different users there were until then, where that is wanted: over everything."""
+    return {
+        f"users_of_{days}_days": users_between(db, end - timedelta(days=days), end) if is_wanted else None
+        for days in (7, 30)
+    }
+
+
+def users_between(db: Session, begin: datetime, end: datetime) -> int:
+    """Count the different users who had a session at some time between.
+
+    Name by name, each with a look into the index of names and times: of the sessions of somebody who came
+    meanwhile one is read, and not the millions that there are.
+    """
+    name = VpnSession.user_name
+    names = select(func.min(name).label("name")).cte("names", recursive=True)
+    following = select(func.min(name)).where(name > names.c.name).scalar_subquery()
+    names = names.union_all(select(following).where(names.c.name.is_not(None)))
+
+    def had(*when: Any) -> Any:
+        # With a limit it stays a look for each name: "exists" lets PostgreSQL read all sessions at once.
+        one = select(literal(1)).where(name == names.c.name, *when).limit(1)
+        return one.correlate(names).scalar_subquery().is_not(None)
+
+    began = had(VpnSession.started_at >= begin, VpnSession.started_at < end)
+    went_on = had(VpnSession.started_at < begin, _not_over(VpnSession.ended_at, begin))
+    return db.scalar(select(func.count()).select_from(names).where(or_(began, went_on))) or 0
 
 
 def _keys(profile_id: str, node_number: int) -> tuple[Key, ...]:

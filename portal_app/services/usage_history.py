@@ -68,11 +68,35 @@ class Traffic:
     sent_bytes: int
 
 
+@dataclass(frozen=True)
+class Users:
+    """How many different ones there were within a time whose last day is ``last``."""
+
+    period: timedelta
+    last: date
+    count: int
+
+    @property
+    def first(self) -> date:
+        return self.last - self.period + timedelta(days=1)
+
+
 _BETWEEN = UsageDay.day.between(bindparam("first"), bindparam("last"))
 _DAYS = Statement(
     select(*UsageDay.__table__.columns).where(
         UsageDay.profile_id == bindparam("profile"), UsageDay.node_number == bindparam("node"), _BETWEEN
     )
+)
+_USERS = Statement(
+    select(UsageDay.day, UsageDay.users_of_7_days, UsageDay.users_of_30_days)
+    .where(
+        UsageDay.profile_id == bindparam("profile"),
+        UsageDay.node_number == bindparam("node"),
+        _BETWEEN,
+        UsageDay.users_of_7_days.is_not(None),
+    )
+    .order_by(UsageDay.day.desc())
+    .limit(1)
 )
 _SAMPLES = Statement(
     select(UsageSample.slot, UsageSample.connections, UsageSample.users).where(
@@ -200,6 +224,22 @@ def summary(days: Counted) -> tuple[Days, Counter[str]]:
     for row in days.by_day.values():
         clients.update(row.clients)
     return _sum(days.by_day.values()), clients
+
+
+def users_of_last_days(db: Database, retention: timedelta, *, now: datetime) -> list[Users]:
+    """Return the different users of 7 and of 30 days, as they were counted last, over all profiles and nodes.
+
+    Of what is longer ago than ``retention`` not all is known, so it has no number.
+    """
+    first, last = span(PERIODS["week"], now)
+    between = {"first": first.isoformat(), "last": last.isoformat()}
+    rows = run(db, _USERS, {"profile": ALL, "node": ALL_NODES} | between)
+    return [
+        Users(timedelta(days=days), date.fromisoformat(row.day), count)
+        for row in rows
+        for days, count in ((7, row.users_of_7_days), (30, row.users_of_30_days))
+        if timedelta(days=days) <= retention
+    ]
 
 
 def by_profile(db: Database, period: Period, node_number: int, *, now: datetime) -> dict[str, Days]:

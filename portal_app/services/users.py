@@ -219,6 +219,7 @@ def make_configuration(
     *,
     prefer_tcp: bool = False,
     node: str | None = None,
+    expires_in: timedelta | None = None,
     actor: str,
     source: str | None = None,
     now: datetime,
@@ -235,8 +236,8 @@ def make_configuration(
     if user.is_disabled:
         raise Forbidden(f"{name} is disabled; enable the account first")
     return connections.create_for_portal(
-        user, profile_id, protocol, device, prefer_tcp=prefer_tcp, node=node, limited=False,
-        by=audit.By(actor, source), now=now,
+        user, profile_id, protocol, device, prefer_tcp=prefer_tcp, node=node, expires_in=expires_in,
+        limited=False, by=audit.By(actor, source), now=now,
     )  # fmt: skip
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 #: Units of the drawing; style.css sizes it, and its text.
 WIDTH, HEIGHT = 480, 220
 _RIGHT, _TOP, _BOTTOM = 12, 12, 30
-#: So wide is a letter beside the rows, where it is largest.
+#: So wide is a letter of a label, where it is largest.
 _LETTER = 9
 _ROWS = 4
 #: So many names of times fit beneath.
 _LABELS = 5
+#: What a part of the axis is, times a power of ten.
+_ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 
 Value = float | None
 
@@ -86,14 +88,25 @@ def bars(values: Sequence[tuple[str, float]], write: Callable[[float], str]) -> 
 
 
 def _columns(times: Sequence[str], x: Callable[[int], float]) -> list[Tick]:
-    """Return the ticks below: each where its time begins, as several points may be on one day."""
+    """Return the ticks below: each where its time begins, as several points may be on one day. The first one
+    may have begun before the chart does: it has no label where the next is too near.
+    """
     last = len(times) - 1
     if last < 1:
         return [Tick(x(0), label, "start") for label in times]
     begins = [number for number, label in enumerate(times) if number == 0 or label != times[number - 1]]
     step = max(1, math.ceil((len(begins) - 1) / (_LABELS - 1)))
     anchors = {0: "start", last: "end"}
-    return [Tick(x(number), times[number], anchors.get(number, "middle")) for number in begins[::step]]
+    ticks = [Tick(x(number), times[number], anchors.get(number, "middle")) for number in begins[::step]]
+    return ticks[1:] if len(ticks) > 2 and _ends(ticks[0]) > _begins(ticks[1]) else ticks
+
+
+def _begins(tick: Tick) -> float:
+    return tick.at - {"start": 0, "middle": 0.5, "end": 1}[tick.anchor] * _LETTER * len(tick.label)
+
+
+def _ends(tick: Tick) -> float:
+    return _begins(tick) + _LETTER * len(tick.label)
 
 
 def _line(series: Series, x: Callable[[int], float], y: Callable[[float], float]) -> Line:
@@ -122,8 +135,8 @@ def _runs(values: Sequence[Value]) -> list[list[tuple[int, float]]]:
 def _round_up(value: float, step: float) -> float:
     """Return a number of four equal parts, each round.
 
-    >>> _round_up(0, 1), _round_up(5, 1), _round_up(37, 1), _round_up(1500, 1024)
-    (4.0, 8.0, 40.0, 2048.0)
+    >>> _round_up(0, 1), _round_up(5, 1), _round_up(101, 1), _round_up(1500, 1024)
+    (4.0, 8.0, 120.0, 2048.0)
     """
     unit = 1.0
     while step > 1 and unit * step <= value:
@@ -133,9 +146,7 @@ def _round_up(value: float, step: float) -> float:
         # Half and quarter units are round for bytes, people are whole.
         return unit * (_ROWS if step == 1 else 2.0 ** math.ceil(math.log2(part or 1)) * _ROWS)
     size = float(10 ** math.floor(math.log10(part)))
-    return (
-        unit * _ROWS * next(size * f for f in (1, 2, 2.5, 5, 10) if size * f >= part and _is_whole(size * f))
-    )
+    return unit * _ROWS * next(size * f for f in _ROUND if size * f >= part and _is_whole(size * f))
 
 
 def _is_whole(value: float) -> bool:

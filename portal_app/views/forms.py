@@ -53,6 +53,6 @@ def chosen(name: str, choices: Collection[str], default: str = "") -> str:
 
 
 def number(name: str) -> int:
-    """Return a small number of the address; what is none is 0."""
-    value = request.args.get(name, "")
+    """Return a small number of the address or the form; what is none is 0."""
+    value = request.values.get(name, "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 7 else 0

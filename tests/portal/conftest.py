@@ -226,7 +226,9 @@ def client(app: Flask) -> FlaskClient:
     return app.test_client()
 
 
-def apply_plan(addresses: dict[int, str], profiles: dict[str, Any] = PROFILES) -> dict[str, Any]:
+def apply_plan(
+    addresses: dict[int, str], profiles: dict[str, Any] = PROFILES, *, max_nodes: int = 4
+) -> dict[str, Any]:
     """Apply and return a plan whose nodes ``node<number>.example.org`` have agents at these addresses."""
     entries = {
         f"node{number}": {
@@ -236,7 +238,7 @@ def apply_plan(addresses: dict[int, str], profiles: dict[str, Any] = PROFILES) -
         }
         for number, address in addresses.items()
     }
-    found = make_plan(profiles, entries, {"max_nodes": 4}).to_dict()
+    found = make_plan(profiles, entries, {"max_nodes": max_nodes}).to_dict()
     plan.apply(plan_file.parse(found), now=utc_now())
     return found
 

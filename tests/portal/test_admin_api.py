@@ -187,6 +187,24 @@ def test_user_may_have_any_name_that_can_be_written(script: Script, name: str) -
     assert [u["name"] for u in script.get("/users").json["items"]] == ["somebody else"]
 
 
+def test_users_are_searched_by_the_begin_of_their_name(script: Script) -> None:
+    for name in ("Alan", "alice", "bob", "malice", "al%"):
+        script.post("/users", {"name": name})
+
+    def found(**query: str) -> list[str]:
+        return [user["name"] for user in script.get("/users", **query).json["items"]]
+
+    assert found(search="AL") == ["al%", "Alan", "alice"]
+    assert found(search="al%") == ["al%"]
+    assert found(search="nobody") == []
+    script.patch("/users/alice", {"disabled": True})
+    assert found(search="al", disabled="true") == ["alice"]
+    first = script.get("/users", search="al", limit="2").json
+    assert [user["name"] for user in first["items"]] == ["al%", "Alan"]
+    assert found(search="al", cursor=first["next"]) == ["alice"]
+    assert script.get("/users", search="").status_code == 400
+
+
 def test_name_is_found_however_an_accent_is_written(script: Script) -> None:
     assert script.post("/users", {"name": "e\u0301mile"}).json["name"] == "émile"
     assert script.get(of_user("e\u0301mile")).status_code == 200
@@ -331,6 +349,18 @@ def test_configuration_is_made_for_a_user(script: Script, node: AgentServer, pro
     assert "PrivateKey" not in json.dumps(listed)
 
 
+def test_configuration_may_last_less_than_a_session(script: Script, node: AgentServer) -> None:
+    add_account("alice")
+    body = {"profile_id": "employees", "protocol": "wireguard"}
+    made = script.post("/users/alice/configurations", body | {"expires_in": 3600}).json
+
+    hour = utc_now() + timedelta(hours=1)
+    assert shown_time(hour - timedelta(minutes=1)) < made["expires_at"] <= shown_time(hour)
+    assert script.get(f"/connections/{made['connection_id']}").json["expires_at"] == made["expires_at"]
+    longest = script.post("/users/alice/configurations", body | {"expires_in": 90 * 86400})
+    assert longest.status_code == 201, longest.text
+
+
 def shown_time(at: datetime) -> str:
     return f"{at:%Y-%m-%dT%H:%M:%SZ}"
 
@@ -355,7 +385,11 @@ def test_how_many_a_user_may_have_does_not_count(script: Script, node: AgentServ
         ({"display_name": "a\nb"}, 400, "display_name"),
         ({"display_name": "x" * 65}, 400, "display_name"),
         ({"prefer_tcp": "yes"}, 400, "prefer_tcp"),
-        ({"expires_in": "P1D"}, 400, "unknown field"),
+        ({"expires_in": "P1D"}, 400, "expires_in: a whole number"),
+        ({"expires_in": 59}, 400, "expires_in: use 60 to"),
+        ({"expires_in": 90 * 86400 + 1}, 400, "expires_in: at most 7776000 seconds"),
+        ({"expires_in": 10**300}, 400, "expires_in: use 60 to"),
+        ({"expires_at": "P1D"}, 400, "unknown field"),
     ],
 )
 @only_one_database
@@ -723,11 +757,7 @@ def test_sessions_are_filtered(script: Script, node: AgentServer) -> None:
 
 def test_audit_log_is_filtered(script: Script) -> None:
     script.post("/users", {"name": "alice"})
-    add_account("bob")
-    with transaction() as db:
-        db.execute(
-            update(AuditEvent).where(AuditEvent.object == "bob").values(at=datetime(2020, 1, 1, tzinfo=UTC))
-        )
+    users.add("bob", actor="test", now=datetime(2020, 1, 1, tzinfo=UTC))
 
     def found(**query: str) -> list[tuple[str, str]]:
         return [(a["actor"], a["object"]) for a in script.get("/audit", **query).json["items"]]
@@ -816,7 +846,7 @@ def test_what_comes_and_goes_meanwhile_makes_nobody_appear_twice(script: Script)
         ("cursor=W10", "cursor: use what"),
         ("cursor=" + "W" * 2001, "cursor: use 0 to 2000"),
         ("cursor=bnVsbA&limit=3", "cursor: use what"),
-        ("page=2", "unknown parameter 'page'; known are disabled, limit, cursor"),
+        ("page=2", "unknown parameter 'page'; known are disabled, search, limit, cursor"),
         ("disabled=yes", "disabled: use true or false"),
         ("disabled", "disabled: use true or false"),
     ],

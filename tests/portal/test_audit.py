@@ -1,16 +1,19 @@
 """Every act is a row: who, what, on what, from where, when (reliability.md A4)."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
 import portal_app
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import AuditEvent, Authorization, Connection
-from portal_app.services import users
+from portal_app.services import retention, users
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp
 from tests.portal.pages import PASSWORD, add_account, send
@@ -95,3 +98,18 @@ def test_rows_are_written_and_forgotten_with_age_and_nothing_else() -> None:
         "services/retention.py",
     }
     assert not re.search(r"\b(update|delete)\(", (package / "services/audit.py").read_text())
+
+
+def test_the_database_refuses_to_change_a_row(app: Flask) -> None:
+    """A4: not even by hand; what is old enough goes as a whole."""
+    add_account()
+    before = [(row.id, row.actor, row.action) for row in rows()]
+    assert before
+
+    with pytest.raises(DBAPIError, match="never changed"), transaction() as db:
+        db.execute(update(AuditEvent).values(actor="somebody else"))
+
+    assert [(row.id, row.actor, row.action) for row in rows()] == before
+    later = utc_now() + timedelta(days=366)
+    assert retention.prune(retention=timedelta(days=30), now=later)["audit_events"] == len(before)
+    assert rows() == []

@@ -69,8 +69,21 @@ def shape(engine: Engine) -> dict[str, Any]:
             "check": texts(found.get_check_constraints(table)),
             "indexes": texts(found.get_indexes(table)),
             "options": found.get_table_options(table),
+            "triggers": triggers(engine, table),
         }
     return result
+
+
+def triggers(engine: Engine, table: str) -> list[str]:
+    """Return what a database does by itself where a table is written."""
+    asked = (
+        "SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :table"
+        if engine.dialect.name == "sqlite"
+        else "SELECT pg_get_triggerdef(t.oid) || pg_get_functiondef(t.tgfoid) FROM pg_trigger t"
+        " WHERE t.tgrelid = to_regclass(:table) AND NOT t.tgisinternal"
+    )
+    with engine.connect() as connection:
+        return sorted(connection.scalars(text(asked), {"table": table}))
 
 
 def texts(items: Any) -> list[str]:
@@ -93,6 +106,7 @@ def test_migrations_make_what_the_models_say(engine, database, tmp_path):
         other = engine
     Base.metadata.create_all(other)
     assert migrated == shape(other)
+    assert migrated["audit_events"]["triggers"]
     other.dispose()
 
 

@@ -28,13 +28,17 @@ from portal_app.models import (
     PeriodicJob,
     Portal,
     Profile,
+    UsageDay,
 )
+from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.services import authorities, connections, in_force, jobs, maintenance, peers
+from portal_app.services.paging import PAGE_SIZE
 from portal_app.settings import Settings
 from portal_app.texts import Text, text
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp, add_user, csrf_token
-from tests.portal.conftest import seen_up
+from tests.portal.conftest import PROFILES, apply_plan, seen_up
+from tests.portal.pages import elements
 from tests.portal.real_agent import RealAgent
 from tests.portal.test_pages import begin_use, live_connections, make_configuration, signed_in
 
@@ -48,6 +52,9 @@ ACTS = {
     "reconcile": {},
     "reconcile/confirmed": {"removed": "0"},
 }
+
+#: With room for many nodes.
+MANY_RANGES = {"lab": PROFILES["lab"]}
 
 
 @pytest.fixture
@@ -610,3 +617,39 @@ def test_texts_are_english_for_commands() -> None:
 
     assert str(text("plain 100 %")) == "plain 100 %"
     assert str(Text("on %(day)s: %(what)s", {"day": day, "what": inner})) == f"on {day:%Y-%m-%d}: 7 % of it"
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_a_node_among_many_is_named_and_not_chosen(admin: FlaskClient) -> None:
+    """A list of a thousand would be most of a page of 60 kB: in three filters, and in the audit log."""
+    apply_plan({number: f"192.0.2.{number}" for number in range(120)}, MANY_RANGES, max_nodes=128)
+    for path in ("/admin/statistics", "/admin/history", "/admin/connections"):
+        page = admin.get(path, query_string={"node": "node77"}).text
+        (field,) = [e for e in elements(page, "input", "select") if e.get("name") == "node"]
+        assert field.get("value") == "node77"
+        assert "node78" not in page
+    assert 'value="node77"' in admin.get("/admin/history?node=77").text
+    assert admin.get("/admin/history?node=nowhere").status_code == 400
+    details = "".join(re.findall(r'class="facts">.*?</ul>', admin.get("/admin/audit").text, re.DOTALL))
+    assert "node3" in details
+    assert "node119" not in details
+
+
+@pytest.mark.parametrize("path", ["/admin/nodes", "/admin/profiles/employees", "/admin/statistics"])
+def test_pages_of_many_nodes_have_some_of_them_each(admin: FlaskClient, path: str) -> None:
+    apply_plan({number: f"192.0.2.{number}" for number in range(60)}, max_nodes=64)
+    yesterday = (utc_now() - timedelta(days=1)).date().isoformat()
+    counted = {"day": yesterday, "users": 1, "sessions": 1, "received_bytes": 1, "sent_bytes": 1}
+    with transaction() as db:
+        for number in (ALL_NODES, *range(60)):
+            db.add(UsageDay(profile_id=ALL, node_number=number, peak_connections=number + 1, **counted))
+    met: list[str] = []
+    place: str | None = path
+    while place is not None:
+        page = admin.get(place).text
+        shown = re.findall(r'<th scope="row">(?:<a [^>]*>)?(node[0-9]+)\b', page)
+        assert len(shown) <= PAGE_SIZE
+        met += shown
+        (place,) = [e["href"] for e in elements(page, "a") if e.get("rel") == "next"] or [None]
+    assert set(met) == {f"node{number}" for number in range(60)}
+    assert len(met) == {"/admin/profiles/employees": 120}.get(path, 60)

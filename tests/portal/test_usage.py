@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from portal_app.clock import utc_now
 from portal_app.controller import housekeeping
-from portal_app.db import transaction
+from portal_app.db import engine, transaction
 from portal_app.errors import Unavailable
 from portal_app.models import AddressUse, AuditEvent, UsageDay, UsageSample, VpnSession
 from portal_app.models.usage import ALL, ALL_NODES
@@ -25,6 +25,7 @@ from portal_app.views import charts
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import LINUX, add_user, browser
 from tests.portal.pages import elements
+from tests.portal.plans import watching
 
 pytestmark = pytest.mark.usefixtures("app")
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
@@ -380,8 +381,11 @@ def test_statistics_are_not_for_users(app: Flask) -> None:
 @pytest.mark.parametrize("database", ["sqlite"])
 @pytest.mark.parametrize(
     ("highest", "step", "top"),
-    [(0, 1, 4), (3, 1, 4), (5, 1, 8), (37, 1, 40), (101, 1, 200), (400, 1, 400), (1500, 1024, 2048)],
-)
+    [
+        (0, 1, 4), (3, 1, 4), (5, 1, 8), (37, 1, 40), (41, 1, 48), (101, 1, 120), (400, 1, 400),
+        (401, 1, 480), (1300, 1, 1600), (1500, 1024, 2048),
+    ],
+)  # fmt: skip
 def test_axis_ends_at_a_round_number_above_everything(highest: float, step: float, top: float) -> None:
     chart = charts.line_chart([charts.Series("x", [highest])], ["now"], str, step=step)
 
@@ -425,3 +429,63 @@ def test_ticks_are_where_their_days_begin() -> None:
     assert [(round((tick.at - chart.left) / unit), tick.label) for tick in chart.columns] == [
         (0, "20"), (6, "22"), (14, "24"), (22, "26"),
     ]  # fmt: skip
+
+
+def test_a_first_day_of_few_hours_has_no_label_that_runs_into_the_next() -> None:
+    """Points of two hours: the 20th is nearly over as the chart begins."""
+    days = ["20 Nov"] * 2 + [f"{day} Nov" for day in range(21, 28) for _ in range(12)]
+    chart = charts.line_chart([charts.Series("x", [1] * len(days))], days, str)
+
+    assert [tick.label for tick in chart.columns] == ["22 Nov", "24 Nov", "26 Nov"]
+
+
+def lived(user: str | None, begin: timedelta, end: timedelta | None) -> dict[str, Any]:
+    """One session, whose times are before the end of Friday."""
+    over = usage.bounds(FRIDAY)[1]
+    return {"user_name": user, "started_at": over - begin, "ended_at": None if end is None else over - end}
+
+
+def test_users_of_the_last_days_are_counted_once_each() -> None:
+    add_sessions(
+        lived("alice", HOUR, None),
+        lived("alice", 3 * DAY, 2 * DAY),
+        lived("bob", 9 * DAY, 7 * DAY - HOUR),  # began before, and went on
+        lived("bob", 8 * DAY, 8 * DAY - HOUR),
+        lived("carol", 12 * DAY, 11 * DAY),
+        lived("dave", 40 * DAY, 31 * DAY),
+        lived("erin", 40 * DAY, None),
+        lived(None, HOUR, None),
+        lived("frank", -HOUR, None),
+    )
+    assert usage.count_day(FRIDAY)
+
+    counted = days()
+    everything = counted.pop((ALL, ALL_NODES))
+    assert (everything.users_of_7_days, everything.users_of_30_days) == (3, 4)
+    assert {row.users_of_7_days for row in counted.values()} == {None}
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_users_of_the_last_days_are_looked_up_name_by_name() -> None:
+    add_sessions(lived("alice", HOUR, None))
+    with watching(engine())() as found, transaction(read_only=True) as db:
+        assert usage.users_between(db, NOON - 7 * DAY, NOON + DAY) == 1
+    assert found == []
+
+
+def test_statistics_show_the_users_of_the_last_days(viewer: FlaskClient) -> None:
+    count_yesterday()
+    page = viewer.get("/admin/statistics").text
+
+    for days in (7, 30):
+        assert re.search(rf"Different users in {days} days</dt><dd>2</dd>", page)
+    assert "Different users in" not in viewer.get("/admin/statistics", query_string={"node": "0"}).text
+
+
+@pytest.mark.parametrize("settings_changes", [{"retention_days": 14}])
+def test_users_of_days_that_are_forgotten_are_not_said_to_be_all(viewer: FlaskClient) -> None:
+    count_yesterday()
+    page = viewer.get("/admin/statistics").text
+
+    assert "Different users in 7 days" in page
+    assert "Different users in 30 days" not in page

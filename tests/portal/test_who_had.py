@@ -338,6 +338,27 @@ def test_more_holders_than_can_be_shown_are_cut_and_it_is_said(
     assert "smaller tolerance" in page.text
 
 
+def test_a_long_answer_comes_in_pages_that_are_short(auditor: FlaskClient) -> None:
+    """60 kB with the files of the page, as every page (``test_large_lists.py``)."""
+    for number in range(who_had.MOST_HOLDERS):
+        had(f"user{number}", THEN, THEN + HOUR, number, device="Laptop of the physics department")
+        for use in range(who_had.MOST_SESSIONS):
+            session = {"session_id": f"{number}-{use}", "origin": "2001:db8:1234:5678:1234:5678:1234:5678"}
+            connected(f"user{number}", THEN, THEN + HOUR, number, **session)
+    found: list[str] = []
+    place: dict[str, str] = {}
+    while True:
+        page = ask(auditor, "10.61.0.9", zone="Europe/Amsterdam", tolerance="3600", **place)
+        found += people(page)
+        assert len(page.data) < 52_000
+        if "Next" not in page.text:
+            break
+        (number,) = re.findall(r'name="page" value="([0-9]+)">Next', page.text)
+        place = {"page": number}
+    assert sorted(found) == sorted(f"user{number}" for number in range(who_had.MOST_HOLDERS))
+    assert {row.details["found"] for row in searches()} == {who_had.MOST_HOLDERS}
+
+
 def test_command_asks_the_same_and_leaves_the_same_trace(run: Callable[..., Done]) -> None:
     had("before", THEN - 2 * HOUR, THEN - HOUR, 1, end_reason="expired")
     had("alice", THEN - HOUR + MINUTE, None, 2)

@@ -17,6 +17,8 @@ from portal_app.views import forms
 from portal_app.views.admin import bp
 from portal_app.views.admin.filters import days, download, record_export, with_chosen
 
+#: A plan may name a thousand nodes, and a page is short.
+_LONGEST_DETAIL = 500
 FILTERS = ("actor", "action", "object", "from", "to")
 
 
@@ -71,12 +73,18 @@ def _filter(asked: dict[str, str]) -> service.Filter:
 
 @bp.app_template_filter("facts")
 def facts(details: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return an act's details as names and texts; what is empty is left out."""
+    """Return an act's details as names and texts; what is empty is left out, what is long is cut: files
+    have it whole.
+    """
     return [
-        (name.replace("_", " "), _text(value))
+        (name.replace("_", " "), _cut(_text(value)))
         for name, value in details.items()
         if value not in (None, "", [], {})
     ]
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= _LONGEST_DETAIL else value[: _LONGEST_DETAIL - 1] + "…"
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from flask import Response, request
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from portal_app import login
 from portal_app.clock import utc_now
@@ -12,7 +12,7 @@ from portal_app.db import Database, retried, transaction
 from portal_app.errors import N_, BadRequest
 from portal_app.models import Node, Profile
 from portal_app.services import audit
-from portal_app.statements import Statement, run_together
+from portal_app.statements import Statement, run, run_together
 
 #: What lies beyond is a slip of the pen, and not what every database can hold.
 _YEARS = range(1970, 9001)
@@ -40,6 +40,7 @@ def _day(text: str) -> datetime | None:
 
 _PROFILES = Statement(select(Profile.profile_id, Profile.display_name).order_by(Profile.position))
 _NODES = Statement(select(Node.number, Node.name).order_by(Node.number))
+_NAMED = Statement(select(Node.number).where(Node.name == bindparam("name")))
 
 
 def choices(db: Database) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -49,6 +50,20 @@ def choices(db: Database) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]
         [(row.profile_id, row.display_name) for row in profiles],
         [(str(row.number), row.name) for row in nodes],
     )
+
+
+def node_number(db: Database, asked: str) -> int | None:
+    """Return which node is asked for: by its name, or by its number, which may be one that is gone; None for
+    an empty text. Raises BadRequest.
+    """
+    if not asked:
+        return None
+    if asked.isascii() and asked.isdigit() and len(asked) < 6:
+        return int(asked)
+    row = run(db, _NAMED, {"name": asked}).one_or_none()
+    if row is None:
+        raise BadRequest(N_("There is no such node. Choose one from the list."))
+    return int(row.number)
 
 
 def with_chosen(choices: list[tuple[str, str]], value: str) -> list[tuple[str, str]]:

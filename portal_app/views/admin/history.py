@@ -4,7 +4,7 @@ from flask import Response, render_template
 
 from portal_app.application import portal
 from portal_app.clock import utc_now
-from portal_app.db import connected
+from portal_app.db import Database, connected
 from portal_app.errors import N_, BadRequest
 from portal_app.language import said
 from portal_app.login import requires
@@ -18,6 +18,7 @@ from portal_app.views.admin.filters import (
     choices,
     days,
     download,
+    node_number,
     record_export,
     with_chosen,
 )
@@ -33,7 +34,7 @@ def history() -> tuple[str, int]:
     problem, page = "", Page([], None, None)
     with connected(read_only=True) as db:
         try:
-            wanted = _filter(asked)
+            wanted = _filter(db, asked)
             page = service.page(db, wanted, before=forms.cursor("before"), after=forms.cursor("after"))
         except BadRequest as error:
             problem = said(error)
@@ -57,22 +58,21 @@ def history() -> tuple[str, int]:
 def export_history() -> Response:
     """Answer with a file: asking for it is an act, so it is a form that is sent."""
     asked = {name: forms.field(name, forms.LONGEST_NAME).strip() for name in FILTERS}
-    wanted = _filter(asked)
+    with connected(read_only=True) as db:
+        wanted = _filter(db, asked)
     record_export("history exported", asked)
     return download(service.lines(wanted), "sessions.csv", "text/csv")
 
 
-def _filter(asked: dict[str, str]) -> service.Filter:
+def _filter(db: Database, asked: dict[str, str]) -> service.Filter:
     """Return what was asked for; raises BadRequest for what cannot be read."""
     begin, end = days(asked["from"], asked["to"])
-    if asked["node"] and not (asked["node"].isascii() and asked["node"].isdigit() and len(asked["node"]) < 6):
-        raise BadRequest(N_("There is no such node. Choose one from the list."))
     if asked["protocol"] not in ("", WIREGUARD, OPENVPN):
         raise BadRequest(N_("There is no such protocol. Choose one from the list."))
     return service.Filter(
         user=users.normalized(asked["user"]),
         profile_id=asked["profile"],
-        node_number=int(asked["node"]) if asked["node"] else None,
+        node_number=node_number(db, asked["node"]),
         protocol=asked["protocol"],
         begin=begin,
         end=end,

@@ -10,9 +10,10 @@ from portal_app.login import requires
 from portal_app.models import Deployment, Node, Offer, Profile
 from portal_app.render import client_config
 from portal_app.roles import Right
-from portal_app.services import capacity, statistics, transports
+from portal_app.services import capacity, paging, statistics, transports
 from portal_app.services.capacity import Part, Range
 from portal_app.services.statistics import Live
+from portal_app.views import forms
 from portal_app.views.admin import bp, kept
 
 
@@ -63,6 +64,12 @@ def profile(profile_id: str) -> str:
         ).one_or_none()
         plan = db.scalar(select(Deployment.plan))
     names = {one.node.number: one.node.name for one in seen}
+    page = paging.among(
+        [part for part in parts if part.profile_id == profile_id],
+        _fullest_first,
+        before=forms.cursor("before"),
+        after=forms.cursor("after"),
+    )
     examples = []
     if row is not None:
         port = (plan or {}).get("wireguard", {}).get("port")
@@ -72,11 +79,11 @@ def profile(profile_id: str) -> str:
         view=_view(found, ranges, counts),
         profile=found,
         transports=transports.supported(found),
-        parts=[(names[part.node_number], part) for part in _in_order(parts, profile_id)],
+        page=page,
+        parts=[(names[part.node_number], part) for part in page.rows],
         examples=examples,
     )
 
 
-def _in_order(parts: list[Part], profile_id: str) -> list[Part]:
-    """Return those of a profile, the fullest first."""
-    return sorted((p for p in parts if p.profile_id == profile_id), key=lambda part: -part.use.percent)
+def _fullest_first(part: Part) -> tuple[int, int, str]:
+    return -part.use.percent, part.node_number, part.use.protocol

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,22 +11,24 @@ from flask import Response, render_template
 
 from portal_app.application import portal
 from portal_app.clock import utc_now
-from portal_app.db import transaction
-from portal_app.errors import N_
+from portal_app.db import Database, transaction
+from portal_app.errors import N_, BadRequest
 from portal_app.language import gettext, writer
 from portal_app.login import requires
 from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.roles import Right
-from portal_app.services import exports
+from portal_app.services import exports, paging
 from portal_app.services import usage_history as service
 from portal_app.views import charts, forms
 from portal_app.views.admin import bp
-from portal_app.views.admin.filters import choices, download, with_chosen
+from portal_app.views.admin.filters import choices, download, node_number, with_chosen
 from portal_app.writing import minute
 
 _PERIODS = {"day": N_("Day"), "week": N_("Week"), "month": N_("Month"), "year": N_("Year")}
 #: Apps that few use are added up.
 _MOST_APPS = 8
+#: Beside the charts there is no room for as many as a list has.
+_NODES_OF_PAGE = 10
 _CSV = (
     "from", "to", "most_connections", "most_users", "different_users", "sessions", "received_bytes",
     "sent_bytes",
@@ -48,18 +51,24 @@ class Asked:
 @bp.get("/statistics")
 @requires(Right.SEE)
 def statistics() -> str:
-    asked, now = _asked(), utc_now()
-    period = service.PERIODS[asked.period]
-    which = asked.profile_id, asked.node_number
+    now = utc_now()
+    kept = timedelta(days=portal().settings.retention_days)
     with transaction(read_only=True) as db:
+        asked = _asked(db)
+        which, period = (asked.profile_id, asked.node_number), service.PERIODS[asked.period]
         profiles, nodes = choices(db)
         days = service.read_days(db, period, *which, now=now)
         points = service.points(db, days, now=now)
         of_profiles = service.by_profile(db, period, which[1], now=now)
         of_nodes = service.by_node(db, period, which[0], now=now)
+        users = [] if asked.profile_id or asked.node else service.users_of_last_days(db, kept, now=now)
     traffic = service.traffic(days)
     total, clients = service.summary(days)
     first, last = service.span(period, now)
+    counted = [(int(n), name) for n, name in nodes if int(n) in of_nodes]
+    nodes_shown, nodes_page = _page_of(
+        [n for n, _ in counted], _parts([(name, of_nodes[n]) for n, name in counted])
+    )
     values: dict[str, Any] = {
         "asked": asked,
         "kept_days": portal().settings.statistics_retention_days,
@@ -70,6 +79,7 @@ def statistics() -> str:
         "is_counted": total.users is not None,
         "is_sampled": any(p.connections is not None for p in points),
         "total": total,
+        "users": [(one.period.days, one.count, _days(one.first, one.last)) for one in users],
         "peak": max((p.connections for p in points if p.connections is not None), default=None),
         "days": _days(first, last),
         "use": _use(points, period),
@@ -83,7 +93,8 @@ def statistics() -> str:
             for t in traffic
         ],
         "of_profiles": _parts([(name, of_profiles.get(p)) for p, name in profiles]),
-        "of_nodes": _parts([(name, of_nodes.get(int(n))) for n, name in nodes]),
+        "of_nodes": nodes_shown,
+        "nodes_page": nodes_page,
         "clients": _clients(clients),
     }  # fmt: skip
     return render_template("admin/statistics.html", **values)
@@ -93,10 +104,10 @@ def statistics() -> str:
 @requires(Right.SEE)
 def download_statistics() -> Response:
     """Answer with the numbers of the charts: counts only, nobody's name."""
-    asked, now = _asked(), utc_now()
-    period = service.PERIODS[asked.period]
-    which = asked.profile_id, asked.node_number
+    now = utc_now()
     with transaction(read_only=True) as db:
+        asked = _asked(db)
+        which, period = (asked.profile_id, asked.node_number), service.PERIODS[asked.period]
         days = service.read_days(db, period, *which, now=now)
         points = service.points(db, days, now=now)
     traffic = service.traffic(days)
@@ -108,11 +119,15 @@ def download_statistics() -> Response:
     return download(lines, f"statistics-{asked.period}.csv", "text/csv")
 
 
-def _asked() -> Asked:
-    node = forms.query("node", 5)
-    is_number = node.isascii() and node.isdigit()
+def _asked(db: Database) -> Asked:
+    """Return what the address says; a node that there is not is none."""
+    node = None
+    with suppress(BadRequest):
+        node = node_number(db, forms.query("node"))
     return Asked(
-        forms.chosen("period", _PERIODS, "day"), forms.query("profile", 60) or ALL, node if is_number else ""
+        forms.chosen("period", _PERIODS, "day"),
+        forms.query("profile", 60) or ALL,
+        "" if node is None else str(node),
     )
 
 
@@ -171,6 +186,18 @@ def _parts(found: Sequence[tuple[str, service.Days | None]]) -> Parts:
             for name, days in known
         ],
     )  # fmt: skip
+
+
+def _page_of(numbers: Sequence[int], parts: Parts) -> tuple[Parts, paging.Page]:
+    """Return what one page shows of all nodes, whose longest bar is the longest of all."""
+    page = paging.among(
+        list(zip(numbers, parts.bars, parts.rows, strict=True)),
+        lambda line: line[:1],
+        before=forms.cursor("before"),
+        after=forms.cursor("after"),
+        size=_NODES_OF_PAGE,
+    )
+    return Parts([bar for _, bar, _ in page.rows], [row for _, _, row in page.rows]), page
 
 
 def _clients(counts: Counter[str]) -> Parts:

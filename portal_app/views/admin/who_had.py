@@ -2,6 +2,8 @@
 line, and each question is an audit row.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
@@ -32,6 +34,8 @@ _AREAS = (
     "Africa", "America", "Antarctica", "Arctic", "Asia", "Atlantic", "Australia", "Europe", "Indian",
     "Pacific",
 )  # fmt: skip
+#: Lines of one page: a holder has some, and one for each session.
+_LINES, _LINES_OF_HOLDER = 60, 5
 _FIELDS = ("address", "date", "time", "zone", "tolerance")
 
 
@@ -72,15 +76,37 @@ def ask_who_had() -> Response:
         response = _page(asked, problem=said(error))
         response.status_code = error.status
         return response
+    pages = _pages([*answer.holders, *answer.unnamed])
+    place = min(forms.number("page"), len(pages) - 1)
     return _page(
         asked,
         question=question,
-        answer=answer,
+        answer=replace(
+            answer,
+            holders=tuple(one for one in pages[place] if isinstance(one, service.Holder)),
+            unnamed=tuple(one for one in pages[place] if isinstance(one, service.Unnamed)),
+        ),
+        before=None if place == 0 else place - 1,
+        after=None if place == len(pages) - 1 else place + 1,
         zone=ZoneInfo(asked["zone"]),
         asked_at=now,
         tolerance=gettext(_TOLERANCES[asked["tolerance"]]),
         apps={client_id: client.name for client_id, client in portal().clients.items()},
     )
+
+
+def _pages(found: Sequence[service.Holder | service.Unnamed]) -> list[list[service.Holder | service.Unnamed]]:
+    """Cut an answer into pages of no more lines than one may have; at least one, which may be empty."""
+    pages: list[list[service.Holder | service.Unnamed]] = [[]]
+    left = _LINES
+    for one in found:
+        lines = _LINES_OF_HOLDER + (len(one.sessions) if isinstance(one, service.Holder) else 0)
+        if lines > left and pages[-1]:
+            pages.append([])
+            left = _LINES
+        pages[-1].append(one)
+        left -= lines
+    return pages
 
 
 def _page(asked: dict[str, str], **values: object) -> Response:

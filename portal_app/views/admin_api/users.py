@@ -1,5 +1,6 @@
 """Users, what they have, and what an administrator does with it."""
 
+from datetime import timedelta
 from typing import Any
 
 from portal_app.application import portal
@@ -15,12 +16,16 @@ from portal_app.views.forms import LONGEST_DISPLAY_NAME
 
 _MOST_PERMISSIONS = 500
 _PERMISSIONS = array(text(least=1, most=users.LONGEST_PERMISSION), most=_MOST_PERMISSIONS)
+#: Of a configuration: who makes one has to bring it to a device.
+_SHORTEST_SECONDS = 60
 _CUT = integer("Connections that were cut.", least=0)
 
 
 def _list(call: Call) -> dict[str, Any]:
     with transaction(read_only=True) as db:
-        found, after = listing.users(db, disabled=call.query.get("disabled"), part=call.part)
+        found, after = listing.users(
+            db, disabled=call.query.get("disabled"), search=call.query.get("search", ""), part=call.part
+        )
     return page([shapes.user(row) for row in found], after)
 
 
@@ -103,6 +108,7 @@ def _configure(call: Call) -> dict[str, Any]:
             device,
             prefer_tcp=body.get("prefer_tcp", False),
             node=body.get("node"),
+            expires_in=timedelta(seconds=body["expires_in"]) if "expires_in" in body else None,
             **call.who,
         )
     except (Forbidden, InvalidToken) as error:
@@ -143,7 +149,14 @@ OPERATIONS = (
     Operation(
         "list_users", "GET", "/users", Scope.USERS_READ, _list, shapes.page_of("User"),
         "List users by name",
-        query={"disabled": boolean("Only those who are, or are not."), **PAGED},
+        query={
+            "disabled": boolean("Only those who are, or are not."),
+            "search": text(
+                "Only those whose name begins so; the case does not matter.",
+                least=1, most=users.LONGEST_NAME, example="al",
+            ),
+            **PAGED,
+        },
     ),
     Operation(
         "add_user", "POST", "/users", Scope.USERS_WRITE, _add, ref("User"),
@@ -218,8 +231,12 @@ OPERATIONS = (
                 "display_name": text("The device, as lists call it.", least=1, most=LONGEST_DISPLAY_NAME),
                 "prefer_tcp": boolean("OpenVPN: try TCP first.", default=False),
                 "node": text("Only this node will do; without it the portal chooses.", least=1, most=100),
+                "expires_in": integer(
+                    "Seconds that it is good for; without it, and at most, those of session_expiry_seconds.",
+                    least=_SHORTEST_SECONDS, most=2**31 - 1,
+                ),
             },
-            optional=("display_name", "prefer_tcp", "node"),
+            optional=("display_name", "prefer_tcp", "node", "expires_in"),
         ),
         status=201, secret=True, statuses=(406,),
     ),
