@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from flask import Flask
@@ -58,9 +59,9 @@ def acts(action: str) -> list[AuditEvent]:
         return list(db.scalars(select(AuditEvent).where(AuditEvent.action == action)))
 
 
-def sign_in_was_long_ago() -> None:
+def sign_in_was_long_ago(ago: timedelta = timedelta(hours=1)) -> None:
     with transaction() as db:
-        db.execute(update(BrowserSession).values(signed_in_at=utc_now() - timedelta(hours=1)))
+        db.execute(update(BrowserSession).values(signed_in_at=utc_now() - ago))
 
 
 # --- lists of users
@@ -523,6 +524,21 @@ def test_dangerous_acts_ask_for_the_password_again(app: Flask, act: str) -> None
     assert found is not None
     assert (found.is_disabled, found.permissions) == (False, [])
     assert acts("one-time link made") == []
+
+
+@pytest.mark.parametrize("page", ["/admin/users/add", "/admin/tokens/add", "permissions"])
+def test_the_password_is_asked_before_a_form_is_filled_in(app: Flask, page: str) -> None:
+    """And so early that there is time to fill it in."""
+    add_account("alice")
+    client = admin(app)
+    url = f"{page_of('alice')}/permissions?x=1" if page == "permissions" else page
+    sign_in_was_long_ago(timedelta(minutes=9))
+    assert client.get(url).status_code == 200
+    sign_in_was_long_ago(timedelta(minutes=11))
+    asked = client.get(url, headers={"Referer": "https://vpn.example.org/admin/users"})
+
+    assert asked.status_code == 303
+    assert parse_qs(urlsplit(asked.location).query) == {"next": [url]}
 
 
 def test_acts_need_the_token_of_a_form(app: Flask) -> None:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -199,6 +200,26 @@ def test_what_cuts_people_asks_for_the_password_again(
     assert answer.status_code == 303
     assert "/sign-in" in answer.location or "confirm" in answer.location
     assert status().maintenance_mode is False
+
+
+def test_what_was_typed_for_a_drain_is_there_after_the_password(
+    app: Flask, node: AgentServer, admin: FlaskClient
+) -> None:
+    long_ago = utc_now() - timedelta(hours=1)
+    with transaction() as db:
+        db.execute(update(BrowserSession).values(signed_in_at=long_ago))
+    typed = {"minutes": "60", "notice": "Neue Platten & Lüfter", "downloads": "yes"}
+    asked = press(admin, "drain", next="/admin/nodes/0?still=1&minutes=5", **typed)
+
+    back = parse_qs(urlsplit(asked.location).query)["next"][0]
+    assert urlsplit(back).path == "/admin/nodes/0"
+    assert parse_qs(urlsplit(back).query) == {"still": ["1"]} | {name: [text] for name, text in typed.items()}
+    page = admin.get(back).text
+    assert '<option value="60" selected>' in page
+    assert 'name="notice" value="Neue Platten &amp; Lüfter"' in page
+    assert 'name="downloads" value="yes" checked>' in page
+    assert '<details class="confirm" open>' in page
+    assert '<details class="confirm" open>' not in admin.get("/admin/nodes/0").text
 
 
 def test_maintenance_keeps_newcomers_away_and_tells_users(

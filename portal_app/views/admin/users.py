@@ -57,7 +57,7 @@ def users_list() -> str:
 
 
 @bp.get("/users/add")
-@requires(Right.MANAGE)
+@requires(Right.MANAGE, recently=True)
 def new_user() -> AnyResponse:
     return _new_user_form()
 
@@ -155,7 +155,7 @@ def delete_user(user_id: int) -> AnyResponse:
 
 
 @bp.get(f"{_USER}/permissions")
-@requires(Right.MANAGE)
+@requires(Right.MANAGE, recently=True)
 def permissions(user_id: int) -> AnyResponse:
     found = _get(user_id)
     return _permissions_form(found, "\n".join(found.permissions))
