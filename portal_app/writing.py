@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from babel import Locale, dates, numbers
 from babel.messages.mofile import write_mo
@@ -74,7 +74,10 @@ class Writer:
         """Return what a service says; what is no ``Text`` stays as it is."""
         if isinstance(text, str):
             return text
-        said = self.translated(text.message)
+        if text.one:
+            said = self.translated_count(text.one, text.message, cast(int, text.values["num"]))
+        else:
+            said = self.translated(text.message)
         if not text.values:
             return said
         return said % {name: self._written(value) for name, value in text.values.items()}

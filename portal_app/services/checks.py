@@ -22,7 +22,7 @@ from portal_app.errors import N_, PortalError
 from portal_app.models import Deployment
 from portal_app.settings import Settings
 from portal_app.statements import Statement, run
-from portal_app.texts import Size, Text, text
+from portal_app.texts import Size, Text, counted, text
 
 #: The database and its log live there; SQLite needs room to write at all.
 LEAST_FREE_PERCENT = 10
@@ -79,10 +79,9 @@ def lasting(subject: Text | str, certificate: Certificate, now: datetime) -> Fin
     if certificate.warning(now) is not None:
         ends = text(N_("ends on %(day)s; run site.yml, which renews it"), day=certificate.not_after.date())
         return Finding(False, subject, ends)
-    said = text(
-        N_("serial %(serial)s, %(days)s days left"),
-        serial=f"{certificate.serial_number:x}",
-        days=certificate.days_left(now),
+    serial, days = f"{certificate.serial_number:x}", certificate.days_left(now)
+    said = counted(
+        "serial %(serial)s, %(num)s day left", "serial %(serial)s, %(num)s days left", days, serial=serial
     )
     return Finding(True, subject, said)
 

@@ -433,6 +433,7 @@ def test_a_node_is_given_what_it_should_have_at_once(
 
     assert answer.location == "/admin/nodes/0?added=0&removed=0"
     assert "0 connections added, 0 removed" in admin.get(answer.location).text
+    assert "1 connection added, 2 removed" in admin.get("/admin/nodes/0?added=1&removed=2").text
     assert events("node.reconcile") == [("root", "node0", "127.0.0.1")]
     assert agents.info(agent.node).deployment_id is not None
 
