@@ -161,6 +161,34 @@ def test_what_is_printed_is_the_page_without_its_menus(page: Page, app: Flask, n
         assert shown.count() == 0, (url, shown.first.evaluate("e => e.outerHTML.slice(0, 200)"))
 
 
+#: Tables whose cells are no longer below their headings, or that do not fit on the page.
+BAD_TABLES = """() => [...document.querySelectorAll("main table")].flatMap(table => {
+    if (!table.checkVisibility()) return [];
+    const seen = row => [...row.cells].filter(cell => cell.checkVisibility());
+    const places = row => seen(row).map(cell => Math.round(cell.getBoundingClientRect().left));
+    const [head, ...rows] = [...table.rows].filter(row => row.cells.length > 1);
+    const shifted = rows.some(row => places(row).join() !== places(head).join());
+    const wide = table.getBoundingClientRect().right > document.documentElement.clientWidth;
+    return shifted || wide ? [`${table.caption?.textContent}: shifted ${shifted}, wide ${wide}`] : [];
+})"""
+
+
+def test_tables_fit_on_paper_as_tables(page: Page, app: Flask, node: AgentServer) -> None:
+    """A4 upright with margins of a centimetre is 718 pixels wide."""
+    fill(app)
+    page.set_viewport_size({"width": 718, "height": 1000})
+    page.goto(f"{ORIGIN}/")
+    sign_in(page, "root")
+    page.wait_for_url(f"{ORIGIN}/")
+    page.emulate_media(media="print")
+    bad = {}
+    for url in pages_of(app):
+        page.goto(ORIGIN + url)
+        if found := page.evaluate(BAD_TABLES):
+            bad[url] = found
+    assert bad == {}
+
+
 def first_tab(page: Page) -> None:
     """Press Tab until it has led somewhere: Chromium drops keys before it has painted a new page."""
     deadline = time.monotonic() + 30
