@@ -413,6 +413,7 @@ def test_a_page_of_a_draining_node_counts_who_is_still_there(
 
     assert "Still there: alice, bob" in page.text
     assert "<dt>Tunnels in use</dt><dd>2</dd>" in page.text
+    assert '<strong data-live-text aria-live="polite">2 tunnels in use</strong>' in page.text
     nonce = re.search(r'<script src="/static/live\.js\?v=\w+" nonce="([^"]+)"', page.text)
     assert nonce
     assert f"script-src 'nonce-{nonce[1]}'" in page.headers["Content-Security-Policy"]
@@ -420,6 +421,8 @@ def test_a_page_of_a_draining_node_counts_who_is_still_there(
     assert "<script" not in still.text
     assert "script-src 'none'" in still.headers["Content-Security-Policy"]
 
+    node.active = set(list(node.peers)[:1])
+    assert 'aria-live="polite">1 tunnel in use<' in admin.get("/admin/nodes/0").text
     node.active = set()
     assert "Nobody is connected any more" in admin.get("/admin/nodes/0").text
 
