@@ -447,6 +447,22 @@ def test_permissions_are_set_after_it_was_said_what_they_cut(app: Flask, node: A
     assert [c.profile_id for c in live_connections()] == ["employees"]
 
 
+def test_former_permissions_can_be_set_again(app: Flask) -> None:
+    add_user("alice", ["research", "staff"])
+    client = admin(app)
+    url = page_of("alice") + "/permissions"
+    assert ">research\nstaff</textarea>" in client.get(f"{url}?former=1").text, "nothing was set yet"
+    done = send(client, url, permissions="guest", confirmed="yes")
+
+    back = next(str(a["href"]) for a in elements(client.get(done.location).text, "a") if "former" in str(a))
+    assert ">research\nstaff</textarea>" in client.get(back).text
+    assert ">guest</textarea>" in client.get(url).text
+    # Who had the name before is somebody else.
+    users.delete("alice", actor="root", now=utc_now())
+    users.add("alice", permissions=["new"], password=None, actor="root", now=utc_now())
+    assert ">new</textarea>" in client.get(f"{page_of('alice')}/permissions?former=1").text
+
+
 def test_ending_an_app_takes_its_tokens_and_only_that_users(app: Flask, node: AgentServer) -> None:
     phone = VpnApp(app, add_user("alice")).authorize()
     phone.connect()
