@@ -102,6 +102,10 @@ def _file(path: Path, *, secret: bool) -> Finding:
     return Finding(True, str(path), text(N_("mode %(mode)s"), mode=f"{mode:04o}"))
 
 
+#: What a finding about the plan is about.
+PLAN = text(N_("plan"))
+
+
 def database() -> Iterator[Finding]:
     """Whether it answers, has the tables of this release, and knows a plan."""
     kind = db.engine().dialect.name
@@ -118,9 +122,9 @@ def database() -> Iterator[Finding]:
     with transaction(read_only=True) as session:
         plan = session.scalar(select(Deployment.plan_applied_at))
     if plan is None:
-        yield Finding(False, text(N_("plan")), text(N_("none was applied; run vpn-portal plan apply")))
+        yield Finding(False, PLAN, text(N_("none was applied; run vpn-portal plan apply")))
     else:
-        yield Finding(True, text(N_("plan")), text(N_("applied %(at)s"), at=plan))
+        yield Finding(True, PLAN, text(N_("applied %(at)s"), at=plan))
 
 
 def _other_release(revision: str | None) -> Text:

@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
+from portal_app import migrations
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.controller import housekeeping
@@ -573,6 +574,18 @@ def sources(name: str, derived: Mapping[str, object]) -> set[str]:
         found |= ahead
         ahead = {word for one in ahead for word in re.findall(r"\b[a-z]\w+", str(derived.get(one, "")))}
     return found
+
+
+def test_plan_and_database_matter_for_different_reasons(
+    app: Flask, node: AgentServer, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "current", lambda _engine: migrations.head())
+    page = admin.get("/admin/system").text
+    rows = re.findall(r'class="long">(.+?)</th>.*?Why it matters"><small>(.+?)</small>', page, re.DOTALL)
+    (database,) = (why for what, why in rows if what.startswith("database"))
+
+    assert database.startswith("Without the database")
+    assert "profiles and nodes" in dict(rows)["plan"]
 
 
 def test_system_lists_portals_jobs_and_errors(app: Flask, node: AgentServer, admin: FlaskClient) -> None:
