@@ -104,7 +104,7 @@ def test_nothing_that_forms_answer_with_keeps_anybody_out(
     look("a token")
     page.goto(f"{ORIGIN}/admin/users?search=bea")
     page.get_by_role("link", name="bea").click()
-    page.locator("summary", has_text="New one-time link …").click()
+    page.locator("summary", has_text="New one-time link…").click()
     look("a question on a page")
     page.get_by_role("button", name="Make the link").click()
     link = page.get_by_label("One-time link").input_value()

@@ -40,6 +40,15 @@ def test_every_text_is_translated(found: translations.Catalog, language: str) ->
     assert list(translations.check(language, found)) == []
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_asks_first_ends_alike_everywhere(found: translations.Catalog, language: str) -> None:
+    """“End…” and “End …” are two texts for one thing."""
+    asking = [message.id for message in found if str(message.id).endswith("…")]
+    ends = {writer(language).translated(text)[-2] == " " for text in asking}
+
+    assert len(ends) == 1
+
+
 def test_catalogues_are_those_of_the_languages() -> None:
     assert {file.stem for file in translations.DIRECTORY.glob("*.po")} == LANGUAGES.keys() - {"en"}
     assert set(translations.LANGUAGES) == LANGUAGES.keys() - {"en"}
