@@ -557,6 +557,16 @@ def test_the_password_is_asked_before_a_form_is_filled_in(app: Flask, page: str)
     assert parse_qs(urlsplit(asked.location).query) == {"next": [url]}
 
 
+def test_what_takes_something_away_is_red_and_nothing_else(app: Flask) -> None:
+    add_account("alice")
+    page = admin(app).get(page_of("alice")).text
+    (link,) = re.findall(r'<details class="([^"]+)">\s*<summary>New one-time link…', page)
+    (permissions,) = re.findall(r'<a class="([^"]+)"[^>]*>Set permissions…', page)
+    (delete,) = re.findall(r'<details class="([^"]+)">\s*<summary>Delete…', page)
+
+    assert ("calm" in link, "cuts" in permissions, "calm" in delete) == (True, True, False)
+
+
 def test_acts_need_the_token_of_a_form(app: Flask) -> None:
     add_account("alice")
     client = admin(app)
