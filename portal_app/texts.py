@@ -12,6 +12,13 @@ class Size(int):
         return f"{int(self) / 2**30:.1f} GiB"
 
 
+class Percent(int):
+    """A share of 100."""
+
+    def __str__(self) -> str:
+        return f"{int(self)} %"
+
+
 @dataclass(frozen=True)
 class Text:
     """``str`` is the English text, for commands and logs; ``Writer.put`` gives that of the reader.

@@ -19,7 +19,7 @@ from babel.support import NullTranslations, Translations
 from markupsafe import Markup
 
 from portal_app.errors import N_
-from portal_app.texts import Size, Text
+from portal_app.texts import Percent, Size, Text
 
 #: Times are written as in Britain, with 24 hours.
 LOCALES = {"en": "en_GB", "de": "de", "fr": "fr", "nl": "nl"}
@@ -91,6 +91,8 @@ class Writer:
             return self.duration(value)
         if isinstance(value, Size):
             return self.size(value)
+        if isinstance(value, Percent):
+            return self.percent(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self.number(value)
         return self.put(value) if isinstance(value, Text) else value

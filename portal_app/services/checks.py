@@ -22,7 +22,7 @@ from portal_app.errors import N_, PortalError
 from portal_app.models import Deployment
 from portal_app.settings import Settings
 from portal_app.statements import Statement, run
-from portal_app.texts import Size, Text, counted, text
+from portal_app.texts import Percent, Size, Text, counted, text
 
 #: The database and its log live there; SQLite needs room to write at all.
 LEAST_FREE_PERCENT = 10
@@ -142,14 +142,18 @@ def disk(directory: Path) -> Finding:
     except OSError as error:
         return Finding(False, subject, f"{directory}: {error.strerror}")
     percent = 100 * usage.free // usage.total if usage.total else 0
-    values: dict[str, Any] = {"directory": str(directory), "percent": percent, "free": Size(usage.free)}
+    values: dict[str, Any] = {
+        "directory": str(directory),
+        "percent": Percent(percent),
+        "free": Size(usage.free),
+    }
     if percent < LEAST_FREE_PERCENT:
         return Finding(
             False,
             subject,
-            Text(N_("%(directory)s: only %(percent)s %% free (%(free)s); make room on this host"), values),
+            Text(N_("%(directory)s: only %(percent)s free (%(free)s); make room on this host"), values),
         )
-    return Finding(True, subject, Text(N_("%(directory)s: %(percent)s %% free (%(free)s)"), values))
+    return Finding(True, subject, Text(N_("%(directory)s: %(percent)s free (%(free)s)"), values))
 
 
 def clocks(infos: Mapping[str, Mapping[str, Any]]) -> Finding:

@@ -33,7 +33,7 @@ from portal_app.models import (
 )
 from portal_app.services import authorities, connections, in_force, jobs, maintenance, peers
 from portal_app.settings import Settings
-from portal_app.texts import Text, text
+from portal_app.texts import Percent, Text, text
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp, add_user, csrf_token
 from tests.portal.conftest import seen_up
@@ -102,7 +102,7 @@ def test_overview_names_what_needs_attention_and_leads_there(
         "node2 holds still",
         "clock is 9 s behind",
         "certificate ends on",
-        "Profile Laboratory: 92 % of its WireGuard addresses are given out.",
+        "Profile Laboratory: 92% of its WireGuard addresses are given out.",
         "“prune” has not run when it should have",
         "“forbidden” failed.",
         "&lt;b&gt;broken&lt;/b&gt;",
@@ -644,7 +644,7 @@ def test_the_leader_is_whoever_holds_the_lock(app: Flask, admin: FlaskClient) ->
 
 def test_texts_are_english_for_commands() -> None:
     day = utc_now().date()
-    inner = text("%(percent)s %% of it", percent=7)
+    inner = text("%(percent)s of it", percent=Percent(7))
 
     assert str(text("plain 100 %")) == "plain 100 %"
     assert str(Text("on %(day)s: %(what)s", {"day": day, "what": inner})) == f"on {day:%Y-%m-%d}: 7 % of it"
