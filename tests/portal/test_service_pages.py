@@ -505,6 +505,24 @@ def test_a_profile_shows_what_a_device_gets_without_keys_and_addresses(
     assert "vpn_profiles" in page
 
 
+@pytest.mark.parametrize(
+    ("servers", "shown"),
+    [
+        (["@GW4@", "@GW6@"], "the node itself"),
+        (["@GW6@", "192.0.2.53"], "the node itself<br><code>192.0.2.53</code>"),
+        (["192.0.2.53", "192.0.2.54"], "<code>192.0.2.53</code><br><code>192.0.2.54</code>"),
+        ([], "none"),
+    ],
+)
+def test_a_profile_whose_names_the_node_resolves_says_so(
+    app: Flask, node: AgentServer, admin: FlaskClient, servers: list[str], shown: str
+) -> None:
+    with transaction() as db:
+        db.get_one(Profile, "employees").dns_servers = servers
+
+    assert f"<dt>DNS servers</dt><dd>{shown}</dd>" in admin.get("/admin/profiles/employees").text
+
+
 def test_a_profile_says_who_may_use_it(app: Flask, node: AgentServer, admin: FlaskClient) -> None:
     for permissions, hidden, said in (
         (None, False, "Everybody who may use the service."),
