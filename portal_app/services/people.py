@@ -51,10 +51,13 @@ NO_USER = N_("There is no such user. Perhaps somebody has deleted it.")
 
 @dataclass(frozen=True)
 class Row:
-    """One user of a list (a row with what a ``User`` has); ``connections`` are the configurations held."""
+    """One user of a list (a row with what a ``User`` has): the roles, and the permissions that give none;
+    ``connections`` are the configurations held.
+    """
 
     user: Any
     roles: list[str]
+    permissions: list[str]
     connections: int
 
 
@@ -171,7 +174,16 @@ def read(
         .group_by(Connection.user_id)
     )
     counts: dict[int, int] = dict(db.execute(by_user).all())
-    rows = [Row(user, roles.held(user.permissions, settings), counts.get(user.id, 0)) for user in page.rows]
+    of_roles = _of_roles(settings)
+    rows = [
+        Row(
+            user,
+            roles.held(user.permissions, settings),
+            [one for one in user.permissions if one not in of_roles],
+            counts.get(user.id, 0),
+        )
+        for user in page.rows
+    ]
     return paging.Page(rows, page.before, page.after)
 
 

@@ -121,6 +121,17 @@ def test_users_have_pages_in_each_order(app: Flask, monkeypatch: pytest.MonkeyPa
         assert [n.lower() for n in seen] == [n.lower() for n in expected]
 
 
+def test_the_list_says_a_role_once(app: Flask) -> None:
+    add_user("hans", ["helpdesk", "staff"])
+    page = admin(app).get("/admin/users").text
+    root, hans = (
+        row.partition("Connections")[0] for row in reversed(page.split('data-label="Permissions"')[1:])
+    )
+
+    assert re.findall(r'class="tag[^"]*">([^<]+)<', root) == ["administrator"]
+    assert re.findall(r'class="tag[^"]*">([^<]+)<', hans) == ["helpdesk", "staff"]
+
+
 def test_the_list_shows_how_much_each_user_holds(app: Flask, node: AgentServer) -> None:
     make_configuration(browser(app, add_user("alice")))
     page = admin(app).get("/admin/users").text
