@@ -17,7 +17,7 @@ from sqlalchemy import and_, bindparam, or_, select, true
 from portal_app.agents import Agents
 from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import N_, BadRequest
-from portal_app.models import AddressUse, Connection, Node, NodeStatus, VpnSession
+from portal_app.models import AddressUse, Connection, Node, NodeStatus, Profile, VpnSession
 from portal_app.services import audit
 from portal_app.services.nodes import NodeRef
 from portal_app.statements import Statement, run, run_together
@@ -89,6 +89,7 @@ class Holder:
     node_number: int
     node: str | None
     profile_id: str
+    profile: str | None
     protocol: str
     connection_id: str
     ipv4: str | None
@@ -284,10 +285,16 @@ def _asking(is_ipv6: bool, moments: int, most: int) -> tuple[Statement, Statemen
 
 
 def _named(table: Any) -> Any:
-    """Select rows of a table with the names of their node and of their device, None of one that is gone."""
+    """Select rows of a table with the names of their node, profile and device, None of one that is gone."""
     return (
-        select(*table.__table__.columns, Node.name.label("node"), Connection.display_name)
+        select(
+            *table.__table__.columns,
+            Node.name.label("node"),
+            Profile.display_name.label("profile"),
+            Connection.display_name,
+        )
         .outerjoin(Node, Node.number == table.node_number)
+        .outerjoin(Profile, Profile.profile_id == table.profile_id)
         .outerjoin(Connection, Connection.id == table.connection_id)
     )
 
@@ -453,6 +460,7 @@ def _holder(
         node_number=row.node_number,
         node=row.node,
         profile_id=row.profile_id,
+        profile=row.profile,
         protocol=row.protocol,
         connection_id=row.connection_id,
         ipv4=row.ipv4,

@@ -87,7 +87,16 @@ def test_history_is_newest_first_and_says_how_much(node: AgentServer, auditor: F
     page = auditor.get("/admin/history").text
 
     assert listed(auditor) == ["unknown", "last", "first"]
-    for text in ("1.5 KiB", "3.0 MiB", "2 hours", "10.61.0.9", "node0", "WireGuard", "20 Nov 2026, 12:00"):
+    for text in (
+        "<span>Employees<br>",
+        "1.5 KiB",
+        "3.0 MiB",
+        "2 hours",
+        "10.61.0.9",
+        "node0",
+        "WireGuard",
+        "20 Nov 2026, 12:00",
+    ):
         assert text in page, text
     assert "connected" in page
 

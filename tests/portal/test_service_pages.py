@@ -490,6 +490,15 @@ def test_numbers_in_the_address_are_only_numbers(app: Flask, node: AgentServer, 
         assert "connections added" not in page.text
 
 
+def test_pages_of_nodes_call_profiles_by_their_names(
+    app: Flask, node: AgentServer, admin: FlaskClient
+) -> None:
+    page = admin.get("/admin/nodes/0").text
+
+    assert '<a href="/admin/profiles/employees">Employees</a>' in page
+    assert 'data-label="Serves"><span>Employees, Laboratory' in admin.get("/admin/nodes").text
+
+
 def test_a_profile_shows_what_a_device_gets_without_keys_and_addresses(
     app: Flask, node: AgentServer, admin: FlaskClient, settings: Settings
 ) -> None:

@@ -120,7 +120,7 @@ def test_answer_says_everything_that_is_known(app: Flask, node: AgentServer, aud
     page = ask(auditor, address).text
 
     for text in (
-        "eduVPN for Linux", "Alice&#39;s laptop", "node0", "employees", "WireGuard", connection.id,
+        "eduVPN for Linux", "Alice&#39;s laptop", "node0", "Employees", "WireGuard", connection.id,
         "203.0.113.77", "has it now", address, str(connection.ipv6), "22:29:00 UTC", "22:31:00 UTC", "olivia",
     ):  # fmt: skip
         assert text in page, text

@@ -70,7 +70,7 @@ class NodeView:
 
     @property
     def profiles(self) -> list[str]:
-        return list(dict.fromkeys(part.profile_id for part in self.parts))
+        return list(dict.fromkeys(part.display_name for part in self.parts))
 
     @property
     def uptime(self) -> timedelta | None:
