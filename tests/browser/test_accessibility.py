@@ -145,6 +145,19 @@ def test_no_page_has_to_be_moved_sideways(page: Page, app: Flask, node: AgentSer
     assert wide == {}
 
 
+def test_a_phone_shows_that_there_are_more_sections(page: Page, app: Flask, node: AgentServer) -> None:
+    """A shadow that stays lies below a cover that moves along, at both ends."""
+    fill(app)
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.goto(f"{ORIGIN}/admin/")
+    sign_in(page, "root")
+    page.wait_for_url(f"{ORIGIN}/admin/")
+    side = page.locator(".side")
+
+    assert side.evaluate("e => e.scrollWidth > e.clientWidth")
+    assert side.evaluate("e => getComputedStyle(e).backgroundAttachment") == "local, local, scroll, scroll"
+
+
 def test_what_is_printed_is_the_page_without_its_menus(page: Page, app: Flask, node: AgentServer) -> None:
     fill(app)
     page.goto(f"{ORIGIN}/")
@@ -157,7 +170,7 @@ def test_what_is_printed_is_the_page_without_its_menus(page: Page, app: Flask, n
         page.emulate_media(media="print")
         assert page.locator("main h1").first.is_visible(), url
         assert page.locator("main table:visible").count() == tables, url
-        shown = page.locator("nav:visible, .skip:visible, button:visible, .button:visible")
+        shown = page.locator("nav:visible, .skip:visible, .export:visible, button:visible, .button:visible")
         assert shown.count() == 0, (url, shown.first.evaluate("e => e.outerHTML.slice(0, 200)"))
 
 
