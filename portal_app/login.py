@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ParamSpec, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from flask import Flask, Response, current_app, g, redirect, request, url_for
 from itsdangerous import BadSignature, TimestampSigner, URLSafeSerializer, URLSafeTimedSerializer
@@ -48,6 +48,8 @@ FORM_LIFE = timedelta(hours=24)
 CLOCKS = timedelta(seconds=60)
 #: How long after a sign-in dangerous acts need no password.
 RECENTLY = timedelta(minutes=15)
+#: So much of that is left to whoever opens a form: the password is asked before they type, not after.
+TYPING = timedelta(minutes=5)
 LONGEST_NEXT = 8192
 LONGEST_COOKIE = 100
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -148,12 +150,13 @@ def sign_in_required(view: Callable[P, R]) -> Callable[P, R | AnyResponse]:
 
 
 def requires(
-    right: Right, *, recently: bool = False
+    right: Right, *, recently: bool = False, carried: tuple[str, ...] = ()
 ) -> Callable[[Callable[P, R]], Callable[P, R | AnyResponse]]:
     """As ``sign_in_required``, and 403 for who has not this right.
 
-    ``recently`` is for dangerous acts (W8): whoever signed in longer ago than ``RECENTLY`` says the password
-    once more, and comes back to the page of the form.
+    ``recently`` is for dangerous acts (W8) and for pages where one types what they need: whoever signed in
+    longer ago than ``RECENTLY`` says the password once more, and comes back to the page of the form.
+    ``carried`` are fields that this page takes back from its address.
     """
 
     def decorate(view: Callable[P, R]) -> Callable[P, R | AnyResponse]:
@@ -162,8 +165,8 @@ def requires(
             login = required()
             if right not in login.rights:
                 raise Forbidden(N_("Your account has not the right to do this."))
-            if recently and utc_now() - login.signed_in_at > RECENTLY:
-                return redirect(url_for("sign_in.confirm", next=_page_of_form()), 303)
+            if recently and utc_now() - login.signed_in_at > _recently():
+                return redirect(url_for("sign_in.confirm", next=_page_of_form(carried)), 303)
             return view(*args, **kwargs)
 
         checked.right = right  # type: ignore[attr-defined]  # the test of who may what reads it
@@ -172,13 +175,22 @@ def requires(
     return decorate
 
 
-def _page_of_form() -> str:
-    """Return the page that the form of this request is on."""
+def _recently() -> timedelta:
+    return RECENTLY - TYPING if request.method in _SAFE_METHODS else RECENTLY
+
+
+def _page_of_form(carried: tuple[str, ...]) -> str:
+    """Return the page that the form of this request is on, with these fields as they were typed."""
+    if request.method in _SAFE_METHODS:
+        return _here()
     page = request.form.get("next")
     if not page and request.referrer:
         url = urlsplit(request.referrer)
         page = url.path + (f"?{url.query}" if url.query else "")
-    return own_path(page)
+    url = urlsplit(own_path(page))
+    query = [(name, value) for name, value in parse_qsl(url.query) if name not in carried]
+    query += [(name, request.form[name]) for name in carried if name in request.form]
+    return own_path(urlunsplit(url._replace(query=urlencode(query))))
 
 
 def check_access(user: User) -> None:

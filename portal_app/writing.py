@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from babel import Locale, dates, numbers
 from babel.messages.mofile import write_mo
@@ -19,7 +19,7 @@ from babel.support import NullTranslations, Translations
 from markupsafe import Markup
 
 from portal_app.errors import N_
-from portal_app.texts import Size, Text
+from portal_app.texts import Percent, Size, Text
 
 #: Times are written as in Britain, with 24 hours.
 LOCALES = {"en": "en_GB", "de": "de", "fr": "fr", "nl": "nl"}
@@ -74,7 +74,10 @@ class Writer:
         """Return what a service says; what is no ``Text`` stays as it is."""
         if isinstance(text, str):
             return text
-        said = self.translated(text.message)
+        if text.one:
+            said = self.translated_count(text.one, text.message, cast(int, text.values["num"]))
+        else:
+            said = self.translated(text.message)
         if not text.values:
             return said
         return said % {name: self._written(value) for name, value in text.values.items()}
@@ -88,6 +91,8 @@ class Writer:
             return self.duration(value)
         if isinstance(value, Size):
             return self.size(value)
+        if isinstance(value, Percent):
+            return self.percent(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self.number(value)
         return self.put(value) if isinstance(value, Text) else value

@@ -24,7 +24,7 @@ DIRECTORY = PORTAL / "translations"
 LANGUAGES = ("de", "fr", "nl")
 _METHODS = [("**.py", "python"), ("templates/**.html", "jinja2")]
 _OPTIONS = {"templates/**.html": {"trimmed": "true", "silent": "false"}}
-_KEYWORDS = dict(DEFAULT_KEYWORDS) | {"N_": None}
+_KEYWORDS = dict(DEFAULT_KEYWORDS) | {"N_": None, "counted": (1, 2)}
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)[a-z]|%)")
 
 

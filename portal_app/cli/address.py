@@ -41,7 +41,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--at", metavar="TIME", help="moment, such as 2026-11-22T14:30:00")
     parser.add_argument(
-        "--zone", metavar="ZONE", help="time zone of --at, such as Europe/Amsterdam (default: UTC)"
+        "--zone",
+        metavar="ZONE",
+        help="time zone of --at, such as Europe/Amsterdam or UTC+02:00 (default: UTC)",
     )
     parser.add_argument(
         "--tolerance",

@@ -14,7 +14,7 @@ from portal_app.services.jobs import JobReport
 from portal_app.services.peers import Comparison
 from portal_app.services.statistics import Seen
 from portal_app.statements import run
-from portal_app.texts import Text, text
+from portal_app.texts import Percent, Text, text
 from vpn_core.messages import WIREGUARD
 
 BAD, WARN = "bad", "warn"
@@ -153,13 +153,13 @@ def _of_ranges(ranges: Sequence[Range]) -> Iterator[Concern]:
         if one.use.level == "good" or not one.use.places:
             continue
         said = (
-            N_("Profile %(profile)s: %(percent)s %% of its WireGuard addresses are given out.")
+            N_("Profile %(profile)s: %(percent)s of its WireGuard addresses are given out.")
             if one.use.protocol == WIREGUARD
-            else N_("Profile %(profile)s: %(percent)s %% of its OpenVPN places are taken.")
+            else N_("Profile %(profile)s: %(percent)s of its OpenVPN places are taken.")
         )
         yield Concern(
             one.use.level,
-            text(said, profile=one.display_name, percent=one.use.percent),
+            text(said, profile=one.display_name, percent=Percent(one.use.percent)),
             text(N_("Add a node, or give the profile a larger range in vpn_profiles.")),
             profile=one.profile_id,
         )

@@ -34,6 +34,9 @@ PLAN_APPLIED = "plan.apply"
 #: What a way of signing in notes of each try.
 SIGNED_IN, SIGN_IN_FAILED = "signed in", "sign-in failed"
 
+#: Its details have the permissions ``before`` and ``after``.
+PERMISSIONS_SET = "permissions set"
+
 #: As wide as the columns; what is longer says so by its end.
 _LONGEST = {"actor": 255, "action": 60, "object": 255, "source": 60}
 _INSERT = Statement(insert(AuditEvent).inline())

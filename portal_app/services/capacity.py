@@ -33,13 +33,14 @@ class Part:
 
     node_number: int
     profile_id: str
+    display_name: str
     networks: tuple[str, ...]
     ports: tuple[str, ...]
     use: Use
 
 
 _OFFERS = Statement(
-    select(*Offer.__table__.columns)
+    select(*Offer.__table__.columns, Profile.display_name)
     .join(Profile, Profile.profile_id == Offer.profile_id)
     .where(Offer.node_number.between(bindparam("first"), bindparam("last")))
     .order_by(Offer.node_number, Profile.position)
@@ -71,7 +72,16 @@ def _parts(offer: Any, info: dict[str, Any]) -> list[Part]:
         else:
             networks = [process["ipv4"] for process in offer.openvpn]
             ports = [f"{process['protocol']}/{process['port']}" for process in offer.openvpn]
-        found.append(Part(offer.node_number, offer.profile_id, tuple(map(str, networks)), tuple(ports), use))
+        found.append(
+            Part(
+                offer.node_number,
+                offer.profile_id,
+                offer.display_name,
+                tuple(map(str, networks)),
+                tuple(ports),
+                use,
+            )
+        )
     return found
 
 

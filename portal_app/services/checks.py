@@ -22,7 +22,7 @@ from portal_app.errors import N_, PortalError
 from portal_app.models import Deployment
 from portal_app.settings import Settings
 from portal_app.statements import Statement, run
-from portal_app.texts import Size, Text, text
+from portal_app.texts import Percent, Size, Text, counted, text
 
 #: The database and its log live there; SQLite needs room to write at all.
 LEAST_FREE_PERCENT = 10
@@ -79,10 +79,9 @@ def lasting(subject: Text | str, certificate: Certificate, now: datetime) -> Fin
     if certificate.warning(now) is not None:
         ends = text(N_("ends on %(day)s; run site.yml, which renews it"), day=certificate.not_after.date())
         return Finding(False, subject, ends)
-    said = text(
-        N_("serial %(serial)s, %(days)s days left"),
-        serial=f"{certificate.serial_number:x}",
-        days=certificate.days_left(now),
+    serial, days = f"{certificate.serial_number:x}", certificate.days_left(now)
+    said = counted(
+        "serial %(serial)s, %(num)s day left", "serial %(serial)s, %(num)s days left", days, serial=serial
     )
     return Finding(True, subject, said)
 
@@ -103,6 +102,10 @@ def _file(path: Path, *, secret: bool) -> Finding:
     return Finding(True, str(path), text(N_("mode %(mode)s"), mode=f"{mode:04o}"))
 
 
+#: What a finding about the plan is about.
+PLAN = text(N_("plan"))
+
+
 def database() -> Iterator[Finding]:
     """Whether it answers, has the tables of this release, and knows a plan."""
     kind = db.engine().dialect.name
@@ -119,9 +122,9 @@ def database() -> Iterator[Finding]:
     with transaction(read_only=True) as session:
         plan = session.scalar(select(Deployment.plan_applied_at))
     if plan is None:
-        yield Finding(False, text(N_("plan")), text(N_("none was applied; run vpn-portal plan apply")))
+        yield Finding(False, PLAN, text(N_("none was applied; run vpn-portal plan apply")))
     else:
-        yield Finding(True, text(N_("plan")), text(N_("applied %(at)s"), at=plan))
+        yield Finding(True, PLAN, text(N_("applied %(at)s"), at=plan))
 
 
 def _other_release(revision: str | None) -> Text:
@@ -139,14 +142,18 @@ def disk(directory: Path) -> Finding:
     except OSError as error:
         return Finding(False, subject, f"{directory}: {error.strerror}")
     percent = 100 * usage.free // usage.total if usage.total else 0
-    values: dict[str, Any] = {"directory": str(directory), "percent": percent, "free": Size(usage.free)}
+    values: dict[str, Any] = {
+        "directory": str(directory),
+        "percent": Percent(percent),
+        "free": Size(usage.free),
+    }
     if percent < LEAST_FREE_PERCENT:
         return Finding(
             False,
             subject,
-            Text(N_("%(directory)s: only %(percent)s %% free (%(free)s); make room on this host"), values),
+            Text(N_("%(directory)s: only %(percent)s free (%(free)s); make room on this host"), values),
         )
-    return Finding(True, subject, Text(N_("%(directory)s: %(percent)s %% free (%(free)s)"), values))
+    return Finding(True, subject, Text(N_("%(directory)s: %(percent)s free (%(free)s)"), values))
 
 
 def clocks(infos: Mapping[str, Mapping[str, Any]]) -> Finding:

@@ -14,7 +14,7 @@ from portal_app.errors import N_
 from portal_app.events import log
 from portal_app.models import Node, NodeStatus, Offer
 from portal_app.services import audit, choice
-from portal_app.texts import Text, text
+from portal_app.texts import Percent, Text, text
 from vpn_core.messages import OPENVPN, WIREGUARD
 
 #: Percent. An alarm comes once: between the two bounds nothing is said.
@@ -23,8 +23,8 @@ ALARM, OVER = 90, 80
 GOOD, WARN, BAD = "good", "warn", "bad"
 _PLACES = {WIREGUARD: "WireGuard addresses", OPENVPN: "OpenVPN places"}
 _REMARKS = {
-    WIREGUARD: N_("profile %(profile)s: %(percent)s %% of %(places)s WireGuard addresses in use"),
-    OPENVPN: N_("profile %(profile)s: %(percent)s %% of %(places)s OpenVPN places in use"),
+    WIREGUARD: N_("profile %(profile)s: %(percent)s of %(places)s WireGuard addresses in use"),
+    OPENVPN: N_("profile %(profile)s: %(percent)s of %(places)s OpenVPN places in use"),
 }
 
 
@@ -75,7 +75,9 @@ def remark(offer: Offer, info: Mapping[str, Any] | None) -> Text | None:
     full = of(offer, info)
     if full is None:
         return None
-    return text(_REMARKS[full.protocol], profile=offer.profile_id, percent=full.percent, places=full.places)
+    return text(
+        _REMARKS[full.protocol], profile=offer.profile_id, percent=Percent(full.percent), places=full.places
+    )
 
 
 @retried

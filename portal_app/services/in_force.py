@@ -92,7 +92,7 @@ def _shown(found: Settings, name: str, value: Any) -> Text | str:
     if isinstance(value, bool):
         return text(N_("yes")) if value else text(N_("no"))
     if name.endswith("_seconds"):
-        return text(N_("%(time)s (%(seconds)s seconds)"), time=timedelta(seconds=value), seconds=value)
+        return text(N_("%(time)s (%(seconds)s s)"), time=timedelta(seconds=value), seconds=value)
     if isinstance(value, list):
         return ", ".join(map(str, value)) or text(N_("none"))
     return text(N_("not set")) if value is None else str(value)

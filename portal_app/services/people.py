@@ -27,6 +27,7 @@ from portal_app.db import Database, is_postgresql
 from portal_app.errors import N_, Forbidden, NotFound
 from portal_app.models import (
     AddressUse,
+    AuditEvent,
     Authorization,
     Connection,
     LocalAccount,
@@ -50,10 +51,13 @@ NO_USER = N_("There is no such user. Perhaps somebody has deleted it.")
 
 @dataclass(frozen=True)
 class Row:
-    """One user of a list (a row with what a ``User`` has); ``connections`` are the configurations held."""
+    """One user of a list (a row with what a ``User`` has): the roles, and the permissions that give none;
+    ``connections`` are the configurations held.
+    """
 
     user: Any
     roles: list[str]
+    permissions: list[str]
     connections: int
 
 
@@ -170,7 +174,16 @@ def read(
         .group_by(Connection.user_id)
     )
     counts: dict[int, int] = dict(db.execute(by_user).all())
-    rows = [Row(user, roles.held(user.permissions, settings), counts.get(user.id, 0)) for user in page.rows]
+    of_roles = _of_roles(settings)
+    rows = [
+        Row(
+            user,
+            roles.held(user.permissions, settings),
+            [one for one in user.permissions if one not in of_roles],
+            counts.get(user.id, 0),
+        )
+        for user in page.rows
+    ]
     return paging.Page(rows, page.before, page.after)
 
 
@@ -358,6 +371,21 @@ def known_permissions(db: Session, settings: Settings) -> list[str]:
     for needed in db.scalars(select(Profile.permissions)):
         found |= set(needed or [])
     return sorted(found)
+
+
+def former_permissions(db: Session, user: User) -> list[str] | None:
+    """Return what a user had before the permissions were set last, None if the log does not know."""
+    details = db.scalar(
+        select(AuditEvent.details)
+        .where(
+            AuditEvent.object == user.name,
+            AuditEvent.action == audit.PERMISSIONS_SET,
+            AuditEvent.at >= user.created_at,
+        )
+        .order_by(AuditEvent.at.desc(), AuditEvent.id.desc())
+        .limit(1)
+    )
+    return None if details is None else list(details["before"])
 
 
 def check_may_reset(user: User, rights: Collection[Right], settings: Settings) -> None:

@@ -348,7 +348,7 @@ def _set_permissions(
             which = (Connection.user_id == user.id) & Connection.profile_id.in_(lost)
             ended = connections.end(db, which, reason="permission_lost", now=now) if lost else []
         audit.record(
-            db, "permissions set", actor=actor, object=name, source=source, now=now,
+            db, audit.PERMISSIONS_SET, actor=actor, object=name, source=source, now=now,
             before=before, after=permissions, connections=len(ended),
         )  # fmt: skip
         return ended

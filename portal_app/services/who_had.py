@@ -2,10 +2,11 @@
 is kept (reliability.md P2). The log of NAT stays on the nodes: they are asked.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from functools import cache, partial
 from ipaddress import IPv6Address, ip_address
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy import and_, bindparam, or_, select, true
 from portal_app.agents import Agents
 from portal_app.db import Database, connected, retried, transaction
 from portal_app.errors import N_, BadRequest
-from portal_app.models import AddressUse, Connection, Node, NodeStatus, VpnSession
+from portal_app.models import AddressUse, Connection, Node, NodeStatus, Profile, VpnSession
 from portal_app.services import audit
 from portal_app.services.nodes import NodeRef
 from portal_app.statements import Statement, run, run_together
@@ -42,6 +43,8 @@ _NODES = (
     .outerjoin(NodeStatus, NodeStatus.node_number == Node.number)
     .order_by(Node.number)
 )
+#: Ahead of UTC is plus, unlike in the names Etc/GMT+2.
+_OFFSET = re.compile(r"UTC(?P<sign>[+-])(?P<hours>0\d|1[0-4]):(?P<minutes>[0-5]\d)", re.ASCII)
 _REST_OF_SECOND = timedelta(seconds=1) - timedelta(microseconds=1)
 
 
@@ -86,6 +89,7 @@ class Holder:
     node_number: int
     node: str | None
     profile_id: str
+    profile: str | None
     protocol: str
     connection_id: str
     ipv4: str | None
@@ -163,10 +167,7 @@ def moments(day: str, time_of_day: str, zone_name: str) -> tuple[datetime, ...]:
         raise BadRequest(
             N_("The date or the time cannot be read. Write them like 2026-11-22 and 14:30:00.")
         ) from None
-    try:
-        zone = ZoneInfo(zone_name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise BadRequest(N_("This time zone is not known. Use a name like Europe/Amsterdam.")) from None
+    zone = time_zone(zone_name)
     if wall.tzinfo is not None:
         raise BadRequest(N_("The date or the time cannot be read. Write them like 2026-11-22 and 14:30:00."))
     in_range(wall)
@@ -182,6 +183,23 @@ def moments(day: str, time_of_day: str, zone_name: str) -> tuple[datetime, ...]:
             zone=zone_name,
         )
     return tuple(dict.fromkeys(real))
+
+
+def time_zone(name: str) -> tzinfo:
+    """Return the zone of a place, such as Europe/Amsterdam, or of a distance from UTC; raises BadRequest.
+
+    >>> time_zone("UTC+02:00").utcoffset(None)
+    datetime.timedelta(seconds=7200)
+    """
+    if offset := _OFFSET.fullmatch(name):
+        ahead = timedelta(hours=int(offset["hours"]), minutes=int(offset["minutes"]))
+        return timezone(ahead if offset["sign"] == "+" else -ahead)
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise BadRequest(
+            N_("This time zone is not known. Use a name like Europe/Amsterdam or UTC+02:00.")
+        ) from None
 
 
 def in_range(moment: datetime) -> datetime:
@@ -267,10 +285,16 @@ def _asking(is_ipv6: bool, moments: int, most: int) -> tuple[Statement, Statemen
 
 
 def _named(table: Any) -> Any:
-    """Select rows of a table with the names of their node and of their device, None of one that is gone."""
+    """Select rows of a table with the names of their node, profile and device, None of one that is gone."""
     return (
-        select(*table.__table__.columns, Node.name.label("node"), Connection.display_name)
+        select(
+            *table.__table__.columns,
+            Node.name.label("node"),
+            Profile.display_name.label("profile"),
+            Connection.display_name,
+        )
         .outerjoin(Node, Node.number == table.node_number)
+        .outerjoin(Profile, Profile.profile_id == table.profile_id)
         .outerjoin(Connection, Connection.id == table.connection_id)
     )
 
@@ -436,6 +460,7 @@ def _holder(
         node_number=row.node_number,
         node=row.node,
         profile_id=row.profile_id,
+        profile=row.profile,
         protocol=row.protocol,
         connection_id=row.connection_id,
         ipv4=row.ipv4,

@@ -104,7 +104,7 @@ def test_nothing_that_forms_answer_with_keeps_anybody_out(
     look("a token")
     page.goto(f"{ORIGIN}/admin/users?search=bea")
     page.get_by_role("link", name="bea").click()
-    page.locator("summary", has_text="New one-time link …").click()
+    page.locator("summary", has_text="New one-time link…").click()
     look("a question on a page")
     page.get_by_role("button", name="Make the link").click()
     link = page.get_by_label("One-time link").input_value()
@@ -145,6 +145,19 @@ def test_no_page_has_to_be_moved_sideways(page: Page, app: Flask, node: AgentSer
     assert wide == {}
 
 
+def test_a_phone_shows_that_there_are_more_sections(page: Page, app: Flask, node: AgentServer) -> None:
+    """A shadow that stays lies below a cover that moves along, at both ends."""
+    fill(app)
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.goto(f"{ORIGIN}/admin/")
+    sign_in(page, "root")
+    page.wait_for_url(f"{ORIGIN}/admin/")
+    side = page.locator(".side")
+
+    assert side.evaluate("e => e.scrollWidth > e.clientWidth")
+    assert side.evaluate("e => getComputedStyle(e).backgroundAttachment") == "local, local, scroll, scroll"
+
+
 def test_what_is_printed_is_the_page_without_its_menus(page: Page, app: Flask, node: AgentServer) -> None:
     fill(app)
     page.goto(f"{ORIGIN}/")
@@ -157,8 +170,36 @@ def test_what_is_printed_is_the_page_without_its_menus(page: Page, app: Flask, n
         page.emulate_media(media="print")
         assert page.locator("main h1").first.is_visible(), url
         assert page.locator("main table:visible").count() == tables, url
-        shown = page.locator("nav:visible, .skip:visible, button:visible, .button:visible")
+        shown = page.locator("nav:visible, .skip:visible, .export:visible, button:visible, .button:visible")
         assert shown.count() == 0, (url, shown.first.evaluate("e => e.outerHTML.slice(0, 200)"))
+
+
+#: Tables whose cells are no longer below their headings, or that do not fit on the page.
+BAD_TABLES = """() => [...document.querySelectorAll("main table")].flatMap(table => {
+    if (!table.checkVisibility()) return [];
+    const seen = row => [...row.cells].filter(cell => cell.checkVisibility());
+    const places = row => seen(row).map(cell => Math.round(cell.getBoundingClientRect().left));
+    const [head, ...rows] = [...table.rows].filter(row => row.cells.length > 1);
+    const shifted = rows.some(row => places(row).join() !== places(head).join());
+    const wide = table.getBoundingClientRect().right > document.documentElement.clientWidth;
+    return shifted || wide ? [`${table.caption?.textContent}: shifted ${shifted}, wide ${wide}`] : [];
+})"""
+
+
+def test_tables_fit_on_paper_as_tables(page: Page, app: Flask, node: AgentServer) -> None:
+    """A4 upright with margins of a centimetre is 718 pixels wide."""
+    fill(app)
+    page.set_viewport_size({"width": 718, "height": 1000})
+    page.goto(f"{ORIGIN}/")
+    sign_in(page, "root")
+    page.wait_for_url(f"{ORIGIN}/")
+    page.emulate_media(media="print")
+    bad = {}
+    for url in pages_of(app):
+        page.goto(ORIGIN + url)
+        if found := page.evaluate(BAD_TABLES):
+            bad[url] = found
+    assert bad == {}
 
 
 def first_tab(page: Page) -> None:

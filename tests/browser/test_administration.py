@@ -72,7 +72,7 @@ def test_user_is_disabled_in_two_steps_and_enabled_again(root: Page, second: Pag
     root.get_by_role("button", name="Search").click()
     root.get_by_role("link", name="bea").click()
     assert not root.get_by_role("button", name="Disable", exact=True).is_visible()
-    root.get_by_text("Disable …").click()
+    root.get_by_text("Disable…").click()
     root.get_by_role("button", name="Disable", exact=True).click()
 
     # The other browser is signed out, and cannot come back.
@@ -93,7 +93,7 @@ def test_connections_are_found_chosen_and_ended(root: Page, node: AgentServer) -
     root.get_by_role("button", name="Search").click()
     assert root.locator("tbody tr").count() == 1
     root.get_by_label("Choose eduVPN for Linux of bob").check()
-    root.get_by_role("button", name="End what is chosen …").click()
+    root.get_by_role("button", name="End what is chosen…").click()
     assert held("bob") == 1
     root.get_by_role("button", name="End the connection").click()
 
@@ -107,7 +107,7 @@ def test_connections_are_found_chosen_and_ended(root: Page, node: AgentServer) -
 def test_permissions_are_set_after_their_effect_was_shown(root: Page) -> None:
     root.goto(f"{ORIGIN}/admin/users")
     root.get_by_role("link", name="alice").click()
-    root.get_by_role("link", name="Set permissions …").click()
+    root.get_by_role("link", name="Set permissions…").click()
     root.get_by_label("Permissions").fill("staff")
     root.get_by_role("button", name="See what this changes").click()
     assert "0 connections are cut at once." in root.inner_text(MAIN)
@@ -229,7 +229,7 @@ def test_token_is_made_and_revoked(root: Page, app: Flask, scripts: bool) -> Non
     root.get_by_role("link", name="To the list of tokens").click()
     assert token not in root.content()
     assert not root.get_by_role("button", name="Revoke deploy").is_visible()
-    root.get_by_role("row", name="deploy").get_by_text("Revoke …").click()
+    root.get_by_role("row", name="deploy").get_by_text("Revoke…").click()
     root.get_by_role("button", name="Revoke deploy").click()
     assert "The token is revoked" in root.inner_text(MAIN)
     assert script.get("/users").status_code == 401

@@ -157,22 +157,22 @@ def users_page(page: Page, number: int) -> None:
     add_account("bea")
     page.goto(f"{ORIGIN}/admin/users?search=bea")
     page.get_by_role("link", name="bea").click()
-    confirm(page, "New one-time link …", "Make the link")
+    confirm(page, "New one-time link…", "Make the link")
     assert "/set-password/" in page.get_by_label("One-time link").input_value()
     page.goto(f"{ORIGIN}/admin/users/{number}")
-    confirm(page, "End all connections …", "End all connections")
+    confirm(page, "End all connections…", "End all connections")
     assert held("bob") == 0
     page.locator("td details.confirm summary").first.click()
     send(page, page.locator("td details.confirm button").first)
     assert "eduVPN for Linux" not in page.inner_text("section[aria-labelledby=devices]")
     with transaction() as db:
         db.execute(update(BrowserSession).values(signed_in_at=utc_now() - timedelta(hours=1)))
-    confirm(page, "Delete …", "Delete for good")
+    confirm(page, "Delete…", "Delete for good")
     assert "a recent sign-in" in said(page)
     page.get_by_label("Password").fill(OTHER_PASSWORD)
     press(page, "Go on")
     page.goto(f"{ORIGIN}/admin/users/{number}")
-    confirm(page, "Delete …", "Delete for good")
+    confirm(page, "Delete…", "Delete for good")
     page.goto(f"{ORIGIN}/admin/users?search=bob")
     assert page.locator("tbody tr").count() == 0
 

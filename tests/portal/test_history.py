@@ -87,9 +87,31 @@ def test_history_is_newest_first_and_says_how_much(node: AgentServer, auditor: F
     page = auditor.get("/admin/history").text
 
     assert listed(auditor) == ["unknown", "last", "first"]
-    for text in ("1.5 KiB", "3.0 MiB", "2 hours", "10.61.0.9", "node0", "WireGuard", "20 Nov 2026, 12:00"):
+    for text in (
+        "<span>Employees<br>",
+        "1.5 KiB",
+        "3.0 MiB",
+        "2 hours",
+        "10.61.0.9",
+        "node0",
+        "WireGuard",
+        "20 Nov 2026, 12:00",
+    ):
         assert text in page, text
     assert "connected" in page
+
+
+def test_bytes_of_a_session_go_the_same_way_on_every_page(node: AgentServer, auditor: FlaskClient) -> None:
+    """What a node received came from the user."""
+    alice = add_user("alice")
+    add_sessions({"user_name": "alice", "received_bytes": 1536, "sent_bytes": 3 * 2**20})
+    history, user = auditor.get("/admin/history").text, auditor.get(f"/admin/users/{alice.id}").text
+
+    assert re.search(r'data-label="From user ↑"[^>]*><span class="size">1\.5 KiB<', history)
+    assert re.search(r'data-label="To user ↓"[^>]*><span class="size">3\.0 MiB<', history)
+    assert re.search(
+        r"1\.5 KiB <[^>]+>↑</span><[^>]+>from user<.*3\.0 MiB <[^>]+>↓</span><[^>]+>to user<", user
+    )
 
 
 @pytest.mark.parametrize(

@@ -395,7 +395,7 @@ def test_an_administrator_sees_how_the_nodes_are(app: Flask, make_nodes: Any) ->
     assert "80%<br><small>work for 3.2 CPU, it has 4</small>" in page
     assert page.count("is nearly full") == 1
     node1 = page.partition(">node1</a>")[2].partition(">node2</a>")[0]
-    assert "profile lab: 90 % of 10 WireGuard addresses in use" in node1
+    assert "profile lab: 90% of 10 WireGuard addresses in use" in node1
 
 
 def test_an_administrator_sees_why_a_node_was_chosen(app: Flask, make_nodes: Any) -> None:

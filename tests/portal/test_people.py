@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from flask import Flask
@@ -58,9 +59,9 @@ def acts(action: str) -> list[AuditEvent]:
         return list(db.scalars(select(AuditEvent).where(AuditEvent.action == action)))
 
 
-def sign_in_was_long_ago() -> None:
+def sign_in_was_long_ago(ago: timedelta = timedelta(hours=1)) -> None:
     with transaction() as db:
-        db.execute(update(BrowserSession).values(signed_in_at=utc_now() - timedelta(hours=1)))
+        db.execute(update(BrowserSession).values(signed_in_at=utc_now() - ago))
 
 
 # --- lists of users
@@ -118,6 +119,17 @@ def test_users_have_pages_in_each_order(app: Flask, monkeypatch: pytest.MonkeyPa
             url = next((str(e["href"]) for e in elements(page, "a") if e.get("rel") == "next"), "")
         assert sorted(seen) == sorted(expected)
         assert [n.lower() for n in seen] == [n.lower() for n in expected]
+
+
+def test_the_list_says_a_role_once(app: Flask) -> None:
+    add_user("hans", ["helpdesk", "staff"])
+    page = admin(app).get("/admin/users").text
+    root, hans = (
+        row.partition("Connections")[0] for row in reversed(page.split('data-label="Permissions"')[1:])
+    )
+
+    assert re.findall(r'class="tag[^"]*">([^<]+)<', root) == ["administrator"]
+    assert re.findall(r'class="tag[^"]*">([^<]+)<', hans) == ["helpdesk", "staff"]
 
 
 def test_the_list_shows_how_much_each_user_holds(app: Flask, node: AgentServer) -> None:
@@ -446,6 +458,22 @@ def test_permissions_are_set_after_it_was_said_what_they_cut(app: Flask, node: A
     assert [c.profile_id for c in live_connections()] == ["employees"]
 
 
+def test_former_permissions_can_be_set_again(app: Flask) -> None:
+    add_user("alice", ["research", "staff"])
+    client = admin(app)
+    url = page_of("alice") + "/permissions"
+    assert ">research\nstaff</textarea>" in client.get(f"{url}?former=1").text, "nothing was set yet"
+    done = send(client, url, permissions="guest", confirmed="yes")
+
+    back = next(str(a["href"]) for a in elements(client.get(done.location).text, "a") if "former" in str(a))
+    assert ">research\nstaff</textarea>" in client.get(back).text
+    assert ">guest</textarea>" in client.get(url).text
+    # Who had the name before is somebody else.
+    users.delete("alice", actor="root", now=utc_now())
+    users.add("alice", permissions=["new"], password=None, actor="root", now=utc_now())
+    assert ">new</textarea>" in client.get(f"{page_of('alice')}/permissions?former=1").text
+
+
 def test_ending_an_app_takes_its_tokens_and_only_that_users(app: Flask, node: AgentServer) -> None:
     phone = VpnApp(app, add_user("alice")).authorize()
     phone.connect()
@@ -523,6 +551,31 @@ def test_dangerous_acts_ask_for_the_password_again(app: Flask, act: str) -> None
     assert found is not None
     assert (found.is_disabled, found.permissions) == (False, [])
     assert acts("one-time link made") == []
+
+
+@pytest.mark.parametrize("page", ["/admin/users/add", "/admin/tokens/add", "permissions"])
+def test_the_password_is_asked_before_a_form_is_filled_in(app: Flask, page: str) -> None:
+    """And so early that there is time to fill it in."""
+    add_account("alice")
+    client = admin(app)
+    url = f"{page_of('alice')}/permissions?x=1" if page == "permissions" else page
+    sign_in_was_long_ago(timedelta(minutes=9))
+    assert client.get(url).status_code == 200
+    sign_in_was_long_ago(timedelta(minutes=11))
+    asked = client.get(url, headers={"Referer": "https://vpn.example.org/admin/users"})
+
+    assert asked.status_code == 303
+    assert parse_qs(urlsplit(asked.location).query) == {"next": [url]}
+
+
+def test_what_takes_something_away_is_red_and_nothing_else(app: Flask) -> None:
+    add_account("alice")
+    page = admin(app).get(page_of("alice")).text
+    (link,) = re.findall(r'<details class="([^"]+)">\s*<summary>New one-time link…', page)
+    (permissions,) = re.findall(r'<a class="([^"]+)"[^>]*>Set permissions…', page)
+    (delete,) = re.findall(r'<details class="([^"]+)">\s*<summary>Delete…', page)
+
+    assert ("calm" in link, "cuts" in permissions, "calm" in delete) == (True, True, False)
 
 
 def test_acts_need_the_token_of_a_form(app: Flask) -> None:

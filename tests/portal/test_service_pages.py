@@ -6,6 +6,7 @@ from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
+from portal_app import migrations
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
 from portal_app.controller import housekeeping
@@ -34,7 +36,7 @@ from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.services import authorities, connections, in_force, jobs, maintenance, peers
 from portal_app.services.paging import PAGE_SIZE
 from portal_app.settings import Settings
-from portal_app.texts import Text, text
+from portal_app.texts import Percent, Text, text
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import VpnApp, add_user, csrf_token
 from tests.portal.conftest import PROFILES, apply_plan, seen_up
@@ -107,7 +109,7 @@ def test_overview_names_what_needs_attention_and_leads_there(
         "node2 holds still",
         "clock is 9 s behind",
         "certificate ends on",
-        "Profile Laboratory: 92 % of its WireGuard addresses are given out.",
+        "Profile Laboratory: 92% of its WireGuard addresses are given out.",
         "“prune” has not run when it should have",
         "“forbidden” failed.",
         "&lt;b&gt;broken&lt;/b&gt;",
@@ -206,6 +208,26 @@ def test_what_cuts_people_asks_for_the_password_again(
     assert answer.status_code == 303
     assert "/sign-in" in answer.location or "confirm" in answer.location
     assert status().maintenance_mode is False
+
+
+def test_what_was_typed_for_a_drain_is_there_after_the_password(
+    app: Flask, node: AgentServer, admin: FlaskClient
+) -> None:
+    long_ago = utc_now() - timedelta(hours=1)
+    with transaction() as db:
+        db.execute(update(BrowserSession).values(signed_in_at=long_ago))
+    typed = {"minutes": "60", "notice": "Neue Platten & Lüfter", "downloads": "yes"}
+    asked = press(admin, "drain", next="/admin/nodes/0?still=1&minutes=5", **typed)
+
+    back = parse_qs(urlsplit(asked.location).query)["next"][0]
+    assert urlsplit(back).path == "/admin/nodes/0"
+    assert parse_qs(urlsplit(back).query) == {"still": ["1"]} | {name: [text] for name, text in typed.items()}
+    page = admin.get(back).text
+    assert '<option value="60" selected>' in page
+    assert 'name="notice" value="Neue Platten &amp; Lüfter"' in page
+    assert 'name="downloads" value="yes" checked>' in page
+    assert '<details class="confirm" open>' in page
+    assert '<details class="confirm" open>' not in admin.get("/admin/nodes/0").text
 
 
 def test_maintenance_keeps_newcomers_away_and_tells_users(
@@ -399,6 +421,7 @@ def test_a_page_of_a_draining_node_counts_who_is_still_there(
 
     assert "Still there: alice, bob" in page.text
     assert "<dt>Tunnels in use</dt><dd>2</dd>" in page.text
+    assert '<strong data-live-text aria-live="polite">2 tunnels in use</strong>' in page.text
     nonce = re.search(r'<script src="/static/live\.js\?v=\w+" nonce="([^"]+)"', page.text)
     assert nonce
     assert f"script-src 'nonce-{nonce[1]}'" in page.headers["Content-Security-Policy"]
@@ -406,6 +429,8 @@ def test_a_page_of_a_draining_node_counts_who_is_still_there(
     assert "<script" not in still.text
     assert "script-src 'none'" in still.headers["Content-Security-Policy"]
 
+    node.active = set(list(node.peers)[:1])
+    assert 'aria-live="polite">1 tunnel in use<' in admin.get("/admin/nodes/0").text
     node.active = set()
     assert "Nobody is connected any more" in admin.get("/admin/nodes/0").text
 
@@ -419,6 +444,7 @@ def test_a_node_is_given_what_it_should_have_at_once(
 
     assert answer.location == "/admin/nodes/0?added=0&removed=0"
     assert "0 connections added, 0 removed" in admin.get(answer.location).text
+    assert "1 connection added, 2 removed" in admin.get("/admin/nodes/0?added=1&removed=2").text
     assert events("node.reconcile") == [("root", "node0", "127.0.0.1")]
     assert agents.info(agent.node).deployment_id is not None
 
@@ -471,6 +497,15 @@ def test_numbers_in_the_address_are_only_numbers(app: Flask, node: AgentServer, 
         assert "connections added" not in page.text
 
 
+def test_pages_of_nodes_call_profiles_by_their_names(
+    app: Flask, node: AgentServer, admin: FlaskClient
+) -> None:
+    page = admin.get("/admin/nodes/0").text
+
+    assert '<a href="/admin/profiles/employees">Employees</a>' in page
+    assert 'data-label="Serves"><span>Employees, Laboratory' in admin.get("/admin/nodes").text
+
+
 def test_a_profile_shows_what_a_device_gets_without_keys_and_addresses(
     app: Flask, node: AgentServer, admin: FlaskClient, settings: Settings
 ) -> None:
@@ -484,6 +519,24 @@ def test_a_profile_shows_what_a_device_gets_without_keys_and_addresses(
     for file in settings.tls_crypt_directory.glob("*.key"):
         assert file.read_text().strip().splitlines()[1] not in page
     assert "vpn_profiles" in page
+
+
+@pytest.mark.parametrize(
+    ("servers", "shown"),
+    [
+        (["@GW4@", "@GW6@"], "the node itself"),
+        (["@GW6@", "192.0.2.53"], "the node itself<br><code>192.0.2.53</code>"),
+        (["192.0.2.53", "192.0.2.54"], "<code>192.0.2.53</code><br><code>192.0.2.54</code>"),
+        ([], "none"),
+    ],
+)
+def test_a_profile_whose_names_the_node_resolves_says_so(
+    app: Flask, node: AgentServer, admin: FlaskClient, servers: list[str], shown: str
+) -> None:
+    with transaction() as db:
+        db.get_one(Profile, "employees").dns_servers = servers
+
+    assert f"<dt>DNS servers</dt><dd>{shown}</dd>" in admin.get("/admin/profiles/employees").text
 
 
 def test_a_profile_says_who_may_use_it(app: Flask, node: AgentServer, admin: FlaskClient) -> None:
@@ -557,6 +610,18 @@ def sources(name: str, derived: Mapping[str, object]) -> set[str]:
     return found
 
 
+def test_plan_and_database_matter_for_different_reasons(
+    app: Flask, node: AgentServer, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "current", lambda _engine: migrations.head())
+    page = admin.get("/admin/system").text
+    rows = re.findall(r'class="long">(.+?)</th>.*?Why it matters"><small>(.+?)</small>', page, re.DOTALL)
+    (database,) = (why for what, why in rows if what.startswith("database"))
+
+    assert database.startswith("Without the database")
+    assert "profiles and nodes" in dict(rows)["plan"]
+
+
 def test_system_lists_portals_jobs_and_errors(app: Flask, node: AgentServer, admin: FlaskClient) -> None:
     now, own = utc_now(), peers.host_name()
     seen_up(0, failing_since=now, error="<b>silent</b>")
@@ -613,7 +678,7 @@ def test_the_leader_is_whoever_holds_the_lock(app: Flask, admin: FlaskClient) ->
 
 def test_texts_are_english_for_commands() -> None:
     day = utc_now().date()
-    inner = text("%(percent)s %% of it", percent=7)
+    inner = text("%(percent)s of it", percent=Percent(7))
 
     assert str(text("plain 100 %")) == "plain 100 %"
     assert str(Text("on %(day)s: %(what)s", {"day": day, "what": inner})) == f"on {day:%Y-%m-%d}: 7 % of it"

@@ -339,9 +339,12 @@ def test_number_that_no_token_has_is_not_found(root: FlaskClient, number: str) -
 def test_who_signed_in_long_ago_says_the_password_first(root: FlaskClient) -> None:
     """W8."""
     make_token("deploy")
+    form = form_of(root.get("/admin/tokens/add").text)
     with transaction() as db:
         db.execute(update(BrowserSession).values(signed_in_at=utc_now() - timedelta(hours=1)))
-    made = make(root, name="second", next="/admin/tokens/add")
+    made = root.post(
+        "/admin/tokens/add", data=form | FIELDS | {"name": "second", "next": "/admin/tokens/add"}
+    )
     revoked = send(root, f"/admin/tokens/{number_of('deploy')}/revoke", next="/admin/tokens")
 
     assert made.status_code == revoked.status_code == 303

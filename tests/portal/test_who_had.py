@@ -120,7 +120,7 @@ def test_answer_says_everything_that_is_known(app: Flask, node: AgentServer, aud
     page = ask(auditor, address).text
 
     for text in (
-        "eduVPN for Linux", "Alice&#39;s laptop", "node0", "employees", "WireGuard", connection.id,
+        "eduVPN for Linux", "Alice&#39;s laptop", "node0", "Employees", "WireGuard", connection.id,
         "203.0.113.77", "has it now", address, str(connection.ipv6), "22:29:00 UTC", "22:31:00 UTC", "olivia",
     ):  # fmt: skip
         assert text in page, text
@@ -175,6 +175,27 @@ def test_time_is_read_in_the_chosen_zone_and_said_in_both(auditor: FlaskClient) 
     assert people(ask(auditor, "10.61.0.9", tokyo - HOUR, zone="Asia/Tokyo")) == []
 
 
+def test_time_is_read_by_its_distance_from_utc(auditor: FlaskClient) -> None:
+    """As complaints write it, such as +0200: no place has to be guessed."""
+    had("alice", THEN, THEN + MINUTE)
+    for zone, local in (("UTC+02:00", THEN + 2 * HOUR), ("UTC-03:30", THEN - 3.5 * HOUR)):
+        page = ask(auditor, "10.61.0.9", local, zone=zone)
+        assert people(page) == ["alice"]
+        assert f"<option selected>{zone}</option>" in page.text
+        assert f"{local:%H:%M:%S} {zone}" in page.text
+    assert [row.details["zone"] for row in searches()] == ["UTC+02:00", "UTC-03:30"]
+
+
+def test_distances_from_utc_are_in_their_order(auditor: FlaskClient) -> None:
+    page = auditor.get("/admin/who-had-it").text
+    shown = re.findall(r"<option>(UTC[+-][0-9:]+)</option>", page)
+
+    assert (shown[0], shown[-1]) == ("UTC-12:00", "UTC+14:00")
+    assert {"UTC+01:00", "UTC+05:30", "UTC+05:45", "UTC-09:30"} < set(shown)
+    moments = [who_had.moments("2026-11-22", "12:00:00", zone)[0] for zone in shown]
+    assert moments == sorted(moments, reverse=True)
+
+
 def test_local_time_that_came_twice_is_two_moments() -> None:
     """In the night of 26 October 2025 clocks in Amsterdam went from 3:00 back to 2:00."""
     found = who_had.moments("2025-10-26", "02:30:00", "Europe/Amsterdam")
@@ -207,6 +228,9 @@ def test_local_time_that_never_was_is_refused() -> None:
         ({"zone": "Mars/Olympus"}, "time zone is not known"),
         ({"zone": "../../etc/passwd"}, "time zone is not known"),
         ({"zone": ""}, "time zone is not known"),
+        ({"zone": "UTC+15:00"}, "time zone is not known"),
+        ({"zone": "UTC+02:60"}, "time zone is not known"),
+        ({"zone": "+02:00"}, "time zone is not known"),
         ({"tolerance": "86400"}, "Choose a tolerance"),
         ({"date": "2100-01-01"}, "in the future"),
     ],

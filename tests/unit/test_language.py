@@ -1,5 +1,6 @@
 """Whatever people read is translated, and into each language."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from jinja2 import Environment, nodes
 
 from portal_app.language import LANGUAGES
+from portal_app.texts import counted
 from portal_app.writing import LOCALES, minute, writer
 from vpn_control import translations
 
@@ -36,6 +38,15 @@ def found() -> translations.Catalog:
 def test_every_text_is_translated(found: translations.Catalog, language: str) -> None:
     """`make translations` brings new texts into the catalogues."""
     assert list(translations.check(language, found)) == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_asks_first_ends_alike_everywhere(found: translations.Catalog, language: str) -> None:
+    """“End…” and “End …” are two texts for one thing."""
+    asking = [message.id for message in found if str(message.id).endswith("…")]
+    ends = {writer(language).translated(text)[-2] == " " for text in asking}
+
+    assert len(ends) == 1
 
 
 def test_catalogues_are_those_of_the_languages() -> None:
@@ -75,6 +86,40 @@ def test_a_text_without_translation_is_found(template: str) -> None:
 )
 def test_what_nobody_reads_needs_none(template: str) -> None:
     assert list(untranslated(template)) == []
+
+
+#: A number and what is counted, perhaps with one word between them.
+A_COUNT = re.compile(r"%\((?P<value>\w+)\)s(?: [\w-]+)? (?P<noun>[a-z]+s)\b")
+#: Values that are no numbers, and numbers that are never one: bounds, and what is far above it.
+NO_NUMBER = {"field", "mode", "name", "node", "percent", "portal"}
+NEVER_ONE = {"least", "most", "minutes", "places"}
+
+
+def test_what_is_counted_has_a_text_for_one(found: translations.Catalog) -> None:
+    """``ngettext`` and ``counted`` have both, whatever a count may be."""
+    without = [message.id for message in found if isinstance(message.id, str) and is_counted(message.id)]
+
+    assert without == []
+
+
+@pytest.mark.parametrize("text", ["%(n)s connections added", "serial %(serial)s, %(days)s full days left"])
+def test_a_count_without_a_text_for_one_is_found(text: str) -> None:
+    assert is_counted(text)
+
+
+def is_counted(text: str) -> bool:
+    if text == "More than %(count)s configurations":
+        return False
+    return any(there["value"] not in NO_NUMBER | NEVER_ONE for there in A_COUNT.finditer(text))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_a_service_counts_is_said_for_one_and_for_more(language: str) -> None:
+    one, two = "serial %(serial)s, %(num)s day left", "serial %(serial)s, %(num)s days left"
+    found = [writer(language).put(counted(one, two, count, serial="4f")) for count in (1, 2)]
+
+    assert found[0] != found[1].replace("2", "1")
+    assert str(counted(one, two, 1, serial="4f")) == "serial 4f, 1 day left"
 
 
 class _Text(HTMLParser):

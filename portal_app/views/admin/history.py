@@ -44,6 +44,7 @@ def history() -> tuple[str, int]:
         page=page,
         asked=asked,
         problem=problem,
+        names=dict(profiles),
         profiles=with_chosen(profiles, asked["profile"]),
         nodes=with_chosen(nodes, asked["node"]),
         now=utc_now(),

@@ -70,7 +70,7 @@ class NodeView:
 
     @property
     def profiles(self) -> list[str]:
-        return list(dict.fromkeys(part.profile_id for part in self.parts))
+        return list(dict.fromkeys(part.display_name for part in self.parts))
 
     @property
     def uptime(self) -> timedelta | None:
@@ -148,7 +148,8 @@ def _page(node: Node, *, problem: str = "", preview: Preview | None = None) -> s
         status=view.status,
         by_app=by_app,
         downloaded=downloaded,
-        delays=[(minutes, _delay(minutes)) for minutes in DELAYS],
+        delays=[(str(minutes), _delay(minutes)) for minutes in DELAYS],
+        drain=_typed(view.status),
         occupants=_occupants(node, view.report) if drained else None,
         live=drained and request.method == "GET" and "still" not in request.args,
         preview=preview,
@@ -159,6 +160,24 @@ def _page(node: Node, *, problem: str = "", preview: Preview | None = None) -> s
         longest_notice=maintenance.LONGEST_NOTICE,
         now=utc_now(),
     )
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What the form that drains a node begins with; ``carried``: typed before the password was asked for."""
+
+    minutes: str
+    notice: str
+    downloads: bool
+    carried: bool
+
+
+def _typed(status: NodeStatus | None) -> Typed:
+    if "minutes" not in request.args:
+        return Typed("15", (status and status.notice) or "", downloads=False, carried=False)
+    minutes = forms.chosen("minutes", [str(one) for one in DELAYS], "15")
+    notice = forms.query("notice", maintenance.LONGEST_NOTICE)
+    return Typed(minutes, notice, downloads="downloads" in request.args, carried=True)
 
 
 def _delay(minutes: int) -> Text:
@@ -202,7 +221,7 @@ def maintain(number: int) -> AnyResponse | tuple[str, int]:
 
 
 @bp.post("/nodes/<int:number>/drain")
-@requires(Right.MANAGE, recently=True)
+@requires(Right.MANAGE, recently=True, carried=("minutes", "notice", "downloads"))
 def drain(number: int) -> AnyResponse | tuple[str, int]:
     """Take nobody new, and have the controller cut those who are left at a time that they are told."""
     found = _find(number)

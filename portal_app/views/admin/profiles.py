@@ -15,6 +15,7 @@ from portal_app.services.capacity import Part, Range
 from portal_app.services.statistics import Live
 from portal_app.views import forms
 from portal_app.views.admin import bp, kept
+from vpn_core.profile import GATEWAY_DNS
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def profile(profile_id: str) -> str:
         "admin/profile.html",
         view=_view(found, ranges, counts),
         profile=found,
+        dns_servers=[server for server in found.dns_servers if server not in GATEWAY_DNS],
+        dns_of_node=any(server in GATEWAY_DNS for server in found.dns_servers),
         transports=transports.supported(found),
         page=page,
         parts=[(names[part.node_number], part) for part in page.rows],

@@ -153,8 +153,8 @@ def _traffic(traffic: Sequence[service.Traffic]) -> charts.LineChart:
     series = [
         charts.Series(name, [value if ok else None for value, ok in zip(values, known, strict=True)], kind)
         for name, values, kind in (
-            (gettext("Received from users"), [t.received_bytes for t in traffic], "a"),
-            (gettext("Sent to users"), [t.sent_bytes for t in traffic], "b"),
+            (gettext("From users"), [t.received_bytes for t in traffic], "a"),
+            (gettext("To users"), [t.sent_bytes for t in traffic], "b"),
         )
     ]
     return charts.line_chart(

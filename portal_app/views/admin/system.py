@@ -32,7 +32,10 @@ class Check:
 @requires(Right.SEE)
 def system() -> str:
     now, settings, name = utc_now(), portal().settings, peers.host_name()
-    found = [Check(one, text(_WHY_DATABASE)) for one in checks.database()]
+    found = [
+        Check(one, text(_WHY_PLAN if one.subject is checks.PLAN else _WHY_DATABASE))
+        for one in checks.database()
+    ]
     found += [Check(one, text(_WHY_FILES)) for one in _files(list(checks.secrets(settings, now=now)))]
     found.append(Check(checks.disk(settings.state_directory), text(_WHY_DISK)))
     with transaction(read_only=True) as db:
@@ -67,6 +70,7 @@ def system() -> str:
 _WHY_DATABASE = N_(
     "Without the database nobody can sign in or connect; its tables must be those of this release."
 )
+_WHY_PLAN = N_("It says which profiles and nodes there are; without it there is nothing to connect to.")
 _WHY_FILES = N_("Keys are for the portal alone, certificates have to be there.")
 _WHY_DISK = N_("The portal writes into this directory; when it is full, nothing can be changed.")
 _WHY_NODES = N_("New connections go to nodes that answer.")

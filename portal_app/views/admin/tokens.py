@@ -81,7 +81,7 @@ def tokens() -> str:
 
 
 @bp.get("/tokens/add")
-@requires(Right.MANAGE)
+@requires(Right.MANAGE, recently=True)
 def new_token() -> AnyResponse:
     return _form()
 

@@ -57,7 +57,7 @@ def users_list() -> str:
 
 
 @bp.get("/users/add")
-@requires(Right.MANAGE)
+@requires(Right.MANAGE, recently=True)
 def new_user() -> AnyResponse:
     return _new_user_form()
 
@@ -155,10 +155,15 @@ def delete_user(user_id: int) -> AnyResponse:
 
 
 @bp.get(f"{_USER}/permissions")
-@requires(Right.MANAGE)
+@requires(Right.MANAGE, recently=True)
 def permissions(user_id: int) -> AnyResponse:
+    """Show what the user has, or with ``former`` what they had before it was set last: the way back."""
     found = _get(user_id)
-    return _permissions_form(found, "\n".join(found.permissions))
+    shown: list[str] | None = found.permissions
+    if "former" in request.args:
+        with transaction(read_only=True) as db:
+            shown = people.former_permissions(db, found)
+    return _permissions_form(found, "\n".join(found.permissions if shown is None else shown))
 
 
 @bp.post(f"{_USER}/permissions")

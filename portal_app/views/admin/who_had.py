@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import available_timezones
 
 from flask import Response, make_response, render_template, request
 from markupsafe import Markup
@@ -36,6 +36,12 @@ _AREAS = (
 )  # fmt: skip
 #: Lines of one page: a holder has some, and one for each session.
 _LINES, _LINES_OF_HOLDER = 60, 5
+#: As complaints and logs name a zone: all whole hours, and what else some place keeps or kept lately.
+_OFFSETS = (
+    *(f"UTC-{hours:02}:00" for hours in range(12, 0, -1)), "UTC-09:30", "UTC-03:30", "UTC-02:30",
+    *(f"UTC+{hours:02}:00" for hours in range(1, 15)), "UTC+03:30", "UTC+04:30", "UTC+05:30", "UTC+05:45",
+    "UTC+06:30", "UTC+08:45", "UTC+09:30", "UTC+10:30", "UTC+12:45", "UTC+13:45",
+)  # fmt: skip
 _FIELDS = ("address", "date", "time", "zone", "tolerance")
 
 
@@ -88,7 +94,7 @@ def ask_who_had() -> Response:
         ),
         before=None if place == 0 else place - 1,
         after=None if place == len(pages) - 1 else place + 1,
-        zone=ZoneInfo(asked["zone"]),
+        zone=service.time_zone(asked["zone"]),
         asked_at=now,
         tolerance=gettext(_TOLERANCES[asked["tolerance"]]),
         apps={client_id: client.name for client_id, client in portal().clients.items()},
@@ -133,7 +139,8 @@ def _zones_with(chosen: str) -> Markup:
 
 @cache
 def _zones() -> Markup:
-    """Return an option for each place of each part of the world; other names are old ones of the same zones.
+    """Return an option for each distance from UTC and for each place of each part of the world; other names
+    are old ones of the same zones.
 
     They are several hundred, and always the same.
     """
@@ -142,4 +149,6 @@ def _zones() -> Markup:
         area = name.partition("/")[0]
         if area in found:
             found[area].append(name)
-    return Markup(render_template("admin/time_zones.html", places=found))  # noqa: S704 - ours, escaped
+    offsets = sorted(_OFFSETS, key=lambda name: service.time_zone(name).utcoffset(None) or timedelta())
+    page = render_template("admin/time_zones.html", places=found, offsets=offsets)
+    return Markup(page)  # noqa: S704 - ours, escaped
