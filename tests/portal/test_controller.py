@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from sqlalchemy import delete, insert, select, update
 
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
+from portal_app.controller import loop
+from portal_app.controller.housekeeping import Job
 from portal_app.controller.loop import Controller
 from portal_app.controller.observation import Timing
 from portal_app.controller.watch import FOLLOWING, Watch
@@ -382,6 +385,31 @@ def test_older_epoch_is_reported_with_the_way_out(make_agents, agents, settings,
         assert run_command("deployment", "new-epoch").out.startswith("epoch 2 → 6")
         eventually(is_up)
         eventually(lambda: agent.info(agents).epoch == 6)
+
+
+def test_slow_job_holds_up_no_other(app, agents, settings, monkeypatch):
+    """R19: no interval is missed while another job waits for nodes."""
+    at_work, go_on, began = threading.Event(), threading.Event(), []
+
+    def wait(_now: Any) -> None:
+        at_work.set()
+        assert go_on.wait(30)
+
+    interval = timedelta(seconds=1)
+    found = [
+        Job("app_gone", interval, wait),
+        Job("expire", interval, lambda _now: began.append(time.monotonic())),
+    ]
+    monkeypatch.setattr(loop, "jobs", lambda *_arguments: found)
+    with running(settings, agents):
+        assert at_work.wait(15)
+        begin = time.monotonic()
+        try:
+            eventually(lambda: len([at for at in began if at > begin]) >= 4)
+        finally:
+            go_on.set()
+
+    assert max(b - a for a, b in pairwise([begin, *(at for at in began if at > begin)])) <= 2
 
 
 @on_postgresql
