@@ -442,6 +442,56 @@ def test_other_machine_at_a_nodes_address_is_not_used(
     assert agent.connections(agents) == made
 
 
+def test_clone_is_not_used_and_its_peers_are_left_alone(
+    make_agents, agents, settings, run_command, make_app_user, monkeypatch
+):
+    """R60: whoever leads knows what the one before knew, and a connect needs no leader to notice."""
+    (agent,) = make_agents()
+    user = make_app_user()
+    with running(settings, agents):
+        eventually(is_up)
+        had = {connect(user)}
+    agent.stop()
+    agent.start(agents, boot_id="c" * 32)
+
+    assert make_app_user("bob").connect("legacy").status_code == 503
+    with running(settings, agents):
+        eventually(lambda: "two machines answer" in str(status().error), 60)
+        assert make_app_user("carol").connect("legacy").status_code == 503
+        assert "node.foreign" in actions()
+        assert agent.connections(agents) == had
+    agent.stop()
+    agent.start(agents)
+    with running(settings, agents):
+        rounds = count_calls(agents, monkeypatch)
+        eventually(lambda: len(rounds) > 5)
+        assert "two machines answer" in str(status().error)
+        assert run_command("node", "reconcile", "node0").error.startswith("vpn-portal: node0: two machines")
+
+        run_command("node", "reconcile", "node0", "--confirm")
+
+        eventually(is_up)
+        assert user.connect("legacy").status_code == 200
+
+
+@on_sqlite
+def test_rebooted_node_takes_connections_before_the_controller_has_heard_it(
+    make_agents, agents, settings, make_app_user
+):
+    """R60, R45: its boot is another one, and began after its last answer."""
+    (agent,) = make_agents()
+    user = make_app_user()
+    with running(settings, agents):
+        eventually(is_up)
+    agent.stop()
+    with transaction() as session:
+        long_ago = utc_now() - timedelta(days=9999)
+        session.execute(update(NodeStatus).values(answered_at=long_ago))
+    agent.start(agents, boot_id="c" * 32)
+
+    assert user.connect("legacy").status_code == 200
+
+
 @on_sqlite
 def test_maintenance_keeps_new_connections_away(make_agents, agents, settings, run_command, make_app_user):
     """R63: none from the acknowledgement on."""
