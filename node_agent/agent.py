@@ -9,10 +9,9 @@ import platform
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from node_agent import nat_log, records
+from node_agent import machine, nat_log, records
 from node_agent.clock import Clock
 from node_agent.errors import AgentError, InterfaceMissing
 from node_agent.journal import Journal, OpenSession
@@ -87,7 +86,7 @@ class Agent:
         self.certificate_problem: Callable[[], str] = lambda: ""
         self._version = importlib.metadata.version("causeway")
         self._system = _system()
-        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+        self.boot_id = machine.boot_id()
         self._instance_id = secrets.token_hex(16)
         self._began = time.monotonic()
         self._wake = asyncio.Event()
@@ -124,7 +123,7 @@ class Agent:
         """Go on with the portal's time; after a reboot the counter that carries it has begun anew."""
         try:
             boot_id, offset = (self.settings.state_directory / "clock").read_text().split()
-            if boot_id == self._boot_id:
+            if boot_id == self.boot_id:
                 self.clock.resume(float(offset))
         except (OSError, ValueError):
             return
@@ -136,7 +135,7 @@ class Agent:
             return
         path = self.settings.state_directory / "clock"
         try:
-            records.write(path, f"{self._boot_id} {self.clock.offset}\n")
+            records.write(path, f"{self.boot_id} {self.clock.offset}\n")
         except OSError as error:
             log.error("event=cannot_save file=%s reason=%r", path, error.strerror)
 
@@ -232,8 +231,8 @@ class Agent:
             v=self._version,
             node_number=self.settings.node_number,
             instance_id=self._instance_id,
-            boot_id=self._boot_id,
-            node_uptime=int(time.clock_gettime(time.CLOCK_BOOTTIME)),
+            boot_id=self.boot_id,
+            node_uptime=int(machine.uptime_seconds()),
             now=int(time.time()),
             maintenance_mode=store.maintenance,
             cpu_count=cpus,

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from node_agent import nat_log
 from node_agent.agent import Agent
-from node_agent.errors import AgentError
+from node_agent.errors import AgentError, AnotherBoot
 from vpn_core.addresses import is_canonical
 from vpn_core.errors import MessageError
 from vpn_core.messages import CONNECTION_ID, MOST, Admit, Cut, Translations, WantedSet
@@ -137,6 +137,13 @@ def _portal_time(request: web.Request) -> float | None:
         raise MessageError(f"Date: {date!r:.80}") from None
 
 
+def _check_boot(request: web.Request) -> None:
+    """Obey nobody who means another boot; one who names none means whoever is here."""
+    meant, boot_id = request.headers.get("If-Match"), request.app[agent_key].boot_id
+    if meant not in (None, f'"{boot_id}"'):
+        raise AnotherBoot(f"this is boot {boot_id}, not {meant:.40}")
+
+
 def _id(request: web.Request) -> str:
     connection_id = request.match_info["id"]
     if not CONNECTION_ID.fullmatch(connection_id):
@@ -152,6 +159,7 @@ async def _info(request: web.Request) -> web.Response:
 async def _admit(request: web.Request) -> web.Response:
     _query(request)
     connection_id = _id(request)
+    _check_boot(request)
     message = Admit.parse(_parse_json(await _read(request, MOST_BYTES)))
     if message.connection.connection_id != connection_id:
         raise MessageError("connection_id: not that of the path")
@@ -169,6 +177,7 @@ async def _cut(request: web.Request) -> web.Response:
 
 async def _replace(request: web.Request) -> web.Response:
     _query(request)
+    _check_boot(request)
     data = await _read(request, MOST_SET_BYTES)
     if len(data) > LARGE_BYTES:
         wanted = await asyncio.to_thread(lambda: WantedSet.parse(_parse_json(data)))

@@ -23,5 +23,11 @@ class Conflict(AgentError):
     status = 409
 
 
+class AnotherBoot(AgentError):
+    """The caller means another run of this machine, or another machine with its files (R60)."""
+
+    status = 412
+
+
 class InterfaceMissing(AgentError):
     """The WireGuard interface is not there."""

@@ -214,7 +214,7 @@ def _http_date(at: int) -> str:
     return formatdate(at, usegmt=True)
 
 
-def _request(node: NodeAddress, method: str, path: str, sent: bytes) -> bytes:
+def _request(node: NodeAddress, method: str, path: str, sent: bytes, boot_id: str | None) -> bytes:
     head = (
         f"{method} {path if _PLAIN_PATH.fullmatch(path) else quote(path, safe='/?=&,')} HTTP/1.1\r\n"
         f"Host: {agent_name(node.number)}\r\n"
@@ -223,7 +223,8 @@ def _request(node: NodeAddress, method: str, path: str, sent: bytes) -> bytes:
         f"Content-Length: {len(sent)}\r\n"
         # A node whose clock is wrong lets connections expire by the portal's (R61).
         f"Date: {_http_date(int(utc_now().timestamp()))}\r\n"
-        "\r\n"
+        + (f'If-Match: "{boot_id}"\r\n' if boot_id else "")
+        + "\r\n"
     )
     return head.encode() + sent
 
@@ -320,9 +321,17 @@ class Agents:
         return info
 
     def admit(
-        self, node: NodeAddress, admit: Admit, *, seconds: float = CALL_SECONDS, ends_at: float | None = None
+        self,
+        node: NodeAddress,
+        admit: Admit,
+        *,
+        boot_id: str | None = None,
+        seconds: float = CALL_SECONDS,
+        ends_at: float | None = None,
     ) -> None:
         """Make one connection usable; when this returns, it is.
+
+        With ``boot_id`` only that run of the machine obeys; another one refuses with 412 (R60).
 
         The node has ``seconds`` for it, once it is this call's turn, and all is over at ``ends_at``
         (monotonic; without it the wait for the turn is as long again). Raises NodeBusy when that leaves the
@@ -333,7 +342,7 @@ class Agents:
         with self._admissions.turn(node, latest):
             given = min(seconds, latest - time.monotonic())
             try:
-                self._call(node, "PUT", path, admit.to_dict(), seconds=given)
+                self._call(node, "PUT", path, admit.to_dict(), seconds=given, boot_id=boot_id)
             except NodeUnreachable as error:
                 if given < seconds:
                     raise NodeBusy(str(error)) from error
@@ -346,10 +355,18 @@ class Agents:
         return _parsed(node, Usage.parse, self._call(node, "DELETE", path, cut.to_dict(), seconds=seconds))
 
     def put_set(
-        self, node: NodeAddress, wanted: WantedSet, *, seconds: float = LONG_CALL_SECONDS
+        self,
+        node: NodeAddress,
+        wanted: WantedSet,
+        *,
+        boot_id: str | None = None,
+        seconds: float = LONG_CALL_SECONDS,
     ) -> dict[str, int]:
-        """Hand over everything the node should have; returns how many the agent removed and added."""
-        answer = self._call(node, "PUT", "/n/connections", wanted.to_dict(), seconds=seconds)
+        """Hand over everything the node should have; returns how many the agent removed and added.
+        ``boot_id`` as for ``admit``.
+        """
+        body = wanted.to_dict()
+        answer = self._call(node, "PUT", "/n/connections", body, seconds=seconds, boot_id=boot_id)
         if not isinstance(answer, dict) or not all(isinstance(v, int) for v in answer.values()):
             raise NodeUnreachable(f"{node.name}: unexpected answer to a wanted set")
         return answer
@@ -445,20 +462,28 @@ class Agents:
         *,
         seconds: float,
         longest: int = LONGEST_ANSWER,
+        boot_id: str | None = None,
     ) -> Any:
         ends_at = time.monotonic() + seconds
         sent = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         try:
-            answer = self._ask(node, method, path, sent, longest, ends_at)
+            answer = self._ask(node, method, path, sent, boot_id, longest, ends_at)
         except (OSError, _NoAgentError) as error:
             raise NodeUnreachable(f"{node.name}: {_reason(error)}") from error
         return _read(node, answer)
 
     def _ask(
-        self, node: NodeAddress, method: str, path: str, sent: bytes, longest: int, ends_at: float
+        self,
+        node: NodeAddress,
+        method: str,
+        path: str,
+        sent: bytes,
+        boot_id: str | None,
+        longest: int,
+        ends_at: float,
     ) -> _Answer:
         """Ask, and once more when a kept connection turns out to be closed: each call may be repeated."""
-        request = _request(node, method, path, sent)
+        request = _request(node, method, path, sent, boot_id)
         kept = self._kept(node)
         if kept is not None:
             with suppress(ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy import ColumnElement, and_, insert, or_, select, update
 
-from portal_app.agents import Agents
+from portal_app.agents import LONG_CALL_SECONDS, Agents
 from portal_app.db import retried, transaction
 from portal_app.errors import NodeRefused, NodeUnreachable
 from portal_app.events import log
@@ -30,6 +31,8 @@ from vpn_core.messages import WIREGUARD, Usage
 #: Rows that one transaction ends; the rest follows at once.
 _BATCH = 200
 _CHUNK = 500
+#: Nodes that are asked side by side for what they know of their connections; others need the threads, too.
+_ASKED_TOGETHER = 16
 #: A code lives for a minute; this long after it nobody comes any more.
 _ABANDONED = timedelta(hours=1)
 
@@ -134,32 +137,42 @@ def end_gone(agents: Agents, interval: timedelta, now: datetime) -> None:
     A node that has not been up for so long cannot know, and one that does not answer is asked another time.
     """
     with transaction(read_only=True) as db:
+        holding = select(Connection.node_number).where(*_may_be_gone(now - interval)).distinct()
+        numbers = sorted(db.scalars(holding))
+    for start in range(0, len(numbers), _ASKED_TOGETHER):
+        asked = _up_for(interval, numbers[start : start + _ASKED_TOGETHER])
+        calls = [partial(agents.usage, node) for node in asked]
+        for node, said in zip(asked, agents.together(calls, seconds=LONG_CALL_SECONDS), strict=True):
+            if isinstance(said, NodeUnreachable | NodeRefused):
+                log("usage_unknown", level=logging.WARNING, node=node.name, error=str(said))
+            elif isinstance(said, Exception):
+                raise said
+            else:
+                _end_unused(agents, node, said, now - interval, now)
+
+
+def _up_for(interval: timedelta, numbers: Collection[int]) -> list[Node]:
+    """Return which of these nodes answer at present and have been up for longer than ``interval``."""
+    with transaction(read_only=True) as db:
         seen = db.execute(
             select(Node, NodeStatus.info)
             .join(NodeStatus)
-            .where(NodeStatus.failing_since.is_(None), NodeStatus.info.is_not(None))
+            .where(Node.number.in_(numbers), NodeStatus.failing_since.is_(None), NodeStatus.info.is_not(None))
         ).all()
-        old = set(db.scalars(select(Connection.node_number).where(*_may_be_gone(now - interval)).distinct()))
-    for node, info in seen:
-        if node.number not in old or (info or {}).get("node_uptime", 0) <= interval.total_seconds():
-            continue
-        try:
-            usage = agents.usage(node)
-        except (NodeUnreachable, NodeRefused) as error:
-            log("usage_unknown", level=logging.WARNING, node=node.name, error=str(error))
-            continue
-        used = _used(usage, now - interval)
-        with transaction(read_only=True) as db:
-            found = db.scalars(
-                select(Connection.id).where(
-                    *_may_be_gone(now - interval), Connection.node_number == node.number
-                )
-            ).all()
-        # Only what the node knows: a connection that it lacks is the reconcile round's business.
-        known = {item.connection_id for item in usage}
-        gone = [i for i in found if i in known and i not in used]
-        for start in range(0, len(gone), _CHUNK):
-            connections.tell(_end_ids(gone[start : start + _CHUNK], now), agents=agents)
+    return [node for node, info in seen if info.get("node_uptime", 0) > interval.total_seconds()]
+
+
+def _end_unused(agents: Agents, node: Node, usage: Collection[Usage], since: datetime, now: datetime) -> None:
+    used = _used(usage, since)
+    with transaction(read_only=True) as db:
+        found = db.scalars(
+            select(Connection.id).where(*_may_be_gone(since), Connection.node_number == node.number)
+        ).all()
+    # Only what the node knows: a connection that it lacks is the reconcile round's business.
+    known = {item.connection_id for item in usage}
+    gone = [i for i in found if i in known and i not in used]
+    for start in range(0, len(gone), _CHUNK):
+        connections.tell(_end_ids(gone[start : start + _CHUNK], now), agents=agents)
 
 
 def end_forbidden(agents: Agents, apps: Collection[str], settings: Settings, now: datetime) -> None:

@@ -4,10 +4,10 @@ import contextlib
 import logging
 import queue
 import signal
-import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -56,8 +56,9 @@ class Controller:
         self._lock = lock or leader_lock(db.engine(), settings.state_directory)
         self._watch = Watch(self.agents, log_origins=settings.log_origins, clock=clock, timing=self.timing)
         self._jobs = jobs(settings, self.agents)
-        self._jobs_lane = Lane("jobs", 1)
-        self._jobs_running = threading.Event()
+        # A thread for each: one that waits for nodes, or counts for long, holds up no other (R19).
+        self._jobs_lane = Lane("jobs", len(self._jobs))
+        self._jobs_running: set[str] = set()
         # A signal handler may interrupt whoever holds an Event's lock; a flag and a SimpleQueue have none.
         self._stopping = False
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -155,9 +156,8 @@ class Controller:
             # Rounds are as far apart as they begin; one that was missed is not made up for.
             due = self._next_round + self.timing.poll
             self._next_round = due if due > now else now + self.timing.poll
-        if now >= self._next_jobs and not self._jobs_running.is_set():
-            self._jobs_running.set()
-            self._jobs_lane.submit(self._run_jobs)
+        if now >= self._next_jobs:
+            self._start_jobs()
             self._next_jobs = now + self.timing.poll
         self._collect(min(TICK_SECONDS, max(0.0, self._next_round - now)))
 
@@ -193,13 +193,12 @@ class Controller:
         with contextlib.suppress(queue.Empty):
             self._wake.get(timeout=seconds)
 
-    def _run_jobs(self) -> None:
-        try:
-            for job in self._jobs:
-                if not self._stopping:
-                    self._run_job(job)
-        finally:
-            self._jobs_running.clear()
+    def _start_jobs(self) -> None:
+        """Let each job look whether it is due, except those that are still at work."""
+        for job in self._jobs:
+            if job.name not in self._jobs_running:
+                self._jobs_running.add(job.name)
+                self._jobs_lane.submit(partial(self._run_job, job))
 
     def _run_job(self, job: Job) -> None:
         now = self.clock()
@@ -215,6 +214,8 @@ class Controller:
             # Where the database does not answer there is nothing to write it into.
             with contextlib.suppress(PortalError, SQLAlchemyError):
                 note_end(job, _said(error), now)
+        finally:
+            self._jobs_running.discard(job.name)
 
     def _wait_for_database(self, error: Exception) -> None:
         """Wait longer each time, within bounds; say so once a minute (R51)."""

@@ -1,11 +1,11 @@
 """What one answer of a node means: pure decisions, without database and without calls."""
 
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from portal_app.certificates import Certificate
+from portal_app.services.machines import Known
 from vpn_core.messages import NodeInfo
 
 #: A clock further away than this is reported; expiry stays exact to a minute (reliability.md R61).
@@ -21,7 +21,6 @@ class Timing:
     poll: float = 5.0
     moved: float = 30.0
     full: float = 600.0
-    flapping: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Expected:
     name: str
     agent_address: str
     generation: int
-    instance_id: str | None
+    known: Known
     journal_id: str | None
     journal_sequence: int
     reconciled_generation: int
@@ -58,8 +57,6 @@ class Memory:
     error: str | None = None
     set_at: float = float("-inf")
     generation_before: int | None = None
-    boot_ids: deque[str] = field(default_factory=lambda: deque(maxlen=8))
-    flapped_at: float = float("-inf")
     trouble: str | None = None
     skewed: bool = False
     certificate_warning: str | None = None
@@ -71,25 +68,12 @@ class Memory:
         self.__dict__.update(fresh.__dict__)
 
 
-def refusal(info: NodeInfo, expected: Expected, memory: Memory, at: float, timing: Timing) -> str | None:
-    """Return why this answer is not from the node that is expected, None if it is (reliability.md R60).
-
-    A clone of a machine has the same files, and so the same instance; but no boot of a machine comes back
-    after another one, so two machines that answer in turns are noticed.
-    """
-    if memory.boot_ids and info.boot_id != memory.boot_ids[-1] and info.boot_id in memory.boot_ids:
-        memory.flapped_at = at
-    if not memory.boot_ids or info.boot_id != memory.boot_ids[-1]:
-        memory.boot_ids.append(info.boot_id)
+def refusal(info: NodeInfo, expected: Expected, now: datetime) -> str | None:
+    """Return why this answer is not from the node that is expected, None if it is (reliability.md R60)."""
     if info.node_number != expected.number:
         return f"answers as node {info.node_number}, not {expected.number}"
-    if at - memory.flapped_at < timing.flapping:
-        return "two machines answer in turns as this node; stop the clone"
-    if expected.instance_id is not None and info.instance_id != expected.instance_id:
-        return (
-            f"another machine answers (instance {info.instance_id[:8]}, known is {expected.instance_id[:8]});"
-            f" if it was reinstalled: vpn-portal node reconcile {expected.name} --confirm"
-        )
+    if objection := expected.known.objection(info, now):
+        return f"{objection}; if this is the one to use: vpn-portal node reconcile {expected.name} --confirm"
     if info.generation > MOST_GENERATION:
         return "its generation is beyond any that can be"
     return None

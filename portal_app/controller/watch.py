@@ -21,7 +21,8 @@ from portal_app.db import transaction
 from portal_app.errors import NodeUnreachable, PortalError
 from portal_app.events import log
 from portal_app.models import Deployment, Node, NodeStatus
-from portal_app.services import audit, background_errors, identity, journal, nodes
+from portal_app.services import audit, background_errors, identity, journal, machines, nodes
+from portal_app.services.machines import Known
 from portal_app.services.reconciliation import reconcile
 from vpn_core.messages import NodeInfo
 
@@ -148,8 +149,11 @@ class Watch:
         memory, info = self._memories[seen.number], seen.info
         error = seen.error
         foreign = None
+        doubled_at = expected.known.doubled_at
         if info is not None:
-            foreign = observation.refusal(info, expected, memory, seen.at, self.timing)
+            if expected.known.is_double(info, seen.answered_at):
+                doubled_at = seen.answered_at
+            foreign = observation.refusal(info, expected, seen.answered_at)
             error = foreign or observation.hold(info, expected)
         self._report(db, expected, memory, error, foreign is not None, seen.answered_at)
         if info is None or foreign is not None:
@@ -159,6 +163,7 @@ class Watch:
                 "failing_since": expected.failing_since or seen.answered_at,
                 "error": error,
                 "suspect_until": expected.suspect_until,
+                "doubled_at": doubled_at,
             }
         reason = observation.reason_to_send(info, expected, memory, seen.at, self.timing)
         if (
@@ -191,6 +196,7 @@ class Watch:
             # Another key counts when the connections that know the old one are ended (_follow).
             "issued_public_key": expected.issued_public_key or info.wireguard_public_key,
             "instance_id": info.instance_id,
+            "doubled_at": doubled_at,
             "info": observation.kept(info, seen.skew, certificate),
         }
 
@@ -283,7 +289,7 @@ class Watch:
                 )
             if reason is not None:
                 memory.set_at = time.monotonic()
-                reconcile(self.agents, node, now=self.clock, reason=reason)
+                reconcile(self.agents, node, now=self.clock, boot_id=info.boot_id, reason=reason)
             memory.trouble = None
         except PortalError as error:
             if str(error) != memory.trouble:
@@ -307,7 +313,7 @@ def _expected(db: Session, locked: Collection[int] | None = None) -> list[Expect
             Node.name,
             Node.agent_address,
             Node.generation,
-            NodeStatus.instance_id,
+            *machines.COLUMNS,
             NodeStatus.journal_id,
             NodeStatus.journal_sequence,
             NodeStatus.reconciled_generation,
@@ -321,4 +327,9 @@ def _expected(db: Session, locked: Collection[int] | None = None) -> list[Expect
     )
     if locked is not None:
         found = found.where(Node.number.in_(locked)).with_for_update(of=NodeStatus, key_share=True)
-    return [Expected(**row._mapping, **deployment._mapping) for row in db.execute(found)]
+    return [_expect(dict(row._mapping), deployment) for row in db.execute(found)]
+
+
+def _expect(row: dict[str, Any], deployment: Any) -> Expected:
+    known = Known(**{column.key: row.pop(column.key) for column in machines.COLUMNS})
+    return Expected(**row, **deployment._mapping, known=known)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -41,8 +42,10 @@ class Lane:
             self._changed.notify_all()
 
     def join(self, seconds: float) -> None:
+        """Wait so long for all of them together."""
+        ends_at = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(max(0.0, ends_at - time.monotonic()))
 
     def _work(self) -> None:
         while (task := self._next()) is not None:

@@ -25,10 +25,11 @@ class NodeStatus(Base):
 
     ``suspect_until`` is set by a connect that got no answer; ``journal_id`` and ``journal_sequence`` move in
     the same transaction as the effect of the events, so each counts exactly once. ``issued_public_key`` is
-    the key that configurations name, also while the node has none. ``notice`` and ``cut_at`` are what users
-    of a node in maintenance are told, and ``ends_downloads`` whether that cut ends downloaded configurations,
-    too. ``cuts_downloads`` is set while the controller is to cut them at
-    ``cut_at``: with downloaded configurations or without; a command that drains does so itself.
+    the key that configurations name, also while the node has none. ``doubled_at`` is when a second machine
+    with the node's files last answered. ``notice`` and ``cut_at`` are what users of a node in maintenance are
+    told, and ``ends_downloads`` whether that cut ends downloaded configurations, too. ``cuts_downloads`` is
+    set while the controller is to cut them at ``cut_at``: with downloaded configurations or without; a
+    command that drains does so itself.
     """
 
     __tablename__ = "node_status"
@@ -43,6 +44,7 @@ class NodeStatus(Base):
     wireguard_public_key: Mapped[str | None] = mapped_column(String(44))
     info: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     instance_id: Mapped[str | None] = mapped_column(String(32))
+    doubled_at: Mapped[datetime | None]
     journal_id: Mapped[str | None] = mapped_column(String(32))
     journal_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
     reconciled_at: Mapped[datetime | None]

@@ -40,7 +40,8 @@ class Room(NamedTuple):
 class Candidate(NamedTuple):
     """A node that could take a connection now: ``busy`` percent, None when unknown, with ``free`` places.
 
-    ``reported_free`` is set when the node may have become full since it was heard at ``heard_at``.
+    ``reported_free`` is set when the node may have become full since it was heard at ``heard_at``, as
+    ``boot_id``.
     """
 
     node: NodeRef
@@ -50,6 +51,7 @@ class Candidate(NamedTuple):
     busy: float | None
     heard_at: datetime
     reported_free: int | None = None
+    boot_id: str | None = None
 
     @property
     def reason(self) -> str:
@@ -138,6 +140,7 @@ def _usable(
                 busy=busy,
                 heard_at=row.answered_at,
                 reported_free=free if free <= pending else None,
+                boot_id=(row.info or {}).get("boot_id"),
             )
         )
     return _Usable(candidates, rooms, left_out)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import func, select
@@ -32,7 +33,7 @@ from portal_app.errors import (
 from portal_app.events import log
 from portal_app.models import Connection, User
 from portal_app.render import client_config
-from portal_app.services import audit, choice, nodes, profiles, refusals, transports
+from portal_app.services import audit, choice, machines, nodes, profiles, refusals, transports
 from portal_app.services.ending import CUT_SECONDS, Ended, end, tell
 from portal_app.services.making import Holder, Made, NoPlaceError, Order, make, withdraw
 from portal_app.statements import Asked, Rows, run_together
@@ -309,15 +310,12 @@ def _admit(wish: Order, made: Made, ends_at: float) -> str | None:
     """Tell the nodes; None when the connection is usable, else what is wrong. A node that does not answer is
     kept out of the way.
     """
-    agents = portal().agents
     # A key or address first leaves its old connection, else the old one's removal would hit the new one.
     moving = [item for item in made.ended if _moves(item, made)]
     tell([item for item in made.ended if item not in moving], wait=False)
     tell(moving, seconds=max(0.1, min(CUT_SECONDS, ends_at - time.monotonic())))
     try:
-        agents.admit(
-            made.candidate.node, Admit(made.authority, made.row), seconds=ADMIT_SECONDS, ends_at=ends_at
-        )
+        _admit_to_known(made, wish.now, ends_at)
     except NodeRefused as error:
         if error.agent_status == 409 and not _exists(made.row.connection_id):
             raise Superseded("ended by a later request of the same app") from error
@@ -332,6 +330,21 @@ def _admit(wish: Order, made: Made, ends_at: float) -> str | None:
         nodes.mark_suspect(made.candidate.node.number, wish.now)
         return "did not answer"
     return None
+
+
+def _admit_to_known(made: Made, now: datetime, ends_at: float) -> None:
+    """Let the machine admit that the controller has heard, also when it has rebooted, but no other (R60)."""
+    agents, node = portal().agents, made.candidate.node
+    admit = partial(
+        agents.admit, node, Admit(made.authority, made.row), seconds=ADMIT_SECONDS, ends_at=ends_at
+    )
+    try:
+        admit(boot_id=made.candidate.boot_id)
+    except NodeRefused as error:
+        if error.agent_status != 412:
+            raise
+        left = max(0.1, min(ADMIT_SECONDS, ends_at - time.monotonic()))
+        admit(boot_id=machines.present_boot(agents, node, now, seconds=left))
 
 
 def _moves(item: Ended, made: Made) -> bool:

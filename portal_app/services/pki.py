@@ -14,8 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from portal_app.errors import SettingsError
 from portal_app.settings import Settings
 
-#: For clocks that are wrong (reliability.md R61).
-SET_BACK = timedelta(minutes=5)
+#: For nodes whose clock is slow (reliability.md R61); the CAs begin as long before they are made.
+SET_BACK = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Signer:
             .issuer_name(self._certificate.subject)
             .public_key(private_key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now.astimezone(UTC) - SET_BACK)
+            .not_valid_before(max(now - SET_BACK, self._certificate.not_valid_before_utc).astimezone(UTC))
             .not_valid_after(min(expires_at, self.not_after).astimezone(UTC))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(usage, critical=True)

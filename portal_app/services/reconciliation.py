@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from portal_app.clock import utc_now
 from portal_app.db import retried, transaction
 from portal_app.errors import Conflict, NodeRefused
 from portal_app.events import log
 from portal_app.models import AddressUse, NodeStatus
-from portal_app.services import audit, nodes
+from portal_app.services import audit, machines, nodes
 from vpn_core.messages import OPENVPN, NodeInfo, WantedSet
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MOST_NAMES = 20
 
 
 class AnotherMachine(Conflict):
-    """What answers is not the machine that is known under this number: perhaps it was reinstalled."""
+    """What answers is not the machine that is known under this number: reinstalled perhaps, or a clone."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ def preview(agents: "Agents", node: "NodeAddress") -> Preview:
         wanted = {connection.connection_id for connection in nodes.wanted_set(db, node.number).connections}
         surplus = has - wanted
         users = _users(db, sorted(surplus)[:_CHUNK])
-        known = _instance(db, node)
+        known = machines.known(db, node.number)
     return Preview(
         info.held,
-        known is not None and known != info.instance_id,
+        known.objection(info, utc_now()) is not None,
         len(surplus),
         len(wanted - has),
         users[:MOST_NAMES],
@@ -83,19 +84,12 @@ def by_operator(
     """
     info = agents.info(node)
     with transaction(read_only=True) as db:
-        known = _instance(db, node)
-    if known is not None and known != info.instance_id and not confirmed:
-        raise AnotherMachine(
-            f"{node.name}: another machine answers (instance {info.instance_id[:8]}, known is {known[:8]});"
-            " if it was reinstalled, repeat with --confirm"
-        )
-    answer = reconcile(agents, node, now=now, reason="operator", confirmed=confirmed)
+        objection = machines.known(db, node.number).objection(info, now())
+    if objection and not confirmed:
+        raise AnotherMachine(f"{node.name}: {objection}; if this is the one to use, repeat with --confirm")
+    answer = reconcile(agents, node, now=now, boot_id=info.boot_id, reason="operator", confirmed=confirmed)
     _write_down(node, info, answer, confirmed=confirmed, actor=actor, source=source, now=now())
     return answer
-
-
-def _instance(db: Session, node: "NodeAddress") -> str | None:
-    return db.scalar(select(NodeStatus.instance_id).where(NodeStatus.node_number == node.number))
 
 
 @retried
@@ -115,6 +109,13 @@ def _write_down(
             .where(NodeStatus.node_number == node.number)
             .values(instance_id=info.instance_id)
         )
+        if confirmed:
+            # Whatever answered before, from now on it is this one.
+            db.execute(
+                update(NodeStatus)
+                .where(NodeStatus.node_number == node.number)
+                .values(doubled_at=None, info=info.to_dict())
+            )
         audit.record(
             db, "node.reconcile", actor=actor, object=node.name, source=source, now=now,
             confirmed=confirmed, added=answer.get("added"), removed=answer.get("removed"),
@@ -126,21 +127,23 @@ def reconcile(
     node: "NodeAddress",
     *,
     now: Callable[[], datetime],
+    boot_id: str,
     reason: str,
     confirmed: bool = False,
 ) -> dict[str, int]:
     """Hand a node everything it should have; returns the agent's answer.
 
-    Raises NodeRefused when the agent holds it back, NodeUnreachable when it does not answer.
+    Raises NodeRefused when the agent holds it back or is not that of ``boot_id``, NodeUnreachable when
+    it does not answer.
     """
     with transaction(read_only=True) as db:
         wanted = nodes.wanted_set(db, node.number)
     try:
-        answer = agents.put_set(node, replace(wanted, confirmed=confirmed))
+        answer = agents.put_set(node, replace(wanted, confirmed=confirmed), boot_id=boot_id)
     except NodeRefused as refused:
         if confirmed or refused.agent_status != 409 or not _is_known_end(agents, node, wanted):
             raise
-        answer = agents.put_set(node, replace(wanted, confirmed=True))
+        answer = agents.put_set(node, replace(wanted, confirmed=True), boot_id=boot_id)
     with transaction() as db:
         db.execute(
             update(NodeStatus)

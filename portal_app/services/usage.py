@@ -26,7 +26,7 @@ _SETTLED = timedelta(hours=1)
 #: So many days are made up for after an outage.
 _DAYS_BACK = 7
 
-#: The day of a large service has millions of sessions. Other jobs wait meanwhile.
+#: The day of a large service has millions of sessions.
 _COUNT_SECONDS = 30
 
 Key = tuple[str, int]
@@ -81,7 +81,7 @@ def _samples(db: Session) -> Iterator[dict[str, Any]]:
 def count_days(now: datetime) -> int:
     """Count the oldest day that is over and was not counted; returns how many: one or none.
 
-    One at a time, as more urgent jobs wait for the end of this. A day that cannot be counted keeps no later
+    One at a time, so that an outage is not made up for in one go. A day that cannot be counted keeps no later
     one from it. Raises Unavailable when there were only such days.
     """
     last = (now - _SETTLED).date() - timedelta(days=1)

@@ -107,6 +107,23 @@ async def test_admit_cut_and_set_are_known_at_the_next_question(
         assert (info["generation"], info["connection_count"]) == (3, 1)
 
 
+async def test_another_machine_or_boot_than_is_meant_obeys_nothing(
+    openvpn_settings: Settings, management: CertificateAuthority
+) -> None:
+    """R60: a clone has certificate and instance of its original; a boot of its own it cannot deny."""
+    async with running(openvpn_settings, management) as node:
+        own, another = (await node.info())["boot_id"], "c" * 32
+        whole = {"authority": AUTHORITY.to_dict(), "generation": 1, "connections": []}
+        for method, path, body in (("PUT", PATH, admission(connection())), ("PUT", "/n/connections", whole)):
+            refused, said = await node.call(method, path, body, headers={"If-Match": f'"{another}"'})
+            assert (refused, own in said["error"]) == (412, True)
+            assert (await node.info())["connection_count"] == 0
+
+        assert (await node.call("PUT", PATH, admission(connection()), headers={"If-Match": f'"{own}"'}))[
+            0
+        ] == 204
+
+
 async def test_usage_of_some_connections_is_of_no_others(
     openvpn_settings: Settings, management: CertificateAuthority
 ) -> None:

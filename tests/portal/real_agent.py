@@ -29,7 +29,7 @@ def loopback_address() -> str:
 
 
 class RealAgent:
-    """``restart`` keeps its state, ``wipe`` makes it the agent of a reinstalled machine."""
+    """``start`` again keeps its state, ``wipe`` makes it the agent of a reinstalled machine."""
 
     def __init__(
         self,
@@ -69,8 +69,10 @@ class RealAgent:
     def node(self) -> NodeRef:
         return NodeRef(self.number, self.name, self.agent_address)
 
-    def start(self, agents: Agents) -> "RealAgent":
-        code = "import sys; from node_agent.cli import main; sys.exit(main())"
+    def start(self, agents: Agents, boot_id: str = "") -> "RealAgent":
+        """With ``boot_id`` what starts is another machine with every file of this one, a clone."""
+        booted = f"from node_agent import machine; machine.boot_id = lambda: {boot_id!r}" if boot_id else ""
+        code = f"{booted}\nimport sys; from node_agent.cli import main; sys.exit(main())"
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, "--settings", self._settings, "run"], stdout=log, stderr=log

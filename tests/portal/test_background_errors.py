@@ -57,7 +57,8 @@ def test_job_that_raises_is_seen_and_the_next_one_runs(app, settings):
         Job("expire", timedelta(seconds=10), broken),
         Job("drain", timedelta(seconds=10), ran.append),
     ]
-    controller._run_jobs()
+    controller._start_jobs()
+    wait_until(lambda: not controller._jobs_running)
     agents.close()
     background_errors.flush()
 

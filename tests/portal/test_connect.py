@@ -2,8 +2,10 @@
 
 import logging
 import time
-from datetime import UTC, datetime, timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from statistics import quantiles
 from types import SimpleNamespace
 
 import pytest
@@ -103,7 +105,6 @@ def test_openvpn_configuration_holds_a_certificate_of_this_connection_only(node,
     usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     assert certificate.not_valid_after_utc == row.expires_at.replace(microsecond=0)
-    assert certificate.not_valid_before_utc <= datetime.now(UTC) - timedelta(minutes=4)
     assert node.connections[row.id].common_name == row.id
 
 
@@ -625,20 +626,19 @@ def test_while_no_controller_asks_the_nodes_people_connect(node, make_app_user):
 
 
 @pytest.mark.parametrize("mode", ["silent", "drip", "half_open", "refuse", "garbage", "huge"])
-def test_node_that_does_not_admit_gives_way_to_another_within_the_budget(
-    make_nodes, make_app_user, monkeypatch, mode
-):
-    """R42, R54, R96"""
-    monkeypatch.setattr(connections, "ADMIT_SECONDS", 0.6)
+def test_node_that_does_not_admit_gives_way_to_another_within_the_budget(make_nodes, make_app_user, mode):
+    """R42, R54, R96: within 5 s."""
     bad, good = make_nodes(2)
     bad.mode = mode
     seen_up(1, info={"rel_load_average": [99, 99, 99], "o_client_count": 0})
     with transaction() as db:
         db.execute(update(Offer).where(Offer.node_number == 1).values(capacity=1))
     app = make_app_user()
+    begin = time.monotonic()
 
     response = app.connect()
 
+    assert time.monotonic() - begin <= 5
     assert "Endpoint = node1.example.org" in response.text
     (row,) = rows()
     assert good.peers == {row.id}
@@ -651,6 +651,32 @@ def test_node_that_does_not_admit_gives_way_to_another_within_the_budget(
             ).all()
         )
         assert allocated == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("mode", ["silent", "drip"])
+def test_node_that_answers_slowly_holds_up_nobody_else(make_nodes, make_app_user, mode):
+    """R96: nothing is locked meanwhile; 99 % of what others ask of other nodes is answered within 1 s."""
+    bad, _good = make_nodes(2)
+    with transaction() as db:
+        db.execute(delete(Offer).where(Offer.node_number == 1, Offer.profile_id == "employees"))
+        db.execute(delete(Offer).where(Offer.node_number == 0, Offer.profile_id == "lab"))
+    waits, other = make_app_user(), make_app_user("bob")
+    bad.mode = mode
+    took = []
+
+    with ThreadPoolExecutor(1) as threads:
+        begin = time.monotonic()
+        waiting = threads.submit(waits.connect)
+        while not waiting.done():
+            asked_at = time.monotonic()
+            assert other.connect("lab").status_code == 200
+            took.append(time.monotonic() - asked_at)
+        refused = waiting.result()
+        assert time.monotonic() - begin <= 5
+
+    assert refused.status_code == 503
+    assert len(took) > 10
+    assert quantiles(took, n=100, method="inclusive")[-1] <= 1
 
 
 def test_what_is_read_before_a_node_is_chosen_is_part_of_the_budget(node, make_app_user, monkeypatch):

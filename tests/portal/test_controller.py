@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from sqlalchemy import delete, insert, select, update
 
 from portal_app.agents import Agents
 from portal_app.clock import utc_now
+from portal_app.controller import loop
+from portal_app.controller.housekeeping import Job
 from portal_app.controller.loop import Controller
 from portal_app.controller.observation import Timing
 from portal_app.controller.watch import FOLLOWING, Watch
@@ -408,6 +411,31 @@ def test_older_epoch_is_reported_with_the_way_out(make_agents, agents, settings,
         eventually(lambda: agent.info(agents).epoch == 6)
 
 
+def test_slow_job_holds_up_no_other(app, agents, settings, monkeypatch):
+    """R19: no interval is missed while another job waits for nodes."""
+    at_work, go_on, began = threading.Event(), threading.Event(), []
+
+    def wait(_now: Any) -> None:
+        at_work.set()
+        assert go_on.wait(30)
+
+    interval = timedelta(seconds=1)
+    found = [
+        Job("app_gone", interval, wait),
+        Job("expire", interval, lambda _now: began.append(time.monotonic())),
+    ]
+    monkeypatch.setattr(loop, "jobs", lambda *_arguments: found)
+    with running(settings, agents):
+        assert at_work.wait(15)
+        begin = time.monotonic()
+        try:
+            eventually(lambda: len([at for at in began if at > begin]) >= 4)
+        finally:
+            go_on.set()
+
+    assert max(b - a for a, b in pairwise([begin, *(at for at in began if at > begin)])) <= 2
+
+
 @on_postgresql
 def test_other_machine_at_a_nodes_address_is_not_used(
     make_agents, agents, settings, run_command, monkeypatch
@@ -436,6 +464,56 @@ def test_other_machine_at_a_nodes_address_is_not_used(
 
         eventually(is_up)
     assert agent.connections(agents) == made
+
+
+def test_clone_is_not_used_and_its_peers_are_left_alone(
+    make_agents, agents, settings, run_command, make_app_user, monkeypatch
+):
+    """R60: whoever leads knows what the one before knew, and a connect needs no leader to notice."""
+    (agent,) = make_agents()
+    user = make_app_user()
+    with running(settings, agents):
+        eventually(is_up)
+        had = {connect(user)}
+    agent.stop()
+    agent.start(agents, boot_id="c" * 32)
+
+    assert make_app_user("bob").connect("legacy").status_code == 503
+    with running(settings, agents):
+        eventually(lambda: "two machines answer" in str(status().error), 60)
+        assert make_app_user("carol").connect("legacy").status_code == 503
+        assert "node.foreign" in actions()
+        assert agent.connections(agents) == had
+    agent.stop()
+    agent.start(agents)
+    with running(settings, agents):
+        rounds = count_calls(agents, monkeypatch)
+        eventually(lambda: len(rounds) > 5)
+        assert "two machines answer" in str(status().error)
+        assert run_command("node", "reconcile", "node0").error.startswith("vpn-portal: node0: two machines")
+
+        run_command("node", "reconcile", "node0", "--confirm")
+
+        eventually(is_up)
+        assert user.connect("legacy").status_code == 200
+
+
+@on_sqlite
+def test_rebooted_node_takes_connections_before_the_controller_has_heard_it(
+    make_agents, agents, settings, make_app_user
+):
+    """R60, R45: its boot is another one, and began after its last answer."""
+    (agent,) = make_agents()
+    user = make_app_user()
+    with running(settings, agents):
+        eventually(is_up)
+    agent.stop()
+    with transaction() as session:
+        long_ago = utc_now() - timedelta(days=9999)
+        session.execute(update(NodeStatus).values(answered_at=long_ago))
+    agent.start(agents, boot_id="c" * 32)
+
+    assert user.connect("legacy").status_code == 200
 
 
 @on_sqlite

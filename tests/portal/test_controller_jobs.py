@@ -3,6 +3,7 @@
 import logging
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -149,20 +150,21 @@ def lease(
     expires_at: datetime = NOON + DAY,
     created_at: datetime = NOON - DAY,
     authorization_id: int | None = None,
+    number: int = 0,
 ) -> str:
-    """Commit a WireGuard connection on node 0."""
+    """Commit a WireGuard connection on one node."""
     with transaction() as session:
-        taken = leases.take(session, 0, "employees")
+        taken = leases.take(session, number, "employees")
         assert taken is not None
         made = Connection(
-            id=uuid.uuid4().hex, user_id=user.id, authorization_id=authorization_id, node_number=0,
+            id=uuid.uuid4().hex, user_id=user.id, authorization_id=authorization_id, node_number=number,
             profile_id="employees", protocol="wireguard", public_key=public_key(), position=taken.position,
             ipv4=taken.ipv4, ipv6=taken.ipv6, display_name="test", created_at=created_at,
-            expires_at=expires_at, generation=nodes.next_generation(session, 0),
+            expires_at=expires_at, generation=nodes.next_generation(session, number),
         )  # fmt: skip
         session.add(made)
         session.add(
-            AddressUse(connection_id=made.id, user_name=user.name, profile_id="employees", node_number=0,
+            AddressUse(connection_id=made.id, user_name=user.name, profile_id="employees", node_number=number,
                        protocol="wireguard", ipv4=taken.ipv4, ipv6=taken.ipv6, started_at=created_at)
         )  # fmt: skip
     return made.id
@@ -236,13 +238,15 @@ class _Usage:
 
     def __init__(self, *known: Usage) -> None:
         self.known = list(known)
-        self.cut_ids: list[str] = []
 
     def usage(self, _node: Any) -> list[Usage]:
         return self.known
 
-    def together(self, calls: list[Any], **_options: Any) -> None:
-        self.cut_ids += [""] * len(calls)
+    def cut(self, *_arguments: Any, **_options: Any) -> None:
+        """Everything can be cut."""
+
+    def together(self, calls: list[Any], **_options: Any) -> list[Any]:
+        return [call() for call in calls]
 
 
 def used(connection_id: str, last: datetime | None, *, active: bool = False) -> Usage:
@@ -351,6 +355,54 @@ def test_node_that_was_just_started_cannot_know_who_is_gone(node: AgentServer):
     housekeeping.end_gone(usage, 72 * HOUR, NOON)
 
     assert living() == {connection}
+
+
+def hold_old_connections(make_nodes: Callable[..., list[AgentServer]], count: int) -> None:
+    """Let so many nodes each have a connection of an app that may be gone."""
+    make_nodes(count)
+    for number in range(count):
+        seen_up(number, info={"node_uptime": 10 * 86400})
+        user = add_user(f"user{number}")
+        lease(user, created_at=NOON - 100 * HOUR, authorization_id=authorize(user), number=number)
+
+
+def test_nodes_are_asked_side_by_side_who_is_gone(
+    make_nodes: Callable[..., list[AgentServer]], agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R19: many that fall silent at once cost the time of one."""
+    hold_old_connections(make_nodes, 3)
+    all_asked = threading.Barrier(3)
+
+    def usage(_node: Any) -> list[Usage]:
+        all_asked.wait(10)
+        return []
+
+    monkeypatch.setattr(agents, "usage", usage)
+
+    housekeeping.end_gone(agents, 72 * HOUR, NOON)
+
+    assert not all_asked.broken
+    assert len(living()) == 3
+
+
+def test_node_that_fails_meanwhile_is_not_asked_who_is_gone(
+    make_nodes: Callable[..., list[AgentServer]], agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R19."""
+    hold_old_connections(make_nodes, 3)
+    asked = []
+
+    def usage(node: Any) -> list[Usage]:
+        asked.append(node.number)
+        seen_up(1, failing_since=NOON)
+        return []
+
+    monkeypatch.setattr(agents, "usage", usage)
+    monkeypatch.setattr(housekeeping, "_ASKED_TOGETHER", 1)
+
+    housekeeping.end_gone(agents, 72 * HOUR, NOON)
+
+    assert asked == [0, 2]
 
 
 def test_what_is_over_is_forgotten_and_what_is_open_stays():

@@ -1,6 +1,7 @@
 """What an answer of a node means: pure decisions of the controller."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,12 +16,15 @@ from portal_app.controller.observation import (
     refusal,
     went_back,
 )
+from portal_app.services.machines import DOUBLED, Known
 from vpn_core.messages import NodeInfo
 
 DEPLOYMENT, OTHER = "d" * 32, "e" * 32
-TIMING = Timing(poll=5, moved=30, full=600, flapping=600)
+TIMING = Timing(poll=5, moved=30, full=600)
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 EXPECTED = Expected(
-    number=3, name="vpn3", agent_address="192.0.2.3", generation=10, instance_id="1" * 32, journal_id=None,
+    number=3, name="vpn3", agent_address="192.0.2.3", generation=10,
+    known=Known("1" * 32, "1" * 32, "b" * 32, NOON, None), journal_id=None,
     journal_sequence=0, reconciled_generation=10, failing_since=None, suspect_until=None,
     maintenance_mode=False, issued_public_key=None, deployment_id=DEPLOYMENT, epoch=2,
 )  # fmt: skip
@@ -106,37 +110,55 @@ def test_counter_ahead_of_ours_means_an_older_database():
 
 def test_counter_that_cannot_be_is_not_believed():
     """N7: counting on from it would leave no room."""
-    assert refusal(told(generation=2**63 - 1), EXPECTED, Memory(), 0, TIMING) is not None
+    assert refusal(told(generation=2**63 - 1), EXPECTED, NOON) is not None
 
 
 @pytest.mark.parametrize("changes", [{"node_number": 4}, {"instance_id": "2" * 32}])
 def test_other_node_is_refused(changes):
     """R60."""
-    assert refusal(told(**changes), EXPECTED, Memory(), 0, TIMING) is not None
+    assert refusal(told(**changes), EXPECTED, NOON) is not None
 
 
 def test_first_answer_of_a_node_is_believed():
-    unknown = replace(EXPECTED, instance_id=None)
+    unknown = replace(EXPECTED, known=Known(None, None, None, None, None))
 
-    assert refusal(told(instance_id="2" * 32), unknown, Memory(), 0, TIMING) is None
-
-
-def test_rebooted_node_is_still_itself():
-    memory = Memory()
-
-    assert [refusal(told(boot_id=boot * 32), EXPECTED, memory, 0, TIMING) for boot in "abcd"] == [None] * 4
+    assert refusal(told(instance_id="2" * 32), unknown, NOON) is None
 
 
-def test_two_machines_that_answer_in_turns_are_noticed():
-    """R60: a clone has every file, but a boot of its own."""
-    memory = Memory()
-    first, clone = told(boot_id="a" * 32), told(boot_id="b" * 32)
-    assert refusal(first, EXPECTED, memory, 0, TIMING) is None
-    assert refusal(clone, EXPECTED, memory, 5, TIMING) is None
+def heard(boot: str, at: datetime, doubled_at: datetime | None = None) -> Expected:
+    return replace(EXPECTED, known=Known("1" * 32, "1" * 32, boot * 32, at, doubled_at))
 
-    assert "two machines" in str(refusal(first, EXPECTED, memory, 10, TIMING))
-    assert "two machines" in str(refusal(first, EXPECTED, memory, 600, TIMING))
-    assert refusal(first, EXPECTED, memory, 611, TIMING) is None
+
+@pytest.mark.parametrize("up_for", [0, 3, 64])
+def test_rebooted_node_is_still_itself(up_for: int) -> None:
+    """However soon it answers: it began after its last answer."""
+    rebooted = told(boot_id="c" * 32, node_uptime=up_for)
+
+    assert refusal(rebooted, heard("b", NOON), NOON + timedelta(seconds=up_for)) is None
+
+
+def test_machine_that_ran_while_the_node_answered_is_a_second_one() -> None:
+    """R60: a clone has every file, but a boot of its own; its last answer is all that counts."""
+    clone = told(boot_id="c" * 32, node_uptime=60)
+    first_answer = NOON + timedelta(seconds=5)
+
+    assert "two machines" in str(refusal(clone, heard("b", NOON), first_answer))
+    assert refusal(told(node_uptime=9999), heard("b", NOON), first_answer) is None
+
+
+def test_neither_of_two_machines_is_used() -> None:
+    """R60: until the second one was silent for ten minutes, or somebody confirms."""
+    node = told(node_uptime=9999)
+
+    assert "two machines" in str(refusal(node, heard("b", NOON, NOON), NOON + DOUBLED - timedelta(seconds=1)))
+    assert refusal(node, heard("b", NOON, NOON), NOON + DOUBLED) is None
+
+
+def test_reinstalled_node_that_was_vouched_for_may_have_run_before() -> None:
+    """R60: ``vpn-portal node enroll`` says that it is the node from now on."""
+    enrolled = replace(EXPECTED, known=Known("2" * 32, "1" * 32, "b" * 32, NOON, None))
+
+    assert refusal(told(instance_id="2" * 32, boot_id="c" * 32, node_uptime=9999), enrolled, NOON) is None
 
 
 def test_held_node_says_why():

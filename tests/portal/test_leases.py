@@ -2,7 +2,9 @@
 
 import random
 import threading
+import time
 from collections import Counter
+from statistics import quantiles
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -153,13 +155,25 @@ def test_as_many_winners_as_addresses(make_nodes, app):
 
 @pytest.mark.parametrize("database", ["sqlite"])
 def test_fifty_writers_at_once_on_sqlite(node, app):
-    """R31"""
+    """R31: none fails, and 99 % are over within 3 s."""
     users = [add_user(f"user{number}") for number in range(50)]
+    took = []
 
-    results = at_once([connect_in(app, user) for user in users])
+    def timed(connect):
+        def call():
+            begin = time.monotonic()
+            try:
+                return connect()
+            finally:
+                took.append(time.monotonic() - begin)
+
+        return call
+
+    results = at_once([timed(connect_in(app, user)) for user in users])
 
     assert [r for r in results if not isinstance(r, connections.Issued)] == []
     assert len(node.peers) == 50
+    assert quantiles(took, n=100, method="inclusive")[-1] <= 3
 
 
 def test_device_limit_holds_under_parallel_connects(node, app, make_app_user):
@@ -187,7 +201,7 @@ def test_several_connects_of_one_authorization_leave_one(node, app, make_app_use
     with transaction(read_only=True) as db:
         living = set(db.scalars(select(Connection.id)))
     assert len(living) == 1
-    wait_until(lambda: node.peers == living)
+    wait_until(lambda: node.peers == living, seconds=5)
 
 
 def test_nothing_survives_a_revocation_that_races_with_connects(node, app, make_app_user):

@@ -148,7 +148,7 @@ def test_one_authorization_at_two_portals_at_once_holds_one_connection(make_node
     # 409: what a later one of them ended before the node had heard of it.
     assert {answer.status for answer in answers} <= {200, 409}
     (row,) = rows()
-    wait_until(lambda: set().union(*(agent.peers for agent in agents)) == {row.id})
+    wait_until(lambda: set().union(*(agent.peers for agent in agents)) == {row.id}, seconds=5)
 
 
 def test_refresh_token_used_at_both_portals_at_once_leaves_one_chain_or_none(portals, http):

@@ -1,6 +1,7 @@
 """Lanes: threads for one kind of the controller's work."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -74,6 +75,26 @@ def test_what_fails_leaves_its_thread_at_work(make_lane, caplog):
 
     assert done.wait(SECONDS)
     assert "broken" in caplog.text
+
+
+def test_end_waits_for_all_threads_together(make_lane):
+    """R2: a process that ends has so much time, however many of its threads hang."""
+    lane, started, go_on = make_lane(4), threading.Barrier(5), threading.Event()
+
+    def hang() -> None:
+        started.wait(SECONDS)
+        assert go_on.wait(SECONDS)
+
+    for _ in range(4):
+        lane.submit(hang)
+    started.wait(SECONDS)
+    lane.stop()
+    begin = time.monotonic()
+
+    lane.join(0.5)
+
+    assert 0.5 <= time.monotonic() - begin < 1
+    go_on.set()
 
 
 def test_what_waits_is_dropped_at_the_end(make_lane):

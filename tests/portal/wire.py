@@ -110,12 +110,16 @@ class Wire(Agents):
         # Acts go on one after the other: none can wait for another's turn.
         self._admissions = Admissions(at_once=1000)
 
-    def _ask(self, node: Any, method: str, path: str, sent: bytes, *_bounds: Any) -> _Answer:
+    def _ask(
+        self, node: Any, method: str, path: str, sent: bytes, boot_id: str | None, *_bounds: Any
+    ) -> _Answer:
         assert not db._sqlite_writer.are_taken(), "a call to a node inside of a transaction"
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: node-{node.number}\r\nConnection: close\r\n"
             f"Date: {formatdate(self._network.time.time(), usegmt=True)}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n"
+            + (f'If-Match: "{boot_id}"\r\n' if boot_id else "")
+            + "\r\n"
         )
         current = self._network.current
         assert current is not None
