@@ -315,15 +315,20 @@ class Administering(Busy):
     def __init__(self, deployment: Deployment) -> None:
         super().__init__()
         self._page = f"{deployment.portal_url}/admin/users/add"
-        self._browser = World(deployment, deployment.host("clients")).browser("admin")
+        self._world = World(deployment, deployment.host("clients"))
+        self._browser = self._world.browser("admin")
         self.added: list[str] = []
 
     def act(self) -> None:
         with suppress(VerificationError):
             page, name = self._browser.open(self._page), f"fault-{secrets.token_hex(6)}"
             form = next((f for f in forms(page.text) if "name" in f.fields), None)
+            if form is None:
+                # Signed in too long ago to do this.
+                self._browser = self._world.browser("admin")
+                return
             values = {"name": name, "permissions": ""}
-            if form and "/set-password/" in self._browser.submit(page, form, values).text:
+            if "/set-password/" in self._browser.submit(page, form, values).text:
                 self.added.append(name)
 
     def lost(self, database: Host) -> int:
