@@ -235,3 +235,18 @@ def filtered(wanted: Filter) -> Any:
 def _cells(event: Any) -> list[object]:
     details = json.dumps(event.details, ensure_ascii=False) if event.details else ""
     return [event.at, event.actor, event.action, event.object, event.source, details]
+
+
+def former_permissions(db: Session, user: User) -> list[str] | None:
+    """Return what a user had before the permissions were set last, None if the log does not know."""
+    details = db.scalar(
+        select(AuditEvent.details)
+        .where(
+            AuditEvent.object == user.name,
+            AuditEvent.action == PERMISSIONS_SET,
+            AuditEvent.at >= user.created_at,
+        )
+        .order_by(AuditEvent.at.desc(), AuditEvent.id.desc())
+        .limit(1)
+    )
+    return None if details is None else list(details["before"])

@@ -27,7 +27,6 @@ from portal_app.db import Database, is_postgresql
 from portal_app.errors import N_, Forbidden, NotFound
 from portal_app.models import (
     AddressUse,
-    AuditEvent,
     Authorization,
     Connection,
     LocalAccount,
@@ -371,21 +370,6 @@ def known_permissions(db: Session, settings: Settings) -> list[str]:
     for needed in db.scalars(select(Profile.permissions)):
         found |= set(needed or [])
     return sorted(found)
-
-
-def former_permissions(db: Session, user: User) -> list[str] | None:
-    """Return what a user had before the permissions were set last, None if the log does not know."""
-    details = db.scalar(
-        select(AuditEvent.details)
-        .where(
-            AuditEvent.object == user.name,
-            AuditEvent.action == audit.PERMISSIONS_SET,
-            AuditEvent.at >= user.created_at,
-        )
-        .order_by(AuditEvent.at.desc(), AuditEvent.id.desc())
-        .limit(1)
-    )
-    return None if details is None else list(details["before"])
 
 
 def check_may_reset(user: User, rights: Collection[Right], settings: Settings) -> None:

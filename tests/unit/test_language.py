@@ -92,7 +92,7 @@ def test_what_nobody_reads_needs_none(template: str) -> None:
 A_COUNT = re.compile(r"%\((?P<value>\w+)\)s(?: [\w-]+)? (?P<noun>[a-z]+s)\b")
 #: Values that are no numbers, and numbers that are never one: bounds, and what is far above it.
 NO_NUMBER = {"field", "mode", "name", "node", "percent", "portal"}
-NEVER_ONE = {"least", "most", "minutes", "places"}
+NEVER_ONE = {"least", "most", "minutes", "places", "within"}
 
 
 def test_what_is_counted_has_a_text_for_one(found: translations.Catalog) -> None:

@@ -33,6 +33,8 @@ from vpn_core.messages import WIREGUARD
 BUSY_PERCENT = 75
 #: As a page of one node shows names; more of them nobody reads.
 MOST_NAMES = 100
+#: A node takes a kilobyte of the page of all.
+NODES_OF_PAGE = 40
 OCCUPANTS_SECONDS = 3.0
 #: Minutes until those who are left on a node are cut.
 DELAYS = (0, 5, 15, 60, 240, 720)
@@ -101,6 +103,7 @@ def nodes() -> str:
             paging.Order([Node.number]),
             before=forms.cursor("before"),
             after=forms.cursor("after"),
+            size=NODES_OF_PAGE,
         )
         views = _views(db, page.rows[0][0], page.rows[-1][0], connections) if page.rows else []
     return render_template("admin/nodes.html", nodes=views, page=page)

@@ -15,7 +15,7 @@ from portal_app.language import gettext, said
 from portal_app.login import requires
 from portal_app.models import User
 from portal_app.roles import Right
-from portal_app.services import connection_list, devices, ending_by_operator, people, profiles, users
+from portal_app.services import audit, connection_list, devices, ending_by_operator, people, profiles, users
 from portal_app.views import forms
 from portal_app.views.admin import bp
 
@@ -162,7 +162,7 @@ def permissions(user_id: int) -> AnyResponse:
     shown: list[str] | None = found.permissions
     if "former" in request.args:
         with transaction(read_only=True) as db:
-            shown = people.former_permissions(db, found)
+            shown = audit.former_permissions(db, found)
     return _permissions_form(found, "\n".join(found.permissions if shown is None else shown))
 
 
