@@ -75,7 +75,8 @@ class Settings:
     @property
     def support_url(self) -> str:
         """Where the support contact leads; "" when there is none."""
-        return f"mailto:{self.support_contact}" if "@" in self.support_contact else self.support_contact
+        contact = self.support_contact
+        return contact if not contact or contact.startswith("https://") else f"mailto:{contact}"
 
     @property
     def planned(self) -> list[Planned]:

@@ -201,7 +201,12 @@ class Controller:
                 self._jobs_lane.submit(partial(self._run_job, job))
 
     def _run_job(self, job: Job) -> None:
-        now = self.clock()
+        try:
+            self._try_job(job, self.clock())
+        finally:
+            self._jobs_running.discard(job.name)
+
+    def _try_job(self, job: Job, now: datetime) -> None:
         try:
             if claim(job, now):
                 job.run(now)
@@ -210,12 +215,13 @@ class Controller:
             log("job_failed", level=logging.WARNING, job=job.name, error=_said(error))
             if not isinstance(error, PortalError | SQLAlchemyError):
                 logger.exception("job %s", job.name)
+            if self._stopping:
+                # What it needs may be closed by now: another portal does it, or this one at its next start.
+                return
             background_errors.note(f"job {job.name}", error)
             # Where the database does not answer there is nothing to write it into.
             with contextlib.suppress(PortalError, SQLAlchemyError):
                 note_end(job, _said(error), now)
-        finally:
-            self._jobs_running.discard(job.name)
 
     def _wait_for_database(self, error: Exception) -> None:
         """Wait longer each time, within bounds; say so once a minute (R51)."""

@@ -55,7 +55,7 @@ def enroll(instances: Mapping[str, str], now: datetime) -> list[str]:
             db.execute(
                 update(NodeStatus)
                 .where(NodeStatus.node_number == known[name].number)
-                .values(instance_id=instances[name])
+                .values(instance_id=instances[name], doubled_at=None)
             )
             audit.record(
                 db, "node.enroll", actor=audit.CLI, object=name, now=now, instance=instances[name][:8]

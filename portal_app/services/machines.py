@@ -37,17 +37,22 @@ class Known:
             return (
                 f"another machine answers (instance {info.instance_id[:8]}, known is {self.instance_id[:8]})"
             )
-        if self.is_double(info, now) or (self.doubled_at is not None and now - self.doubled_at < DOUBLED):
+        if self.is_double(info, now) or self._was_double(now):
             return "two machines answer as this node"
         return None
+
+    def _was_double(self, now: datetime) -> bool:
+        """Tell whether that was lately. A time to come was written by a clock that was wrong: long ago."""
+        return self.doubled_at is not None and self.doubled_at <= now < self.doubled_at + DOUBLED
 
     def is_double(self, info: NodeInfo, now: datetime) -> bool:
         """Tell whether a second machine with the same files answers.
 
         A clone has its original's instance and a boot of its own. Whoever has rebooted began after the last
-        answer before that; a machine that ran by then is another one.
+        answer before that; a machine that ran by then is another one. Where that answer is yet to come, a
+        portal's clock is or was wrong, and nothing is known.
         """
-        if self.answered_at is None or info.instance_id != self.heard_instance_id:
+        if self.answered_at is None or self.answered_at > now or info.instance_id != self.heard_instance_id:
             return False
         began_at = now - timedelta(seconds=info.node_uptime)
         # The last answer may have been noted by another portal's clock.

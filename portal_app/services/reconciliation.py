@@ -104,18 +104,13 @@ def _write_down(
     now: datetime,
 ) -> None:
     with transaction() as db:
-        db.execute(
-            update(NodeStatus)
-            .where(NodeStatus.node_number == node.number)
-            .values(instance_id=info.instance_id)
-        )
+        status = db.scalars(
+            select(NodeStatus).where(NodeStatus.node_number == node.number).with_for_update()
+        ).one()
+        status.instance_id = info.instance_id
         if confirmed:
             # Whatever answered before, from now on it is this one.
-            db.execute(
-                update(NodeStatus)
-                .where(NodeStatus.node_number == node.number)
-                .values(doubled_at=None, info=info.to_dict())
-            )
+            status.doubled_at, status.info = None, (status.info or {}) | info.to_dict()
         audit.record(
             db, "node.reconcile", actor=actor, object=node.name, source=source, now=now,
             confirmed=confirmed, added=answer.get("added"), removed=answer.get("removed"),

@@ -469,17 +469,22 @@ def test_check_mode_ends_with_the_summary(tmp_path, vault):
 
 @pytest.mark.slow
 def test_a_right_inventory_is_planned_once_for_all_hosts(tmp_path, vault):
-    """A plan of hundreds takes long, and variables of roles name it dozens of times."""
+    """A plan of hundreds takes long, and variables of roles name it dozens of times. A node that leaves makes
+    another plan.
+    """
     inventory, run = tmp_path / "inventory", tmp_path / "run"
-    hosts = {"portals": {"hosts": {"p1": None}}, "nodes": {"hosts": {"vpn1": None}}}
+    second = {"vpn_node": {"number": 2, "hostname": "vpn2.example.org"}}
+    hosts = {"portals": {"hosts": {"p1": None}}, "nodes": {"hosts": {"vpn1": None, "vpn2": second}}}
     write(inventory, VARIABLES | {"vpn_portal_addresses": ["192.0.2.8"]}, hosts)
     (inventory / "group_vars/all/vault.yml").write_text(vault)
-    planned = {"that": ["vpn_plan.profiles | list == ['employees']", "firewall_tunnels | length == 1"]}
+    planned = "vpn_plan.profiles | list == ['employees'] and vpn_plan.nodes | list == ['vpn1', 'vpn2']"
+    anew = "vpn_plan.profiles | list == ['others'] and vpn_plan.nodes | list == ['vpn1']"
     tasks: list[dict[str, Any]] = [
         {"ansible.builtin.import_tasks": {"file": "tasks/inventory.yml"}},
-        # Whoever plans from now on finds no profile.
-        {"ansible.builtin.set_fact": {"vpn_profiles": {}}},
-        {"ansible.builtin.assert": planned, "when": "vpn_is_node"},
+        # Whoever plans from now on plans this.
+        {"ansible.builtin.set_fact": {"vpn_profiles": {"others": PROFILE}}},
+        {"ansible.builtin.assert": {"that": planned}},
+        {"ansible.builtin.assert": {"that": anew}, "vars": {"__leaving_node": "vpn2"}},
     ]
     for shared in ("playbooks/tasks", "playbooks/group_vars", "roles"):
         (run / shared).parent.mkdir(parents=True, exist_ok=True)

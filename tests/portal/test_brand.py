@@ -1,6 +1,7 @@
 """Logo, colours, contact and language of a deployment: what is served, and what is refused at the start."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def test_pages_show_logo_and_colours_from_files_that_browsers_keep(app: Flask) -
     assert all("immutable" in answer.headers["Cache-Control"] for answer in (picture, sheet))
     assert "--accent: #7a1f5c" in sheet.text.partition("@media")[0]
     assert "--accent: #e59ccb" in sheet.text.partition("prefers-color-scheme: dark")[2]
+
+
+@pytest.mark.parametrize(
+    ("contact", "url"),
+    [
+        ("help@example.org", "mailto:help@example.org"),
+        ("https://chat.example.org/@help", "https://chat.example.org/@help"),
+        ("", ""),
+    ],
+)
+def test_contact_leads_where_people_get_help(settings: Settings, contact: str, url: str) -> None:
+    assert replace(settings, support_contact=contact).support_url == url
 
 
 @pytest.mark.parametrize("settings_changes", [{}])

@@ -154,6 +154,14 @@ def test_neither_of_two_machines_is_used() -> None:
     assert refusal(node, heard("b", NOON, NOON), NOON + DOUBLED) is None
 
 
+def test_clock_of_a_portal_that_is_wrong_makes_no_second_machine() -> None:
+    """Everything lost its power, and the portal's clock is behind what it wrote before."""
+    rebooted, behind = told(boot_id="c" * 32, node_uptime=60), NOON - timedelta(seconds=1)
+
+    assert refusal(rebooted, heard("b", NOON), behind) is None
+    assert refusal(told(), heard("b", NOON, NOON), behind) is None
+
+
 def test_reinstalled_node_that_was_vouched_for_may_have_run_before() -> None:
     """R60: ``vpn-portal node enroll`` says that it is the node from now on."""
     enrolled = replace(EXPECTED, known=Known("2" * 32, "1" * 32, "b" * 32, NOON, None))

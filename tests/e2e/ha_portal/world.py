@@ -256,7 +256,7 @@ class Prober(Busy):
 
     def longest(self, after: float = 0.0) -> float:
         """Return the longest time between two good answers of one address in which a request to it was
-        refused, in seconds.
+        refused, in seconds; one that had no end counts until the last request.
 
         What was before ``after`` does not count.
         """
@@ -273,9 +273,10 @@ class Prober(Busy):
     def _longest(requests: list[Request], after: float) -> float:
         good = sorted(request.ended for request in requests if request.is_good)
         refused = [request.began for request in requests if not request.is_good]
+        first, last = min(request.began for request in requests), max(request.ended for request in requests)
         gaps = [
             until - max(since, after)
-            for since, until in itertools.pairwise(good)
+            for since, until in itertools.pairwise([first, *good, last])
             if until > after and any(since <= began < until for began in refused)
         ]
         return max(gaps, default=0.0)
@@ -318,13 +319,15 @@ class Addresses(Busy):
                     looking.terminate()
 
     def apart(self) -> float:
-        """Return the longest time in which it had one of the two, in seconds."""
-        longest, since = 0.0, 0.0
+        """Return the longest time in which it had one of the two, in seconds; without a word of it for a
+        second it has none.
+        """
+        longest, since, before = 0.0, 0.0, 0.0
         for at, had in list(self.seen):
-            if had == 1:
-                since = since or at
-            elif since:
-                longest, since = max(longest, at - since), 0.0
+            if since and at - before < 1:
+                longest = max(longest, at - since)
+            since = (since if since and at - before < 1 else at) if had == 1 else 0.0
+            before = at
         return longest
 
 
