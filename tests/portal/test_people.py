@@ -724,6 +724,18 @@ def test_connections_are_filtered_and_sorted(app: Flask, make_nodes: Any) -> Non
     assert now == ["alice", "Carol", "bob"], "who came last is first"
 
 
+@pytest.mark.parametrize("show", ["now", "all"])
+def test_a_connection_is_found_however_the_letters_of_a_name_are_put_together(
+    app: Flask, node: AgentServer, show: str
+) -> None:
+    make_configuration(browser(app, add_user("Ren\u00e9e")))
+    with transaction(read_only=True) as db:
+        begin_use(db.scalars(select(Connection)).one(), "Ren\u00e9e", 1)
+    query = {"show": show, "search": "Rene\u0301"}
+
+    assert names(admin(app).get("/admin/connections", query_string=query).text) == ["Ren\u00e9e"]
+
+
 @pytest.mark.parametrize(
     ("show", "sort"), [(show, sort) for show in ("now", "all") for sort in sorts(show == "now")]
 )

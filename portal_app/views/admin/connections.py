@@ -12,7 +12,7 @@ from portal_app.db import connected, transaction
 from portal_app.errors import N_, BadRequest, NotFound
 from portal_app.login import requires
 from portal_app.roles import Right
-from portal_app.services import connection_list, ending_by_operator
+from portal_app.services import connection_list, ending_by_operator, users
 from portal_app.services.connection_list import Filter, Row
 from portal_app.services.connections import GONE
 from portal_app.views import forms
@@ -28,7 +28,7 @@ def connections() -> str:
     found = login.required()
     now_only = forms.chosen("show", ("now", "all"), "now") == "now"
     wanted = Filter(
-        search=forms.query("search"),
+        search=users.normalized(forms.query("search")),
         profile_id=forms.query("profile"),
         node=forms.query("node"),
         protocol=forms.chosen("protocol", (WIREGUARD, OPENVPN)),
