@@ -55,7 +55,7 @@ def jobs(settings: Settings, agents: Agents) -> list[Job]:
         "drain": lambda now: maintenance.cut_due(agents, now),
         "nearly_full": fullness.watch,
         "sample_usage": sample_usage,
-        "count_days": count_days,
+        "count_days": lambda now: count_days(settings, now),
         "prune": lambda now: prune(settings, now),
     }
     return [Job(name, interval, run[name]) for name, interval in intervals(settings).items()]
@@ -206,8 +206,8 @@ def sample_usage(now: datetime) -> None:
     usage.sample(now)
 
 
-def count_days(now: datetime) -> None:
-    if days := usage.count_days(now):
+def count_days(settings: Settings, now: datetime) -> None:
+    if days := usage.count_days(now, retention=timedelta(days=settings.retention_days)):
         log("days_counted", days=days)
 
 

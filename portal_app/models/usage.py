@@ -31,7 +31,8 @@ class UsageSample(Base):
 class UsageDay(Base):
     """One day in UTC. ``users`` are different ones, ``sessions`` those that began, bytes those of sessions
     that ended, peaks the highest samples (None: there were none), ``clients`` connections by the app's id.
-    The row over everything has the different users of the 7 and 30 days that end with it, too.
+    The row over everything has the different users of the 7 and 30 days that end with it, too, or of as many
+    days as sessions are kept for (``usage.windows``). None is unknown.
     """
 
     __tablename__ = "usage_days"

@@ -33,7 +33,7 @@ _REFRESHED = Limit("address search", burst=1, refill_seconds=3600)
 
 @dataclass(frozen=True)
 class Filter:
-    """What a list shows; an empty text filters nothing. ``search`` is an address or the begin of a name.
+    """What a list shows; what is empty filters nothing. ``search`` is an address or the begin of a name.
 
     ``by_origin``: an address may be where a tunnel comes from, too. That is for who may ask who had an
     address.
@@ -41,7 +41,7 @@ class Filter:
 
     search: str = ""
     profile_id: str = ""
-    node: str = ""
+    node_number: int | None = None
     protocol: str = ""
     now_only: bool = True
     by_origin: bool = False
@@ -247,8 +247,8 @@ def _sessions(wanted: Filter) -> Any:
         found.append(VpnSession.profile_id == wanted.profile_id)
     if wanted.protocol:
         found.append(VpnSession.protocol == wanted.protocol)
-    if wanted.node:
-        found.append(VpnSession.node_number.in_(_number_of(wanted.node)))
+    if wanted.node_number is not None:
+        found.append(VpnSession.node_number == wanted.node_number)
     return select(VpnSession).where(*found)
 
 
@@ -269,8 +269,8 @@ def _connections(wanted: Filter) -> Any:
         found.append(Connection.profile_id == wanted.profile_id)
     if wanted.protocol:
         found.append(Connection.protocol == wanted.protocol)
-    if wanted.node:
-        found.append(Connection.node_number.in_(_number_of(wanted.node)))
+    if wanted.node_number is not None:
+        found.append(Connection.node_number == wanted.node_number)
     return select(Connection).where(*found)
 
 
@@ -278,10 +278,6 @@ def _at(address: str, wanted: Filter) -> ColumnElement[bool]:
     """Return which sessions have an address or, if that is asked, come from it."""
     inside = or_(VpnSession.ipv4 == address, VpnSession.ipv6 == address)
     return or_(inside, VpnSession.origin == address) if wanted.by_origin else inside
-
-
-def _number_of(node: str) -> Any:
-    return select(Node.number).where(Node.name == node)
 
 
 def _address(search: str) -> str:

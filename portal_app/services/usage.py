@@ -3,6 +3,7 @@
 Rows are per profile and node, per profile, per node, and over everything (``ALL``): users cannot be added up.
 """
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
@@ -17,6 +18,8 @@ from portal_app.models import AddressUse, UsageDay, UsageSample, VpnSession
 from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.waiting import longer
 from vpn_core.messages import OPENVPN
+
+log = logging.getLogger(__name__)
 
 SLOT = timedelta(minutes=5)
 #: Samples serve the statistics of a week, and the peaks of days that are counted late.
@@ -78,7 +81,20 @@ def _samples(db: Session) -> Iterator[dict[str, Any]]:
             yield {"profile_id": ALL, "node_number": ALL_NODES, "protocol": ALL} | dict(row._mapping)
 
 
-def count_days(now: datetime) -> int:
+def windows(retention: timedelta) -> dict[str, int]:
+    """Return over how many days, until the end of one, different users are counted, by the column of it.
+
+    A day is counted after its end, when the begin of as many days as sessions are kept is forgotten already:
+    so it is one fewer at most. Sessions are kept no longer for it.
+    """
+    known = retention.days - 1
+    found = {"users_of_7_days": 7} if known >= 7 else {}
+    if known > 7:
+        found["users_of_30_days"] = min(30, known)
+    return found
+
+
+def count_days(now: datetime, *, retention: timedelta) -> int:
     """Count the oldest day that is over and was not counted; returns how many: one or none.
 
     One at a time, so that an outage is not made up for in one go. A day that cannot be counted keeps no later
@@ -89,7 +105,7 @@ def count_days(now: datetime) -> int:
     failed: Unavailable | None = None
     for day in days:
         try:
-            if count_day(day):
+            if count_day(day, retention=retention, now=now):
                 return 1
         except Unavailable as error:
             failed = error
@@ -99,15 +115,17 @@ def count_days(now: datetime) -> int:
 
 
 @retried
-def count_day(day: date) -> bool:
+def count_day(day: date, *, retention: timedelta, now: datetime) -> bool:
     """Store what was on one day; False when it is known already."""
     with transaction(read_only=True) as db:
         if db.get(UsageDay, (ALL, ALL_NODES, day.isoformat())) is not None:
             return False
         with longer(db.connection(), _COUNT_SECONDS):
             rows = _days(db, day)
+    users = _of_last_days(bounds(day)[1], retention, now)
+    nobody = dict.fromkeys(users)
     with transaction() as db:
-        db.execute(insert(UsageDay), rows)
+        db.execute(insert(UsageDay), [row | (users if _is_of_all(row) else nobody) for row in rows])
     return True
 
 
@@ -151,17 +169,29 @@ def _days(db: Session, day: date) -> list[dict[str, Any]]:
             "sent_bytes": count.sent_bytes,
             "clients": dict(count.clients),
         }
-        | _of_last_days(db, end, is_wanted=(profile_id, node_number) == (ALL, ALL_NODES))
         for (profile_id, node_number), count in sorted(counts.items())
     ]
 
 
-def _of_last_days(db: Session, end: datetime, *, is_wanted: bool) -> dict[str, int | None]:
-    """Return how many different users there were until then, where that is wanted: over everything."""
-    return {
-        f"users_of_{days}_days": users_between(db, end - timedelta(days=days), end) if is_wanted else None
-        for days in (7, 30)
-    }
+def _is_of_all(row: dict[str, Any]) -> bool:
+    return (row["profile_id"], row["node_number"]) == (ALL, ALL_NODES)
+
+
+def _of_last_days(end: datetime, retention: timedelta, now: datetime) -> dict[str, int | None]:
+    """Return how many different users there were until then. None is unknown: what is that long ago may be
+    forgotten, or the count took too long. The day has its other numbers all the same.
+    """
+    found: dict[str, int | None] = {"users_of_7_days": None, "users_of_30_days": None}
+    for column, days in windows(retention).items():
+        begin = end - timedelta(days=days)
+        if begin <= now - retention:
+            continue
+        try:
+            with transaction(read_only=True) as db, longer(db.connection(), _COUNT_SECONDS):
+                found[column] = users_between(db, begin, end)
+        except Unavailable as error:
+            log.warning("users of %d days until %s are not counted: %s", days, end.date(), error)
+    return found
 
 
 def users_between(db: Session, begin: datetime, end: datetime) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, or_, select
 
 from portal_app.db import Database
 from portal_app.models import Node, Profile, UsageDay, UsageSample
@@ -93,7 +93,7 @@ _USERS = Statement(
         UsageDay.profile_id == bindparam("profile"),
         UsageDay.node_number == bindparam("node"),
         _BETWEEN,
-        UsageDay.users_of_7_days.is_not(None),
+        or_(UsageDay.users_of_7_days.is_not(None), UsageDay.users_of_30_days.is_not(None)),
     )
     .order_by(UsageDay.day.desc())
     .limit(1)
@@ -227,9 +227,8 @@ def summary(days: Counted) -> tuple[Days, Counter[str]]:
 
 
 def users_of_last_days(db: Database, retention: timedelta, *, now: datetime) -> list[Users]:
-    """Return the different users of 7 and of 30 days, as they were counted last, over all profiles and nodes.
-
-    Of what is longer ago than ``retention`` not all is known, so it has no number.
+    """Return the different users of the last days, as they were counted last, over all profiles and nodes:
+    of 7 and of 30, or of as many as the ``retention`` of sessions allows (``usage.windows``).
     """
     first, last = span(PERIODS["week"], now)
     between = {"first": first.isoformat(), "last": last.isoformat()}
@@ -237,8 +236,8 @@ def users_of_last_days(db: Database, retention: timedelta, *, now: datetime) -> 
     return [
         Users(timedelta(days=days), date.fromisoformat(row.day), count)
         for row in rows
-        for days, count in ((7, row.users_of_7_days), (30, row.users_of_30_days))
-        if timedelta(days=days) <= retention
+        for column, days in usage.windows(retention).items()
+        if (count := getattr(row, column)) is not None
     ]
 
 

@@ -218,10 +218,12 @@ def ask(
     actor: str,
     source: str | None,
     now: datetime,
+    page: int = 1,
 ) -> Answer:
     """Find who had an address, and leave an audit row of the question; without one there is no answer.
 
     Raises BadRequest for a time in the future. ``agents`` gives the way to the nodes, if it is needed.
+    ``page`` is the one that is asked for: of a later one the row says so, as it is no new question.
     """
     if question.moments and min(question.moments) > now:
         raise BadRequest(N_("This time is in the future. Check the date and the time zone."))
@@ -230,13 +232,19 @@ def ask(
             answer = find(db, question, retention=retention, now=now)
     else:
         answer = _find_behind(question, agents(), retention=retention, now=now)
-    _record(question, answer, zone_name, actor, source, now)
+    _record(question, answer, zone_name, page, actor, source, now)
     return answer
 
 
 @retried
 def _record(
-    question: Question, answer: Answer, zone_name: str, actor: str, source: str | None, now: datetime
+    question: Question,
+    answer: Answer,
+    zone_name: str,
+    page: int,
+    actor: str,
+    source: str | None,
+    now: datetime,
 ) -> None:
     event = audit.recording(
         "address searched",
@@ -248,6 +256,7 @@ def _record(
         tolerance_seconds=int(question.tolerance.total_seconds()),
         **({} if question.port is None else {"port": question.port}),
         found=len(answer.holders),
+        **({} if page == 1 else {"page": page}),
     )
     with connected() as db:
         run_together(db, [event], last=True)

@@ -205,6 +205,16 @@ def test_users_are_searched_by_the_begin_of_their_name(script: Script) -> None:
     assert script.get("/users", search="").status_code == 400
 
 
+def test_a_name_is_found_however_its_letters_are_put_together(script: Script) -> None:
+    """An é is one character, or an e with an accent after it."""
+    script.post("/users", {"name": "Ren\u00e9e"})
+
+    typed = "Rene\u0301"
+    assert [user["name"] for user in script.get("/users", search=typed).json["items"]] == ["Ren\u00e9e"]
+    acts = script.get("/audit", object=typed + "e").json["items"]
+    assert [act["action"] for act in acts] == ["user added"]
+
+
 def test_name_is_found_however_an_accent_is_written(script: Script) -> None:
     assert script.post("/users", {"name": "e\u0301mile"}).json["name"] == "émile"
     assert script.get(of_user("e\u0301mile")).status_code == 200

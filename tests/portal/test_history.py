@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from markupsafe import escape
 from sqlalchemy import insert, select
 
 from portal_app.clock import utc_now
 from portal_app.db import transaction
 from portal_app.models import AuditEvent, VpnSession
-from portal_app.services import audit, exports, history
+from portal_app.services import audit, exports, history, usage
 from tests.portal.agent_server import AgentServer
 from tests.portal.app_user import add_user, browser, csrf_token
 from tests.portal.pages import PASSWORD, add_account, elements, problem, sign_in
@@ -175,10 +176,42 @@ def test_days_that_cannot_be_read_are_said(auditor: FlaskClient, url: str, query
 
 @pytest.mark.parametrize("database", ["sqlite"])
 @pytest.mark.parametrize(
-    "query", [{"node": "x"}, {"node": "-1"}, {"node": "٣"}, {"node": "9" * 30}, {"protocol": "x"}]
+    "path", ["history", "statistics", "connections", "connections?show=all", "statistics.csv"]
 )
-def test_nodes_and_protocols_that_cannot_be_are_said(auditor: FlaskClient, query: dict[str, str]) -> None:
-    page = auditor.get("/admin/history", query_string=query)
+@pytest.mark.parametrize("name", ["nod0", "-1", "٣", "9" * 30, "<b>"])
+def test_a_node_that_there_is_not_is_said_on_every_page(
+    node: AgentServer, auditor: FlaskClient, path: str, name: str
+) -> None:
+    """Nothing is shown: it would be taken for that node's."""
+    add_sessions({})
+    usage.count_day(NOON.date(), retention=30 * DAY, now=NOON + DAY)
+    path, _, show = path.partition("?")
+    query = {"node": name, "period": "year"} | ({"show": "all"} if show else {})
+    page = auditor.get(f"/admin/{path}", query_string=query)
+
+    assert page.status_code == 400
+    assert f"There is no node “{escape(name)}”. The page Nodes has their names." in page.text
+    assert not list(elements(page.text, "table", "dl", "figure", "b"))
+    if not path.endswith(".csv"):
+        assert problem(page.text)
+        assert name in [option["value"] for option in elements(page.text, "option") if "selected" in option]
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+@pytest.mark.parametrize("path", ["statistics", "connections"])
+@pytest.mark.parametrize("asked", ["node0", "0"])
+def test_a_node_is_asked_for_by_its_name_or_its_number(
+    node: AgentServer, auditor: FlaskClient, path: str, asked: str
+) -> None:
+    page = auditor.get(f"/admin/{path}", query_string={"node": asked})
+
+    assert page.status_code == 200
+    assert "0" in [option["value"] for option in elements(page.text, "option") if "selected" in option]
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_a_protocol_that_cannot_be_is_said(auditor: FlaskClient) -> None:
+    page = auditor.get("/admin/history", query_string={"protocol": "x"})
 
     assert (page.status_code, bool(problem(page.text))) == (400, True)
 

@@ -716,12 +716,25 @@ def test_connections_are_filtered_and_sorted(app: Flask, make_nodes: Any) -> Non
         assert found(sort="user") == ["alice", "bob", "Carol"]
         assert found(sort="user", order="desc") == ["Carol", "bob", "alice"]
         assert found(protocol="openvpn") == found(profile="legacy") == ["Carol"]
-        assert found(profile="nothing") == found(node="nothing") == found(node="\0x") == []
-        assert sorted(found(node=f"node{alice.node_number}", protocol="wireguard")) == sorted(
-            name for name, c in (("alice", alice), ("bob", bob)) if c.node_number == alice.node_number
-        )
+        assert found(profile="nothing") == found(node="7") == []
+        for node in (f"node{alice.node_number}", str(alice.node_number)):
+            assert sorted(found(node=node, protocol="wireguard")) == sorted(
+                name for name, c in (("alice", alice), ("bob", bob)) if c.node_number == alice.node_number
+            )
     now = names(client.get("/admin/connections").text)
     assert now == ["alice", "Carol", "bob"], "who came last is first"
+
+
+@pytest.mark.parametrize("show", ["now", "all"])
+def test_a_connection_is_found_however_the_letters_of_a_name_are_put_together(
+    app: Flask, node: AgentServer, show: str
+) -> None:
+    make_configuration(browser(app, add_user("Ren\u00e9e")))
+    with transaction(read_only=True) as db:
+        begin_use(db.scalars(select(Connection)).one(), "Ren\u00e9e", 1)
+    query = {"show": show, "search": "Rene\u0301"}
+
+    assert names(admin(app).get("/admin/connections", query_string=query).text) == ["Ren\u00e9e"]
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,9 @@ def test_holder_of_then_is_found_among_those_before_and_after(auditor: FlaskClie
     had("after", THEN + HOUR + MINUTE, None, 3)
     had("elsewhere", THEN - HOUR, None, 4, ipv4="10.61.0.90", ipv6="fd43:61::90")
 
-    assert people(ask(auditor, address)) == ["alice"]
+    page = ask(auditor, address)
+    assert people(page) == ["alice"]
+    assert "Page 1 of" not in page.text
 
 
 def test_answer_says_everything_that_is_known(app: Flask, node: AgentServer, auditor: FlaskClient) -> None:
@@ -373,7 +375,11 @@ def test_a_long_answer_comes_in_pages_that_are_short(auditor: FlaskClient) -> No
     place: dict[str, str] = {}
     while True:
         page = ask(auditor, "10.61.0.9", zone="Europe/Amsterdam", tolerance="3600", **place)
+        first = len(found) + 1
         found += people(page)
+        numbers = f"Page {len(searches())} of 50, holders {first} to {len(found)} of {who_had.MOST_HOLDERS}"
+        assert f"<p><strong>{numbers}</strong></p>" in page.text, "on paper, too"
+        assert "print each of its pages" in page.text
         assert len(page.data) < 52_000
         if "Next" not in page.text:
             break
@@ -381,6 +387,7 @@ def test_a_long_answer_comes_in_pages_that_are_short(auditor: FlaskClient) -> No
         place = {"page": number}
     assert sorted(found) == sorted(f"user{number}" for number in range(who_had.MOST_HOLDERS))
     assert {row.details["found"] for row in searches()} == {who_had.MOST_HOLDERS}
+    assert [row.details.get("page") for row in searches()] == [None, *range(2, 51)], "to go on is said"
 
 
 def test_command_asks_the_same_and_leaves_the_same_trace(run: Callable[..., Done]) -> None:

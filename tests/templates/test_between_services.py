@@ -10,7 +10,8 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 from portal_app import language, writing
 
 GOLDEN = Path(__file__).parent / "golden" / "one"
-TEXTS = Path(__file__).parents[2] / "roles/web_frontend/vars/main.yml"
+ROOT = Path(__file__).parents[2]
+TEXTS = ROOT / "roles/web_frontend/vars/main.yml"
 
 
 def seconds(pattern: str, name: str) -> float:
@@ -53,3 +54,12 @@ def test_nginx_says_what_the_portal_says_on_its_own_page_of_an_error(tag: str) -
     }
     assert texts[tag] == {name: writing.writer(tag).translated(text) for name, text in said.items()}
     assert texts.keys() == language.LANGUAGES.keys()
+
+
+def test_nginx_has_the_colours_of_the_portal_where_none_are_set() -> None:
+    of_portal = (ROOT / "portal_app/static/style.css").read_text()
+    of_nginx = (ROOT / "roles/web_frontend/templates/error.css.j2").read_text()
+
+    colours = re.findall(r"--accent: (#[0-9a-f]{6});", of_portal)
+    assert len(colours) == 2, "on light pages, and on dark ones"
+    assert re.findall(r"--accent: \{\{ \w+ or '(#[0-9a-f]{6})' \}\};", of_nginx) == colours

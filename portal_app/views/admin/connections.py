@@ -1,5 +1,6 @@
 """Who is connected now and who could be; ending one, or several at once."""
 
+from dataclasses import replace
 from urllib.parse import urlencode
 
 from flask import redirect, render_template, request, url_for
@@ -10,13 +11,15 @@ from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import connected, transaction
 from portal_app.errors import N_, BadRequest, NotFound
+from portal_app.language import said
 from portal_app.login import requires
 from portal_app.roles import Right
-from portal_app.services import connection_list, ending_by_operator
+from portal_app.services import connection_list, ending_by_operator, users
 from portal_app.services.connection_list import Filter, Row
 from portal_app.services.connections import GONE
 from portal_app.views import forms
 from portal_app.views.admin import bp
+from portal_app.views.admin.filters import node_number, with_chosen
 from vpn_core.messages import OPENVPN, WIREGUARD
 
 _LONGEST_ID = 32
@@ -24,13 +27,12 @@ _LONGEST_ID = 32
 
 @bp.get("/connections")
 @requires(Right.SEE)
-def connections() -> str:
+def connections() -> tuple[str, int]:
     found = login.required()
     now_only = forms.chosen("show", ("now", "all"), "now") == "now"
     wanted = Filter(
-        search=forms.query("search"),
+        search=users.normalized(forms.query("search")),
         profile_id=forms.query("profile"),
-        node=forms.query("node"),
         protocol=forms.chosen("protocol", (WIREGUARD, OPENVPN)),
         now_only=now_only,
         by_origin=Right.SEARCH in found.rights,
@@ -44,31 +46,42 @@ def connections() -> str:
         source=request.remote_addr,
         now=utc_now(),
     )
+    node, problem, listed = forms.query("node"), "", None
     with connected(read_only=True) as db:
-        listed = connection_list.read(
-            db,
-            portal().agents,
-            wanted,
-            sort=sort,
-            descending=descending,
-            before=forms.cursor("before"),
-            after=forms.cursor("after"),
-        )
-    rows: list[Row] = connection_list.with_usage(listed.page.rows, listed.asked)
+        try:
+            wanted = replace(wanted, node_number=node_number(db, node))
+            listed = connection_list.read(
+                db,
+                portal().agents,
+                wanted,
+                sort=sort,
+                descending=descending,
+                before=forms.cursor("before"),
+                after=forms.cursor("after"),
+            )
+        except BadRequest as error:
+            problem = said(error)
+        known = listed.names if listed else connection_list.Names(db)
+    rows: list[Row] = connection_list.with_usage(listed.page.rows, listed.asked) if listed else []
+    nodes = [(str(number), row.name) for number, row in known.nodes.items()]
+    if wanted.node_number is not None:
+        node = str(wanted.node_number)
     return render_template(
         "admin/connections.html",
         rows=rows,
-        page=listed.page,
-        count=listed.count,
+        problem=problem,
+        page=listed.page if listed else None,
+        count=listed.count if listed else 0,
         most_counted=connection_list.MOST_COUNTED,
         wanted=wanted,
+        node=node,
         sort=sort,
         descending=descending,
         now=utc_now(),
         done=forms.number("done"),
-        profiles=list(listed.names.profiles.items()),
-        nodes=[(node.name, node.name) for node in listed.names.nodes.values()],
-    )
+        profiles=list(known.profiles.items()),
+        nodes=with_chosen(nodes, node),
+    ), 400 if problem else 200
 
 
 @bp.get("/connections/end")

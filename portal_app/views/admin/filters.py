@@ -17,6 +17,9 @@ from portal_app.statements import Statement, run, run_together
 #: What lies beyond is a slip of the pen, and not what every database can hold.
 _YEARS = range(1970, 9001)
 
+#: Values of a filter, each with its name.
+Choices = list[tuple[str, str]]
+
 
 def days(first: str, last: str) -> tuple[datetime | None, datetime | None]:
     """Return the begin of the first day and the end of the last, in UTC; raises BadRequest."""
@@ -43,7 +46,7 @@ _NODES = Statement(select(Node.number, Node.name).order_by(Node.number))
 _NAMED = Statement(select(Node.number).where(Node.name == bindparam("name")))
 
 
-def choices(db: Database) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def choices(db: Database) -> tuple[Choices, Choices]:
     """Return the profiles and the nodes, each with its name."""
     profiles, nodes = run_together(db, [(_PROFILES, {}), (_NODES, {})])
     return (
@@ -62,11 +65,12 @@ def node_number(db: Database, asked: str) -> int | None:
         return int(asked)
     row = run(db, _NAMED, {"name": asked}).one_or_none()
     if row is None:
-        raise BadRequest(N_("There is no such node. Choose one from the list."))
+        # Where there are many nodes there is no list to choose from.
+        raise BadRequest(N_("There is no node “%(name)s”. The page Nodes has their names."), name=asked[:100])
     return int(row.number)
 
 
-def with_chosen(choices: list[tuple[str, str]], value: str) -> list[tuple[str, str]]:
+def with_chosen(choices: Choices, value: str) -> Choices:
     """Add what is chosen to the choices: what the plan does not have any more has a history all the same."""
     return choices if not value or value in dict(choices) else [*choices, (value, value)]
 

@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +12,7 @@ from portal_app.application import portal
 from portal_app.clock import utc_now
 from portal_app.db import Database, transaction
 from portal_app.errors import N_, BadRequest
-from portal_app.language import gettext, writer
+from portal_app.language import gettext, said, writer
 from portal_app.login import requires
 from portal_app.models.usage import ALL, ALL_NODES
 from portal_app.roles import Right
@@ -21,7 +20,7 @@ from portal_app.services import exports, paging
 from portal_app.services import usage_history as service
 from portal_app.views import charts, forms
 from portal_app.views.admin import bp
-from portal_app.views.admin.filters import choices, download, node_number, with_chosen
+from portal_app.views.admin.filters import Choices, choices, download, node_number, with_chosen
 from portal_app.writing import minute
 
 _PERIODS = {"day": N_("Day"), "week": N_("Week"), "month": N_("Month"), "year": N_("Year")}
@@ -37,26 +36,28 @@ _CSV = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What the address says. ``node_number`` and ``profile_id`` may be those over all."""
+    """What the address says. ``node_number`` and ``profile_id`` may be those over all; ``node`` is the number
+    as a text, empty for all, or what was typed and is none.
+    """
 
     period: str
     profile_id: str
     node: str
-
-    @property
-    def node_number(self) -> int:
-        return int(self.node) if self.node else ALL_NODES
+    node_number: int = ALL_NODES
 
 
 @bp.get("/statistics")
 @requires(Right.SEE)
-def statistics() -> str:
+def statistics() -> str | tuple[str, int]:
     now = utc_now()
     kept = timedelta(days=portal().settings.retention_days)
     with transaction(read_only=True) as db:
-        asked = _asked(db)
-        which, period = (asked.profile_id, asked.node_number), service.PERIODS[asked.period]
         profiles, nodes = choices(db)
+        try:
+            asked = _asked(db)
+        except BadRequest as error:
+            return _page(_typed(), profiles, nodes, problem=said(error)), 400
+        which, period = (asked.profile_id, asked.node_number), service.PERIODS[asked.period]
         days = service.read_days(db, period, *which, now=now)
         points = service.points(db, days, now=now)
         of_profiles = service.by_profile(db, period, which[1], now=now)
@@ -70,11 +71,6 @@ def statistics() -> str:
         [n for n, _ in counted], _parts([(name, of_nodes[n]) for n, name in counted])
     )
     values: dict[str, Any] = {
-        "asked": asked,
-        "kept_days": portal().settings.statistics_retention_days,
-        "periods": [(value, gettext(text)) for value, text in _PERIODS.items()],
-        "profiles": with_chosen(profiles, asked.profile_id),
-        "nodes": with_chosen(nodes, asked.node),
         "current": next((p for p in reversed(points) if p.connections is not None), None),
         "is_counted": total.users is not None,
         "is_sampled": any(p.connections is not None for p in points),
@@ -97,7 +93,19 @@ def statistics() -> str:
         "nodes_page": nodes_page,
         "clients": _clients(clients),
     }  # fmt: skip
-    return render_template("admin/statistics.html", **values)
+    return _page(asked, profiles, nodes, **values)
+
+
+def _page(asked: Asked, profiles: Choices, nodes: Choices, **values: Any) -> str:
+    return render_template(
+        "admin/statistics.html",
+        asked=asked,
+        kept_days=portal().settings.statistics_retention_days,
+        periods=[(value, gettext(text)) for value, text in _PERIODS.items()],
+        profiles=with_chosen(profiles, asked.profile_id),
+        nodes=with_chosen(nodes, asked.node),
+        **values,
+    )
 
 
 @bp.get("/statistics.csv")
@@ -120,14 +128,15 @@ def download_statistics() -> Response:
 
 
 def _asked(db: Database) -> Asked:
-    """Return what the address says; a node that there is not is none."""
-    node = None
-    with suppress(BadRequest):
-        node = node_number(db, forms.query("node"))
+    """Return what the address says; raises BadRequest for a node that there is not."""
+    typed = _typed()
+    number = node_number(db, typed.node)
+    return typed if number is None else replace(typed, node=str(number), node_number=number)
+
+
+def _typed() -> Asked:
     return Asked(
-        forms.chosen("period", _PERIODS, "day"),
-        forms.query("profile", 60) or ALL,
-        "" if node is None else str(node),
+        forms.chosen("period", _PERIODS, "day"), forms.query("profile", 60) or ALL, forms.query("node")
     )
 
 

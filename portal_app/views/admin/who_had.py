@@ -3,7 +3,7 @@ line, and each question is an audit row.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from zoneinfo import available_timezones
@@ -45,6 +45,17 @@ _OFFSETS = (
 _FIELDS = ("address", "date", "time", "zone", "tolerance")
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Which page of an answer this is, and which of all holders are on it; all count from 1."""
+
+    page: int
+    pages: int
+    first: int
+    last: int
+    found: int
+
+
 @bp.get("/who-had-it")
 @requires(Right.SEARCH)
 def who_had() -> Response:
@@ -77,6 +88,7 @@ def ask_who_had() -> Response:
             actor=user.name,
             source=request.remote_addr,
             now=now,
+            page=forms.number("page") + 1,
         )
     except BadRequest as error:
         response = _page(asked, problem=said(error))
@@ -84,6 +96,7 @@ def ask_who_had() -> Response:
         return response
     pages = _pages([*answer.holders, *answer.unnamed])
     place = min(forms.number("page"), len(pages) - 1)
+    skipped = sum(len(page) for page in pages[:place])
     return _page(
         asked,
         question=question,
@@ -94,6 +107,7 @@ def ask_who_had() -> Response:
         ),
         before=None if place == 0 else place - 1,
         after=None if place == len(pages) - 1 else place + 1,
+        part=_Part(place + 1, len(pages), skipped + 1, skipped + len(pages[place]), sum(map(len, pages))),
         zone=service.time_zone(asked["zone"]),
         asked_at=now,
         tolerance=gettext(_TOLERANCES[asked["tolerance"]]),

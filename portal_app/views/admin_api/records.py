@@ -30,9 +30,9 @@ def _sessions(call: Call) -> dict[str, Any]:
 def _acts(call: Call) -> dict[str, Any]:
     query = call.query
     wanted = audit.Filter(
-        actor=query.get("actor", ""),
+        actor=normalized(query.get("actor", "")),
         action=query.get("action", ""),
-        object=query.get("object", ""),
+        object=normalized(query.get("object", "")),
         begin=query.get("from"),
         end=query.get("until"),
     )

@@ -22,10 +22,9 @@ _CUT = integer("Connections that were cut.", least=0)
 
 
 def _list(call: Call) -> dict[str, Any]:
+    search = users.normalized(call.query.get("search", ""))
     with transaction(read_only=True) as db:
-        found, after = listing.users(
-            db, disabled=call.query.get("disabled"), search=call.query.get("search", ""), part=call.part
-        )
+        found, after = listing.users(db, disabled=call.query.get("disabled"), search=search, part=call.part)
     return page([shapes.user(row) for row in found], after)
 
 
