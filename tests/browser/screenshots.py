@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 from sqlalchemy import text
 
 from portal_app import migrations
@@ -46,6 +46,14 @@ MORE_PAGES = {
     "tokens": "/admin/tokens",
     "system": "/admin/system",
 }
+
+
+def ask_who_had(page: Page) -> None:
+    address = next(one.ipv4 for one in live_connections() if one.ipv4)
+    page.get_by_label("Address").fill(str(address))
+    page.get_by_role("button", name="Search").click()
+
+
 #: A part of the page of a user, which is long.
 WHY = "section[aria-labelledby=why]"
 #: Writes what a deployed portal shows where this one shows paths and addresses of a test.
@@ -62,6 +70,7 @@ SCREENS = [
     ("desk", 1280, 800, "light", DESK),
     ("desk-dark", 1280, 800, "dark", DESK),
     ("phone", 390, 844, "light", PHONE),
+    ("phone-dark", 390, 844, "dark", PHONE),
 ]
 
 
@@ -130,10 +139,14 @@ def test_pictures(
         )
         page = context.new_page()
         page.goto(f"{ORIGIN}/sign-in")
+        if who == "alice":
+            page.screenshot(path=IMAGES / f"sign-in-{screen}.png")
         sign_in(page, who)
         for name, url in (pages | more_of.get(who, {})).items():
             nodes_answered()
             page.goto(ORIGIN + url.format(**values))
+            if name == "who-had-it":
+                ask_who_had(page)
             page.evaluate(AS_DEPLOYED, shown)
             page.screenshot(path=IMAGES / f"{name}-{screen}.png")
             if name == "user" and screen == "desk":

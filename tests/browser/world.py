@@ -139,7 +139,7 @@ def fill_for_pictures(app: Flask, settings: Settings) -> dict[str, int]:
                         profile_id=profile, node_number=ALL_NODES, day=day.isoformat(),
                         users=count - back % 7,
                         sessions=2 * count, peak_connections=count - 20, peak_users=count - 30,
-                        received_bytes=count * 10**9, sent_bytes=count * 10**8,
+                        received_bytes=count * 10**8, sent_bytes=count * 10**9,
                         clients={client: count * n // 11 for client, n in CLIENTS.items()},
                     )
                 )  # fmt: skip
