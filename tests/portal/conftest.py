@@ -1,7 +1,6 @@
 """The portal on SQLite and on a real PostgreSQL, with nodes that answer over mutual TLS."""
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -295,13 +294,9 @@ def make_app_user(app: Flask) -> Callable[..., VpnApp]:
 
 
 @pytest.fixture
-def agents(app: Flask) -> Iterator[Agents]:
+def agents(app: Flask) -> Agents:
     found: Agents = app.extensions["causeway"].agents
-    yield found
-    # A controller leaves behind who still waits for a silent node, with a connection that is open.
-    for thread in threading.enumerate():
-        if thread.name.startswith(("living-", "failing-", "following-", "jobs-")):
-            thread.join(20)
+    return found
 
 
 @pytest.fixture

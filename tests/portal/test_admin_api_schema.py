@@ -1,8 +1,10 @@
 """The OpenAPI document is true: what it allows works, what it forbids is refused, answers are as it says.
 
-schemathesis makes the calls from the document alone. They are the same ones in each run.
+schemathesis makes the calls from the document alone. They are the same ones in each run
+of the same sources.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,6 @@ from flask import Flask
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
-from schemathesis.core import NOT_SET
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -76,13 +77,19 @@ def document(script: Script) -> dict[str, Any]:
 
 
 def name_what_is_there(case: Any, there: dict[str, Any]) -> None:
-    """Let every second call name what exists; the others are hardly ever found."""
-    if case.body is not NOT_SET and isinstance(case.body, dict) and "profile_id" in case.body:
-        case.body |= {"profile_id": "lab", "protocol": "wireguard"}
-        case.body.pop("node", None)
-    for name, value in (case.path_parameters or {}).items():
-        if len(repr(value)) % 2 or name.endswith("_id"):
-            case.path_parameters[name] = there[name]
+    """Let a call name what exists; others are hardly ever found."""
+    if isinstance(case.body, dict):
+        if "profile_id" in case.body:
+            case.body |= {"profile_id": "lab", "protocol": "wireguard"}
+            case.body.pop("node", None)
+        # Good only with each other, and before a time that is made up.
+        for name in ("cut_at", "downloads", "notice"):
+            case.body.pop(name, None)
+    for name in case.path_parameters or {}:
+        case.path_parameters[name] = there[name]
+    # No page ends where a text that is made up says.
+    if case.query:
+        case.query.pop("after", None)
 
 
 def calls(
@@ -95,6 +102,7 @@ def calls(
     checks = CHECKS + ([negative_data_rejection] if mode is GenerationMode.NEGATIVE else [])
     there = what_is_there(script)
     answered = set()
+    numbers = itertools.count()
 
     @settings(
         max_examples=EXAMPLES,
@@ -106,7 +114,7 @@ def calls(
     )
     @given(case=found.as_strategy(generation_mode=mode))
     def call(case: Any) -> None:
-        if mode is GenerationMode.POSITIVE:
+        if mode is GenerationMode.POSITIVE and next(numbers) % 2 == 0:
             name_what_is_there(case, there)
         case.headers = dict(case.headers or {}) | {"Authorization": f"Bearer {script.token}"}
         answer = case.call(base_url=f"{ORIGIN}{API}")

@@ -57,6 +57,10 @@ def running(settings: Settings, agents: Agents, timing: Timing = QUICK) -> Itera
         controller.stop()
         thread.join(20)
         assert not thread.is_alive()
+        # It leaves behind who still waits for a silent node, with a connection that is open.
+        for left in threading.enumerate():
+            if left.name.startswith(("living-", "failing-", "following-", "jobs-")):
+                left.join(20)
 
 
 def status(number: int = 0) -> NodeStatus:
