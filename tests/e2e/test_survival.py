@@ -73,8 +73,17 @@ def test_agent_crash_loses_no_ping_and_is_restarted(tunnel: tuple[OfficialApp, s
 def test_dead_interface_is_rebuilt_with_its_peers(tunnel: tuple[OfficialApp, str], server: Host) -> None:
     """R47: the userspace process (or the interface) dies; everything is back by itself."""
     app, gateway = tunnel
+    peers = "wg show wg0 allowed-ips"
+    before = sorted(server.output(peers).splitlines())
+    assert before
     server.run("ip link delete wg0")
-    wait_until(lambda: app.pings(gateway), 5, "tunnel works again")
+    wait_until(
+        lambda: sorted(server.run(peers, check=False).stdout.splitlines()) == before,
+        5,
+        "all its peers are back",
+    )
+    # WireGuard's KEEPALIVE_TIMEOUT and REKEY_TIMEOUT: a client notices after 15 s that its session is gone.
+    wait_until(lambda: app.pings(gateway), 30, "tunnel works again")
 
 
 def test_openvpn_crash_heals_by_itself(app: OfficialApp, deployment: Deployment, server: Host) -> None:
