@@ -51,6 +51,13 @@ def faults(page: Page) -> list[str]:
     ]
 
 
+def enter(page: Page, path: str = "/") -> None:
+    """Open a page as an administrator."""
+    page.goto(ORIGIN + path)
+    sign_in(page, "root")
+    page.wait_for_url(ORIGIN + path)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_keeps_anybody_out(app: Flask, chromium: Browser, node: AgentServer, scheme: Any) -> None:
     fill(app)
@@ -133,9 +140,7 @@ def test_no_page_has_to_be_moved_sideways(page: Page, app: Flask, node: AgentSer
     """WCAG 1.4.10: a table may be, within its card."""
     fill(app)
     page.set_viewport_size({"width": width, "height": 700})
-    page.goto(f"{ORIGIN}/")
-    sign_in(page, "root")
-    page.wait_for_url(f"{ORIGIN}/")
+    enter(page)
     wide = {}
     for url in pages_of(app):
         page.goto(ORIGIN + url)
@@ -149,9 +154,7 @@ def test_a_phone_shows_that_there_are_more_sections(page: Page, app: Flask, node
     """A shadow that stays lies below a cover that moves along, at both ends."""
     fill(app)
     page.set_viewport_size({"width": 360, "height": 700})
-    page.goto(f"{ORIGIN}/admin/")
-    sign_in(page, "root")
-    page.wait_for_url(f"{ORIGIN}/admin/")
+    enter(page, "/admin/")
     side = page.locator(".side")
 
     assert side.evaluate("e => e.scrollWidth > e.clientWidth")
@@ -160,9 +163,7 @@ def test_a_phone_shows_that_there_are_more_sections(page: Page, app: Flask, node
 
 def test_what_is_printed_is_the_page_without_its_menus(page: Page, app: Flask, node: AgentServer) -> None:
     fill(app)
-    page.goto(f"{ORIGIN}/")
-    sign_in(page, "root")
-    page.wait_for_url(f"{ORIGIN}/")
+    enter(page)
     for url in pages_of(app):
         page.emulate_media(media="screen")
         page.goto(ORIGIN + url)
@@ -190,9 +191,7 @@ def test_tables_fit_on_paper_as_tables(page: Page, app: Flask, node: AgentServer
     """A4 upright with margins of a centimetre is 718 pixels wide."""
     fill(app)
     page.set_viewport_size({"width": 718, "height": 1000})
-    page.goto(f"{ORIGIN}/")
-    sign_in(page, "root")
-    page.wait_for_url(f"{ORIGIN}/")
+    enter(page)
     page.emulate_media(media="print")
     bad = {}
     for url in pages_of(app):
@@ -212,9 +211,7 @@ def first_tab(page: Page) -> None:
 
 def test_keyboard_reaches_everything_and_shows_where_it_is(page: Page, app: Flask, node: AgentServer) -> None:
     fill(app)
-    page.goto(f"{ORIGIN}/")
-    sign_in(page, "root")
-    page.wait_for_url(f"{ORIGIN}/")
+    enter(page)
     first_tab(page)
     assert page.locator(":focus").inner_text() == "Skip to content"
     page.keyboard.press("Enter")

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from portal_app.controller.leader import LOCK_KEY
-from tests.e2e.ha_portal.test_moving import DROP
-from tests.e2e.ha_portal.world import PROFILE, Prober, one_holder, primary, sql
+from tests.e2e.ha_portal.world import NO_DATABASE, PROFILE, Prober, one_holder, primary, sql
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 from tests.e2e.multi_node.world import World
 
@@ -17,7 +16,7 @@ WITHIN_SECONDS = 10
 WHAT_HAPPENS = {
     "stopped": (f"systemctl stop {UNIT}", f"systemctl start {UNIT}"),
     "frozen": (f"kill -STOP {MAIN}", f"kill -CONT {MAIN}"),
-    "cut off from the databases": (f"nft '{DROP}'", "nft delete table inet e2e"),
+    "cut off from the databases": (f"nft '{NO_DATABASE}'", "nft delete table inet e2e"),
     "its host loses its power": (None, None),
 }
 
@@ -52,7 +51,7 @@ def test_leader_is_lost(
         before = world.peers("n1")
         world.connect(alice, PROFILE)
         (key,) = world.peers("n1") & world.wanted("n1") - before
-        world.connect(bob, PROFILE)
+        of_bob = world.connect(bob, PROFILE)
         (key_of_bob,) = world.peers("n1") & world.wanted("n1") - before - {key}
     node = world.node("n1")
     break_it, mend_it = WHAT_HAPPENS[what]
@@ -72,6 +71,7 @@ def test_leader_is_lost(
     try:
         with Prober(deployment) as prober:
             wait_until(prober.answers_again, WITHIN_SECONDS, "somebody answers")
+        assert bob.pings(of_bob["gateway"])
         # A connection to the portal that had the address is over.
         wait_until(lambda: bob.attempt("disconnect")["ok"], 2, "bob is answered")
         wait_until(lambda: key_of_bob not in world.peers("n1"), 2, "the peer is gone")

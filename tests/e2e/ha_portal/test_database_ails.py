@@ -9,13 +9,12 @@ from contextlib import contextmanager
 import pytest
 
 from portal_app.verification.browser import App, Browser
-from tests.e2e.ha_portal.world import PROFILE, Connecting, one_holder, primary, recorded, sql
+from tests.e2e.ha_portal.world import NO_DATABASE, PROFILE, Connecting, one_holder, primary, recorded, sql
 from tests.e2e.hosts import Deployment, Host, OfficialApp, wait_until
 from tests.e2e.multi_node.world import WIREGUARD_TYPE
 
 #: More than one portal has threads.
 CALLERS = 40
-SILENT = "table inet e2e { chain x { type filter hook output priority -300; tcp dport 5432 drop; }; }"
 #: Any key: no tunnel is made of it.
 PUBLIC_KEY = "eWV0IGFub3RoZXIgcHVibGljIGtleSBvZiAzMiBieXQ="
 
@@ -32,7 +31,7 @@ def authorized(deployment: Deployment, browser: Browser) -> App:
 def silent_database(portals: list[Host]) -> Iterator[None]:
     """Drop all that portals send to the database: nobody says that it is away."""
     for portal in portals:
-        portal.run(f"nft '{SILENT}'")
+        portal.run(f"nft '{NO_DATABASE}'")
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.ha_portal.world import (
     DOUBLED,
+    NO_DATABASE,
     PROFILE,
     Addresses,
     Connecting,
@@ -135,7 +136,6 @@ def test_portals_that_do_not_see_each_other_both_serve(
 
 
 #: What makes one portal unable to serve, what ends that, and for how many seconds nobody may be served.
-DROP = "table inet e2e { chain x { type filter hook output priority -300; tcp dport 5432 drop; }; }"
 UNABLE = {
     "portal stopped": (
         "systemctl stop vpn-portal.socket vpn-portal.service",
@@ -149,7 +149,7 @@ UNABLE = {
     ),
     "nginx stopped": ("systemctl stop nginx.service", "systemctl start nginx.service", 5),
     "nginx hangs": ("kill -STOP $(pgrep nginx)", "kill -CONT $(pgrep nginx)", 5),
-    "cut off from the database": (f"nft '{DROP}'", "nft delete table inet e2e", 6),
+    "cut off from the database": (f"nft '{NO_DATABASE}'", "nft delete table inet e2e", 6),
 }
 
 
@@ -217,16 +217,11 @@ def test_address_stays_while_the_database_is_away(
     """
     alice, bob = make_app("alice"), make_app("bob")
     asked = {"url": deployment.portal_url, "profile": PROFILE}
-    got = alice.do("get_config", **asked)
-    (gateway, *_) = alice.do("up", config=got["config"], protocol=got["protocol"], transport="udp")[
-        "gateways"
-    ]
-    wait_until(lambda: alice.pings(gateway), 20, "the tunnel works")
     holder, databases = deployment.named(one_holder(deployment)), deployment.hosts("databases")
     name = deployment.portal_url.removeprefix("https://")
     lives = f"curl -sf -m 1 --unix-socket /run/causeway-portal/portal.sock -H 'Host: {name}' http://x/livez"
     browser = world.browser("bob")
-    pings = Pings(alice, gateway, "alice")
+    pings = Pings(alice, world.connect(alice, PROFILE)["gateway"], "alice")
     # Without the name of the instance it would come back before the server is down.
     for database in databases:
         database.run("systemctl stop 'postgresql@*.service'")

@@ -23,6 +23,8 @@ from tests.e2e.multi_node.world import WIREGUARD_TYPE
 PROFILE = "everywhere"
 REPLICATION = "runuser -u postgres -- /etc/causeway/postgresql/replication"
 ANSWER_SECONDS = 1.0
+#: Rules that drop all that a host sends to the database: nobody says that it is away.
+NO_DATABASE = "table inet e2e { chain x { type filter hook output priority -300; tcp dport 5432 drop; }; }"
 #: How many pairs of rows of the log say of one address on one node that they had it at the same moment.
 _PAIRS = """
 SELECT count(*) FROM address_uses a JOIN address_uses b
